@@ -1,0 +1,53 @@
+# `make quickstart` and `make test` work in a fresh clone with Python 3.11+, git and make; each sets up what it needs.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.trimtab-installed
+
+.PHONY: setup quickstart test test-slow lint types layers check protos bench clean
+
+setup: $(STAMP)
+
+# torch first, by pip, as a ready wheel: every later requirement is satisfied by it.
+$(STAMP): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/pip install --quiet torch==2.13.0
+	$(BIN)/pip install --quiet --editable ".[all,gguf]"
+	$(BIN)/pip install --quiet --group dev
+	touch $@
+
+quickstart: setup
+	$(BIN)/trimtab quickstart $(ARGS)
+
+test: setup
+	$(BIN)/pytest $(ARGS)
+
+test-slow: setup
+	$(BIN)/pytest -m slow $(ARGS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/buf lint protos
+
+types: setup
+	$(BIN)/mypy
+	$(BIN)/pyright
+
+layers: setup
+	$(BIN)/lint-imports
+
+# All of CI but the tests.
+check: lint types layers
+
+protos:
+	protos/generate.sh
+
+bench: setup
+	@test -n "$(NAME)" || { echo "usage: make bench NAME=x, one of: $(basename $(notdir $(wildcard benchmarks/*.py)))"; exit 2; }
+	$(BIN)/python benchmarks/$(NAME).py $(ARGS)
+
+clean:
+	rm -rf $(VENV) .venv-protos

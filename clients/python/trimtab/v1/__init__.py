@@ -1,0 +1,1 @@
+"""Generated stubs of `trimtab.v1`: `make protos` writes them, a test compares them with the protos."""
