@@ -1,0 +1,275 @@
+"""`AsyncClient`: every rpc of one server, for asyncio. `Client` in `client.py` has the same surface."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterable, AsyncIterator
+from typing import TypeVar
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from trimtab import rpcs
+from trimtab.channel import TLSConfig, Token, call_metadata, open_aio_channel, retry_delay_s
+from trimtab.rpc_errors import from_rpc_error
+from trimtab.rpcs import Rpc
+from trimtab.types import (
+    GenerateRequest,
+    GenerateResult,
+    LogProbsRequest,
+    LogProbsResult,
+    RankRequest,
+    RankResult,
+    ScoreRequest,
+    ScoreResult,
+    ServiceInfo,
+)
+from trimtab.v1 import info_pb2, reference_pb2, reward_pb2
+from trimtab.v1 import trainer_pb2 as runs
+from trimtab.v1 import weights_pb2 as weights
+
+__all__ = ["AsyncClient"]
+
+Argument = TypeVar("Argument")
+Result = TypeVar("Result")
+
+
+class AsyncClient:
+    """A connection to one server, by which every rpc of the services that it runs can be called.
+
+    Every call has a deadline. A failed call is repeated only where the proto says that a retry is safe, a bounded
+    number of times, inside the deadline. Errors are those of `trimtab.errors`.
+
+    Args:
+        target: host:port of the server's gRPC side.
+        token: bearer token: a text, or `Token(file=...)`, which is read again when the file changes.
+        tls: set for a server with TLS.
+        timeout_s: deadline of a call that is given none, in seconds.
+        insecure: allows a token in plaintext beyond this host.
+
+    Raises:
+        ConfigError: target is no host:port, a file cannot be read, or a token would cross the network in plaintext.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        token: str | Token | None = None,
+        tls: TLSConfig | None = None,
+        timeout_s: float = 60.0,
+        insecure: bool = False,
+    ) -> None:
+        self.target = target
+        self.timeout_s = timeout_s
+        self._token = Token(token) if isinstance(token, str) else token
+        self._channel = open_aio_channel(target, tls, self._token, insecure)
+
+    async def close(self) -> None:
+        """Closes the connection; calls in flight end with Cancelled."""
+        await self._channel.close()
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+    async def health(self, service: str = "", *, timeout_s: float = 5.0) -> bool:
+        """Whether the server says that a service (or `startup`, `liveness`, `readiness`) is SERVING."""
+        stub = health_pb2_grpc.HealthStub(self._channel)
+        try:
+            reply = await stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=timeout_s)
+        except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.NOT_FOUND:
+                return False
+            raise from_rpc_error(error, target=self.target, method="Check", timeout_s=timeout_s) from None
+        return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
+
+    async def info(self, *, timeout_s: float | None = None) -> ServiceInfo:
+        """State, models and limits of the server."""
+        return await self._unary(rpcs.INFO, info_pb2.GetInfoRequest(), timeout_s)
+
+    async def score(self, request: ScoreRequest, *, timeout_s: float | None = None) -> ScoreResult:
+        """Rewards of a request's items, in its order."""
+        return await self._unary(rpcs.SCORE, request, timeout_s)
+
+    async def rank(self, request: RankRequest, *, timeout_s: float | None = None) -> RankResult:
+        """The answers to one prompt, ordered by reward."""
+        return await self._unary(rpcs.RANK, request, timeout_s)
+
+    async def logprobs(self, request: LogProbsRequest, *, timeout_s: float | None = None) -> LogProbsResult:
+        """Per-token log-probs of a request's sequences, in its order."""
+        return await self._unary(rpcs.LOGPROBS, request, timeout_s)
+
+    async def acquire_lease(
+        self, request: weights.AcquireLeaseRequest, *, timeout_s: float | None = None
+    ) -> weights.AcquireLeaseResponse:
+        """Makes the caller the only writer under a channel prefix, or renews its lease."""
+        return await self._unary(rpcs.ACQUIRE_LEASE, request, timeout_s)
+
+    async def release_lease(
+        self, request: weights.ReleaseLeaseRequest, *, timeout_s: float | None = None
+    ) -> weights.ReleaseLeaseResponse:
+        """Ends a lease early."""
+        return await self._unary(rpcs.RELEASE_LEASE, request, timeout_s)
+
+    async def find_missing_blobs(
+        self, request: weights.FindMissingBlobsRequest, *, timeout_s: float | None = None
+    ) -> weights.FindMissingBlobsResponse:
+        """Which blobs must be uploaded before a Publish."""
+        return await self._unary(rpcs.FIND_MISSING_BLOBS, request, timeout_s)
+
+    async def publish(
+        self, request: weights.PublishRequest, *, timeout_s: float | None = None
+    ) -> weights.PublishResponse:
+        """Commits a version whose blobs are uploaded."""
+        return await self._unary(rpcs.PUBLISH, request, timeout_s)
+
+    async def get_manifest(
+        self, request: weights.GetManifestRequest, *, timeout_s: float | None = None
+    ) -> weights.GetManifestResponse:
+        """One version by number or by channel."""
+        return await self._unary(rpcs.GET_MANIFEST, request, timeout_s)
+
+    async def list_versions(
+        self, request: weights.ListVersionsRequest, *, timeout_s: float | None = None
+    ) -> weights.ListVersionsResponse:
+        """A page of versions, newest first."""
+        return await self._unary(rpcs.LIST_VERSIONS, request, timeout_s)
+
+    async def list_channels(
+        self, request: weights.ListChannelsRequest, *, timeout_s: float | None = None
+    ) -> weights.ListChannelsResponse:
+        """The channels and where they point."""
+        return await self._unary(rpcs.LIST_CHANNELS, request, timeout_s)
+
+    async def set_channel(
+        self, request: weights.SetChannelRequest, *, timeout_s: float | None = None
+    ) -> weights.SetChannelResponse:
+        """Points a channel to an existing version."""
+        return await self._unary(rpcs.SET_CHANNEL, request, timeout_s)
+
+    async def pin(self, request: weights.PinRequest, *, timeout_s: float | None = None) -> weights.PinResponse:
+        """Keeps a version from being pruned, or lets it go."""
+        return await self._unary(rpcs.PIN, request, timeout_s)
+
+    async def prune(self, request: weights.PruneRequest, *, timeout_s: float | None = None) -> weights.PruneResponse:
+        """Removes old versions and the blobs that nothing needs any more."""
+        return await self._unary(rpcs.PRUNE, request, timeout_s)
+
+    async def start_run(
+        self, request: runs.StartRunRequest, *, timeout_s: float | None = None
+    ) -> runs.StartRunResponse:
+        """Checks a run spec and launches a run."""
+        return await self._unary(rpcs.START_RUN, request, timeout_s)
+
+    async def get_run(self, request: runs.GetRunRequest, *, timeout_s: float | None = None) -> runs.GetRunResponse:
+        """One run."""
+        return await self._unary(rpcs.GET_RUN, request, timeout_s)
+
+    async def list_runs(
+        self, request: runs.ListRunsRequest, *, timeout_s: float | None = None
+    ) -> runs.ListRunsResponse:
+        """A page of runs, newest first."""
+        return await self._unary(rpcs.LIST_RUNS, request, timeout_s)
+
+    async def stop_run(self, request: runs.StopRunRequest, *, timeout_s: float | None = None) -> runs.StopRunResponse:
+        """Asks a run to end after its step, resumable."""
+        return await self._unary(rpcs.STOP_RUN, request, timeout_s)
+
+    async def resume_run(
+        self, request: runs.ResumeRunRequest, *, timeout_s: float | None = None
+    ) -> runs.ResumeRunResponse:
+        """Launches an ended run again from its last checkpoint."""
+        return await self._unary(rpcs.RESUME_RUN, request, timeout_s)
+
+    async def checkpoint_run(
+        self, request: runs.CheckpointRunRequest, *, timeout_s: float | None = None
+    ) -> runs.CheckpointRunResponse:
+        """Asks a run for a checkpoint after its step."""
+        return await self._unary(rpcs.CHECKPOINT_RUN, request, timeout_s)
+
+    def generate(self, request: GenerateRequest, *, timeout_s: float | None = None) -> AsyncIterator[GenerateResult]:
+        """Completions, each the moment it ends, in any order."""
+        return self._stream(rpcs.GENERATE, request, timeout_s)
+
+    def watch(
+        self, request: weights.WatchRequest, *, timeout_s: float | None = None
+    ) -> AsyncIterator[weights.WatchResponse]:
+        """The channel's version and each move of it; ends with its deadline only."""
+        return self._stream(rpcs.WATCH, request, timeout_s)
+
+    def watch_run(
+        self, request: runs.WatchRunRequest, *, timeout_s: float | None = None
+    ) -> AsyncIterator[runs.WatchRunResponse]:
+        """Events of a run after a sequence number, until it has ended."""
+        return self._stream(rpcs.WATCH_RUN, request, timeout_s)
+
+    def score_stream(
+        self, requests: AsyncIterable[reward_pb2.ScoreStreamRequest], *, timeout_s: float | None = None
+    ) -> AsyncIterator[reward_pb2.ScoreStreamResponse]:
+        """Scores items as they come, out of order."""
+        return self._both_streams(rpcs.SCORE_STREAM, requests, timeout_s)
+
+    def logprobs_stream(
+        self, requests: AsyncIterable[reference_pb2.LogProbsStreamRequest], *, timeout_s: float | None = None
+    ) -> AsyncIterator[reference_pb2.LogProbsStreamResponse]:
+        """Log-probs of sequences as they come, out of order."""
+        return self._both_streams(rpcs.LOGPROBS_STREAM, requests, timeout_s)
+
+    def report_events(
+        self, requests: AsyncIterable[runs.ReportEventsRequest], *, timeout_s: float | None = None
+    ) -> AsyncIterator[runs.ReportEventsResponse]:
+        """Reports a run's events; each is acknowledged once it is on disk."""
+        return self._both_streams(rpcs.REPORT_EVENTS, requests, timeout_s)
+
+    async def _unary(self, rpc: Rpc[Argument, Result], argument: Argument, timeout_s: float | None) -> Result:
+        timeout_s = self.timeout_s if timeout_s is None else timeout_s
+        call = self._channel.unary_unary(rpc.path, **rpc.serializers)
+        message = rpc.to_message(argument)
+        give_up = time.monotonic() + timeout_s
+        tries = 0
+        while True:
+            tries += 1
+            remaining_s = max(0.0, give_up - time.monotonic())
+            try:
+                reply = await call(message, timeout=remaining_s, metadata=call_metadata(self._token))
+                return rpc.from_message(reply)
+            except grpc.RpcError as raised:
+                error = from_rpc_error(raised, target=self.target, method=rpc.path, timeout_s=timeout_s)
+            delay_s = retry_delay_s(error, tries, give_up - time.monotonic()) if rpc.repeatable else None
+            if delay_s is None:
+                raise error
+            await asyncio.sleep(delay_s)
+
+    async def _stream(
+        self, rpc: Rpc[Argument, Result], argument: Argument, timeout_s: float | None
+    ) -> AsyncIterator[Result]:
+        timeout_s = self.timeout_s if timeout_s is None else timeout_s
+        call = self._channel.unary_stream(rpc.path, **rpc.serializers)
+        replies = call(rpc.to_message(argument), timeout=timeout_s, metadata=call_metadata(self._token))
+        try:
+            async for reply in replies:
+                yield rpc.from_message(reply)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error, target=self.target, method=rpc.path, timeout_s=timeout_s) from None
+        finally:
+            replies.cancel()  # a caller that stops reading frees the work behind it
+
+    async def _both_streams(
+        self, rpc: Rpc[Argument, Result], arguments: AsyncIterable[Argument], timeout_s: float | None
+    ) -> AsyncIterator[Result]:
+        timeout_s = self.timeout_s if timeout_s is None else timeout_s
+        call = self._channel.stream_stream(rpc.path, **rpc.serializers)
+        messages = (rpc.to_message(argument) async for argument in arguments)
+        replies = call(messages, timeout=timeout_s, metadata=call_metadata(self._token))
+        try:
+            async for reply in replies:
+                yield rpc.from_message(reply)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error, target=self.target, method=rpc.path, timeout_s=timeout_s) from None
+        finally:
+            replies.cancel()

@@ -1,0 +1,364 @@
+"""Hugging Face model folders in and out: safetensors only, nothing unpickled, nothing downloaded, nothing re-initialised.
+
+A reward model is saved in Hugging Face's own sequence-classification format with one label. Those classifiers have no
+head bias (a `score.bias` is dropped on load), so the offset that makes demonstrations score 0 is `reward_bias` in
+config.json: our readers subtract it (`heads`), a stock load gives the same order, shifted by that constant.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from trimtab.errors import ConfigError, ModelFolderError
+
+__all__ = [
+    "DTYPES",
+    "backbone",
+    "enable_gradient_checkpointing",
+    "load_policy",
+    "load_reward_model",
+    "max_sequence_tokens",
+    "named_parameter_tensors",
+    "reward_bias",
+    "reward_model_from_policy",
+    "save_model",
+    "set_reward_bias",
+    "sync_folder",
+]
+
+DTYPES: Mapping[str, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
+"""Names of dtypes in configurations."""
+
+_DROPOUT_KEYS = (
+    "attention_dropout",
+    "attn_pdrop",
+    "classifier_dropout",
+    "embd_pdrop",
+    "embedding_dropout",
+    "hidden_dropout",
+    "resid_pdrop",
+    "residual_dropout",
+    "summary_first_dropout",
+)
+_CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+
+
+def load_policy(
+    folder: str | Path, *, dtype: str = "float32", device: str | torch.device = "cpu", dropout: float = 0.0
+) -> PreTrainedModel:
+    """Loads a causal language model, in evaluation mode.
+
+    Args:
+        folder: Hugging Face folder with config.json and safetensors.
+        dtype: one of `DTYPES`.
+        device: where its tensors go.
+        dropout: set on every dropout that the architecture's configuration has; 0 turns all off, which RL, reward and
+            reference need always.
+
+    Raises:
+        ModelFolderError: no such folder, no config, no safetensors, or tensors that do not fit the architecture.
+        ConfigError: unknown dtype, dropout outside [0, 1).
+    """
+    return _load(AutoModelForCausalLM, folder, dtype=dtype, device=device, dropout=dropout)
+
+
+def load_reward_model(
+    folder: str | Path, *, dtype: str = "float32", device: str | torch.device = "cpu"
+) -> PreTrainedModel:
+    """Loads a reward or value model: a sequence classifier with one label, in evaluation mode, dropout off.
+
+    Raises:
+        ModelFolderError: as `load_policy`; also when the folder holds another kind of model or several labels.
+    """
+    folder = Path(folder)
+    config = _config(folder)
+    architectures = list(config.architectures or [])
+    if not any(name.endswith("ForSequenceClassification") for name in architectures):
+        raise ModelFolderError(
+            f"{folder}: architectures is {architectures}, which is no sequence classifier; a reward model is one with "
+            "one label",
+            field="architectures",
+            value=architectures,
+            limit="*ForSequenceClassification",
+        )
+    if config.num_labels != 1:
+        raise ModelFolderError(
+            f"{folder}: num_labels is {config.num_labels}; a reward model has 1",
+            field="num_labels",
+            value=config.num_labels,
+            limit=1,
+        )
+    return _load(AutoModelForSequenceClassification, folder, dtype=dtype, device=device, dropout=0.0)
+
+
+def reward_model_from_policy(
+    folder: str | Path,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int,
+    dtype: str = "float32",
+    device: str | torch.device = "cpu",
+) -> PreTrainedModel:
+    """Makes an untrained reward model: the policy's backbone under a scalar head N(0, 1/(d + 1)), d the hidden size.
+
+    The standard deviation is 1/sqrt(d + 1) (Stiennon et al. 2020, code; Huang et al. 2024, N+ details); InstructGPT
+    prints none. `config.pad_token_id` is set to an id other than EOS, since Hugging Face finds the last token by it.
+
+    Raises:
+        ModelFolderError: as `load_policy`, or no token can serve as padding.
+    """
+    policy = load_policy(folder, dtype=dtype, device="cpu")
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    config.num_labels = 1
+    config.pad_token_id = pad_token_id(tokenizer)
+    _set_dropout(config, 0.0)
+    with _quiet():
+        model = AutoModelForSequenceClassification.from_config(
+            config, dtype=DTYPES[dtype], attn_implementation="sdpa"
+        )
+    missing, unexpected = backbone(model).load_state_dict(backbone(policy).state_dict(), strict=False)
+    if missing or unexpected:
+        raise ModelFolderError(
+            f"{folder}: the classifier's backbone is another: missing {missing[:3]}, unexpected {unexpected[:3]}",
+            field="folder",
+            value=folder,
+        )
+    head = score_weight(model)
+    generator = torch.Generator().manual_seed(seed % 2**63)
+    with torch.no_grad():
+        head.copy_(torch.randn(head.shape, generator=generator) / (head.shape[-1] + 1) ** 0.5)
+    config.architectures = [type(model).__name__]
+    set_reward_bias(model, 0.0)
+    return model.to(torch.device(device)).eval()
+
+
+def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """An id for padding that is not EOS: the tokenizer's own pad, else its unk, else another of its special tokens.
+
+    Raises:
+        ModelFolderError: the tokenizer has no special token but EOS.
+    """
+    candidates = [tokenizer.pad_token_id, tokenizer.unk_token_id, *tokenizer.all_special_ids]
+    for candidate in candidates:
+        if isinstance(candidate, int) and candidate != tokenizer.eos_token_id:
+            return candidate
+    raise ModelFolderError(
+        "pad_token_id: the tokenizer has no special token but EOS to pad with; add a pad token to it",
+        field="pad_token_id",
+        value=tokenizer.eos_token_id,
+    )
+
+
+def backbone(model: PreTrainedModel) -> nn.Module:
+    """The transformer under the head: what turns token ids into `last_hidden_state` [batch, seq, hidden]."""
+    return model.base_model
+
+
+def score_weight(model: PreTrainedModel) -> nn.Parameter:
+    """The scalar head's weight [1, hidden] of a reward or value model.
+
+    Raises:
+        ModelFolderError: the architecture's classifier has no `score` layer without bias.
+    """
+    head = getattr(model, "score", None)
+    if not isinstance(head, nn.Linear) or head.bias is not None or head.out_features != 1:
+        raise ModelFolderError(
+            f"{type(model).__name__}: its head is no `score` layer with one output and no bias",
+            field="score",
+            value=type(model).__name__,
+        )
+    return head.weight
+
+
+def reward_bias(model: PreTrainedModel) -> float:
+    """The offset subtracted from every score; 0 for a model that has none."""
+    return float(getattr(model.config, "reward_bias", 0.0))
+
+
+def set_reward_bias(model: PreTrainedModel, bias: float) -> None:
+    """Sets the offset, which `save_model` writes to config.json."""
+    model.config.reward_bias = float(bias)
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
+    """Writes a Hugging Face folder: model, config, tokenizer, template. It appears whole or not at all."""
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(f".partial-{folder.name}-{uuid.uuid4().hex[:8]}")
+    try:
+        with _quiet():
+            model.save_pretrained(partial)
+            tokenizer.save_pretrained(partial)
+        sync_folder(partial)
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.rename(folder)
+        _sync(folder.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flushes every file of a folder, and the folder itself, to disk."""
+    for path in (*folder.iterdir(), folder):
+        _sync(path)
+
+
+def max_sequence_tokens(model: PreTrainedModel) -> int:
+    """Context length: most tokens of one sequence.
+
+    Raises:
+        ModelFolderError: the configuration names none.
+    """
+    for key in _CONTEXT_KEYS:
+        value = getattr(model.config, key, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    raise ModelFolderError(
+        f"{type(model).__name__}: its configuration has none of {', '.join(_CONTEXT_KEYS)}", field="max_position_embeddings"
+    )
+
+
+def named_parameter_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Exactly the tensors that a safetensors folder of the model holds, by name, sorted; tied weights once."""
+    tied: Iterable[str] = getattr(model, "all_tied_weights_keys", None) or ()
+    return {name: tensor for name, tensor in sorted(model.state_dict().items()) if name not in set(tied)}
+
+
+def enable_gradient_checkpointing(model: PreTrainedModel) -> None:
+    """Recomputes activations in the backward pass: less memory, about a third more compute."""
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.enable_input_require_grads()
+
+
+def _load(
+    loader: type[AutoModelForCausalLM] | type[AutoModelForSequenceClassification],
+    folder: str | Path,
+    *,
+    dtype: str,
+    device: str | torch.device,
+    dropout: float,
+) -> PreTrainedModel:
+    folder = Path(folder)
+    if dtype not in DTYPES:
+        raise ConfigError(
+            f"dtype: {dtype!r}; allowed: {', '.join(DTYPES)}", field="dtype", value=dtype, limit=", ".join(DTYPES)
+        )
+    if not 0 <= dropout < 1:
+        raise ConfigError(f"dropout: {dropout} is not in [0, 1)", field="dropout", value=dropout, limit="[0, 1)")
+    config = _config(folder)
+    _check_safetensors(folder)
+    _set_dropout(config, dropout)
+    try:
+        with _quiet():
+            model, report = loader.from_pretrained(
+                folder,
+                config=config,
+                dtype=DTYPES[dtype],
+                attn_implementation="sdpa",
+                local_files_only=True,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        line = " ".join(str(error).split())[:500]
+        raise ModelFolderError(f"{folder}: cannot be loaded: {line}", field="folder", value=folder) from error
+    problems = {key: sorted(map(str, names)) for key, names in report.items() if names}
+    if problems:
+        shown = "; ".join(f"{key.replace('_', ' ')}: {', '.join(names[:3])}" for key, names in problems.items())
+        raise ModelFolderError(
+            f"{folder}: its tensors do not fit {type(model).__name__}: {shown}", field="folder", value=folder
+        )
+    return model.to(torch.device(device)).eval()
+
+
+def _config(folder: Path) -> PreTrainedConfig:
+    if not folder.is_dir():
+        raise ModelFolderError(f"{folder}: no such folder", field="folder", value=folder)
+    if not (folder / "config.json").is_file():
+        raise ModelFolderError(f"{folder}: no model folder: it has no config.json", field="folder", value=folder)
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        line = " ".join(str(error).split())[:300]
+        raise ModelFolderError(f"{folder}/config.json: {line}", field="config.json", value=folder) from error
+
+
+def _check_safetensors(folder: Path) -> None:
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        found = sorted(path.name for path in folder.iterdir())
+        raise ModelFolderError(
+            f"{folder}: no *.safetensors file (found {', '.join(found[:8])}); pickled weights are never loaded, convert "
+            "them to safetensors",
+            field="folder",
+            value=folder,
+        )
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        named = set(json.loads(index.read_text())["weight_map"].values())
+        absent = sorted(named - {path.name for path in files})
+        if absent:
+            raise ModelFolderError(
+                f"{folder}: model.safetensors.index.json names {absent[0]}, which is not there", field="folder", value=absent
+            )
+    for path in files:
+        try:
+            with safe_open(path, framework="pt") as opened:
+                opened.keys()
+        except SafetensorError as error:
+            raise ModelFolderError(f"{path}: not a safetensors file: {error}", field="folder", value=path) from error
+
+
+def _set_dropout(config: PreTrainedConfig, dropout: float) -> None:
+    for key in _DROPOUT_KEYS:
+        if isinstance(getattr(config, key, None), float | int):
+            setattr(config, key, dropout)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps transformers' own progress bars and loading tables off: our errors say what matters."""
+    bars, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+

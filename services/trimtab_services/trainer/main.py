@@ -1,0 +1,46 @@
+"""`trimtab serve trainer`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+from trimtab.v1 import info_pb2, trainer_pb2_grpc
+from trimtab_services.runtime.server import Service, run_service
+from trimtab_services.runtime.state import Runtime
+from trimtab_services.trainer.config import TrainerServiceConfig
+from trimtab_services.trainer.events import EventStore
+from trimtab_services.trainer.launcher import LocalLauncher
+from trimtab_services.trainer.servicer import TrainerServicer
+
+__all__ = ["serve"]
+
+
+async def build(runtime: Runtime[TrainerServiceConfig]) -> Service:
+    """Makes the service out of its runtime."""
+    config = runtime.config
+    store = EventStore(config.directory.resolve() / "events.sqlite")
+    launcher = LocalLauncher(runtime.address(runtime.ports.grpc), config.endpoints_file, config.token_file)
+    servicer = TrainerServicer(runtime, store, launcher)
+
+    async def close() -> None:
+        store.close()
+
+    return Service(
+        handlers=[partial(trainer_pb2_grpc.add_TrainerServiceServicer_to_server, servicer)],
+        describe=describe,
+        background=[servicer.watch_processes],
+        close=close,
+    )
+
+
+def describe(response: info_pb2.GetInfoResponse) -> None:
+    """GetInfo: the service has no models and no limits of its own."""
+
+
+def serve(config_file: Path | None, overrides: Mapping[str, object] | None = None) -> int:
+    """Runs the service in the foreground; returns the exit code."""
+    return run_service(
+        "trainer", "trimtab.v1.TrainerService", TrainerServiceConfig, build, config_file, overrides
+    )

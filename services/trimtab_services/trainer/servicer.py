@@ -1,0 +1,258 @@
+"""TrainerService over the event store and the launcher."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import subprocess
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import TypeVar
+
+import grpc
+
+from trimtab.errors import FailedPrecondition, InvalidRequest, Reason
+from trimtab.v1 import trainer_pb2 as pb
+from trimtab.v1 import trainer_pb2_grpc
+from trimtab_services.runtime.state import Runtime, State
+from trimtab_services.trainer.config import TrainerServiceConfig
+from trimtab_services.trainer.events import ENDED, EventStore, RunRow
+from trimtab_services.trainer.launcher import LocalLauncher, is_run_process, terminate
+
+__all__ = ["TrainerServicer"]
+
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_")
+_MOST_NAME_CHARACTERS = 63
+_MOST_PAGE = 1000
+
+
+class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
+    """Starts runs and keeps their events.
+
+    Args:
+        runtime: the server it lives in.
+        store: runs and events.
+        launcher: starts run processes.
+    """
+
+    def __init__(self, runtime: Runtime[TrainerServiceConfig], store: EventStore, launcher: LocalLauncher) -> None:
+        self._runtime = runtime
+        self._directory = runtime.config.directory.resolve()
+        self._store = store
+        self._launcher = launcher
+        self._changed: dict[str, asyncio.Event] = defaultdict(asyncio.Event)
+        self._checkpoint_wanted: set[str] = set()
+        self._launching = asyncio.Lock()
+        self._watchers: set[asyncio.Task[None]] = set()
+        self._store_lock = asyncio.Lock()
+
+    async def watch_processes(self) -> None:
+        """Background work: takes up the runs of an earlier life of this service, whose processes may still be alive."""
+        for run in await self._in_store(self._store.runs, limit=_MOST_PAGE):
+            if run.state in ENDED:
+                continue
+            if run.pid and is_run_process(run.pid, run.name):
+                self._watch(run.name, run.pid, None)
+            else:
+                await self._fail(run.name, "its process was gone when the service started")
+        await self._runtime.set_state(State.SERVICE_STATE_SERVING)
+
+    async def StartRun(self, request: pb.StartRunRequest, context: grpc.aio.ServicerContext) -> pb.StartRunResponse:
+        """Checks the spec and launches a run process; idempotent by name."""
+        name = _checked_name(request.name)
+        if not request.spec_yaml.strip():
+            raise InvalidRequest("spec_yaml: must not be empty", reason=Reason.FIELD_MISSING, field="spec_yaml")
+        directory = self._directory / name
+        async with self._launching:
+            directory.mkdir(parents=True, exist_ok=True)
+            candidate = directory / "spec.given.yaml.new"
+            candidate.write_text(request.spec_yaml)
+            try:
+                await self._launcher.check(candidate)
+                run, is_new = await self._in_store(self._store.create_run, name, request.spec_yaml, directory)
+                if is_new:
+                    candidate.replace(directory / "spec.given.yaml")
+                    run = await self._launch(run, resume=False)
+            finally:
+                candidate.unlink(missing_ok=True)
+        return pb.StartRunResponse(run=run.to_message())
+
+    async def ResumeRun(self, request: pb.ResumeRunRequest, context: grpc.aio.ServicerContext) -> pb.ResumeRunResponse:
+        """Launches an ended run again from its last checkpoint."""
+        async with self._launching:
+            run = await self._in_store(self._store.run, request.name)
+            if run.state not in ENDED:
+                raise FailedPrecondition(
+                    f"name: run {run.name!r} is {_state(run)}; only one that has ended can be resumed",
+                    field="name",
+                    value=run.name,
+                )
+            if run.state == pb.RUN_STATE_SUCCEEDED:
+                raise FailedPrecondition(
+                    f"name: run {run.name!r} has SUCCEEDED; there is nothing to resume", field="name", value=run.name
+                )
+            run = await self._launch(run, resume=True)
+        return pb.ResumeRunResponse(run=run.to_message())
+
+    async def GetRun(self, request: pb.GetRunRequest, context: grpc.aio.ServicerContext) -> pb.GetRunResponse:
+        """One run."""
+        return pb.GetRunResponse(run=(await self._in_store(self._store.run, request.name)).to_message())
+
+    async def ListRuns(self, request: pb.ListRunsRequest, context: grpc.aio.ServicerContext) -> pb.ListRunsResponse:
+        """A page of runs, newest first."""
+        if not 0 <= request.page_size <= _MOST_PAGE:
+            raise InvalidRequest(
+                f"page_size: {request.page_size} is not in 0..{_MOST_PAGE}",
+                field="page_size",
+                value=request.page_size,
+                limit=_MOST_PAGE,
+            )
+        if request.page_token and not request.page_token.isdecimal():
+            raise InvalidRequest("page_token: not one of ours", field="page_token", value=request.page_token)
+        size = request.page_size or 50
+        before = int(request.page_token) if request.page_token else None
+        rows = await self._in_store(self._store.runs, before_number=before, limit=size + 1)
+        page = rows[:size]
+        return pb.ListRunsResponse(
+            runs=[run.to_message() for run in page],
+            next_page_token=str(page[-1].number) if len(rows) > size else "",
+        )
+
+    async def WatchRun(
+        self, request: pb.WatchRunRequest, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[pb.WatchRunResponse]:
+        """Events after a number, then each new one, until the run has ended and all are sent."""
+        after = request.after_sequence
+        while not self._runtime.draining.is_set():
+            run = await self._in_store(self._store.run, request.name)
+            changed = self._changed[run.name]
+            changed.clear()
+            events = await self._in_store(self._store.events, request.name, after)
+            for event in events:
+                yield pb.WatchRunResponse(event=event)
+                after = event.sequence
+            if not events:
+                if run.state in ENDED:
+                    return
+                await self._wait(changed)
+
+    async def StopRun(self, request: pb.StopRunRequest, context: grpc.aio.ServicerContext) -> pb.StopRunResponse:
+        """Asks the run to finish its step, write a checkpoint and end."""
+        run = await self._in_store(self._store.run, request.name)
+        if run.state not in ENDED:
+            run = await self._in_store(self._store.set_state, run.name, pb.RUN_STATE_STOPPING)
+            terminate(run.pid)
+            self._changed[run.name].set()
+        return pb.StopRunResponse(run=run.to_message())
+
+    async def CheckpointRun(
+        self, request: pb.CheckpointRunRequest, context: grpc.aio.ServicerContext
+    ) -> pb.CheckpointRunResponse:
+        """Asks the run to write a checkpoint after its step."""
+        run = await self._in_store(self._store.run, request.name)
+        if run.state in ENDED:
+            raise FailedPrecondition(
+                f"name: run {run.name!r} is {_state(run)}; it has no process", field="name", value=run.name
+            )
+        self._checkpoint_wanted.add(run.name)
+        return pb.CheckpointRunResponse(run=run.to_message())
+
+    async def ReportEvents(
+        self, request_iterator: AsyncIterator[pb.ReportEventsRequest], context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[pb.ReportEventsResponse]:
+        """Keeps the events of a run process and acknowledges each once it is on disk."""
+        name = ""
+        async for request in request_iterator:
+            name = request.name or name
+            if not name:
+                raise InvalidRequest(
+                    "name: the first message must name the run", reason=Reason.FIELD_MISSING, field="name"
+                )
+            if request.HasField("event"):
+                last = await self._in_store(self._store.append, name, request.event)
+                self._changed[name].set()
+            else:
+                last = await self._in_store(self._store.last_sequence, name)
+            run = await self._in_store(self._store.run, name)
+            wants_checkpoint = name in self._checkpoint_wanted
+            self._checkpoint_wanted.discard(name)
+            yield pb.ReportEventsResponse(
+                acknowledged_sequence=last,
+                stop=run.state == pb.RUN_STATE_STOPPING,
+                checkpoint=wants_checkpoint,
+            )
+
+    async def _launch(self, run: RunRow, *, resume: bool) -> RunRow:
+        directory = Path(run.directory)
+        process = self._launcher.start(run.name, directory / "spec.given.yaml", directory, resume=resume)
+        run = await self._in_store(self._store.set_state, run.name, pb.RUN_STATE_STARTING, pid=process.pid)
+        self._watch(run.name, process.pid, process)
+        return run
+
+    def _watch(self, name: str, pid: int, process: subprocess.Popen[bytes] | None) -> None:
+        task = asyncio.create_task(self._watch_process(name, pid, process))
+        self._watchers.add(task)
+        task.add_done_callback(self._watchers.discard)
+
+    async def _watch_process(self, name: str, pid: int, process: subprocess.Popen[bytes] | None) -> None:
+        """Notices a process that ended without saying so, and one that never reported."""
+        loop = asyncio.get_running_loop()
+        start_by = loop.time() + self._runtime.config.start_timeout_s
+        while process.poll() is None if process else is_run_process(pid, name):
+            run = await self._in_store(self._store.run, name)
+            if run.state == pb.RUN_STATE_STARTING and loop.time() > start_by:
+                terminate(pid)
+                await self._fail(name, f"it did not report within {self._runtime.config.start_timeout_s:.0f} s")
+                return
+            await asyncio.sleep(0.2)
+        run = await self._in_store(self._store.run, name)
+        if run.state not in ENDED and run.pid == pid:
+            code = f"exit code {process.returncode}" if process else "unknown exit code"
+            await self._fail(name, f"its process ended with {code}: {_log_end(Path(run.directory) / 'run.log')}")
+        self._changed[name].set()
+
+    async def _fail(self, name: str, error: str) -> None:
+        _log.error("run failed", extra={"run": name, "error": error})
+        await self._in_store(self._store.set_state, name, pb.RUN_STATE_FAILED, error=error)
+        self._changed[name].set()
+
+    async def _in_store(self, function: Callable[..., T], *args: object, **kwargs: object) -> T:
+        """Runs a store call off the event loop, one at a time."""
+        async with self._store_lock:
+            return await asyncio.to_thread(function, *args, **kwargs)
+
+    async def _wait(self, changed: asyncio.Event) -> None:
+        """Waits for news of the run, or half a second: a drain and a second watcher's `clear` are noticed too."""
+        try:
+            async with asyncio.timeout(0.5):
+                await changed.wait()
+        except TimeoutError:
+            pass
+
+
+def _checked_name(name: str) -> str:
+    if not name or len(name) > _MOST_NAME_CHARACTERS or not _NAME_CHARACTERS.issuperset(name):
+        raise InvalidRequest(
+            f"name: {name!r} must have 1..{_MOST_NAME_CHARACTERS} letters, digits, '-' or '_'",
+            field="name",
+            value=name,
+            limit=_MOST_NAME_CHARACTERS,
+        )
+    return name
+
+
+def _state(run: RunRow) -> str:
+    return pb.RunState.Name(run.state).removeprefix("RUN_STATE_")
+
+
+def _log_end(path: Path) -> str:
+    try:
+        lines = path.read_text(errors="replace").strip().splitlines()
+    except OSError:
+        return "it left no log"
+    return f"{' | '.join(lines[-3:]) or 'its log is empty'} (all of it: {path})"

@@ -1,0 +1,75 @@
+"""The event store: numbered, durable, idempotent."""
+
+from pathlib import Path
+
+import pytest
+from trimtab.errors import FailedPrecondition, InvalidRequest, NotFound
+from trimtab.v1 import trainer_pb2 as pb
+from trimtab_services.trainer.events import EventStore
+
+
+def step(sequence: int, step: int = 1) -> pb.RunEvent:
+    return pb.RunEvent(
+        sequence=sequence, stage="ppo", step=step, step_done=pb.StepDone(total_steps=9, metrics={"mean_kl": 0.5})
+    )
+
+
+@pytest.fixture
+def store(tmp_path: Path):
+    store = EventStore(tmp_path / "events.sqlite")
+    yield store
+    store.close()
+
+
+def test_run_is_created_once(store: EventStore) -> None:
+    run, is_new = store.create_run("a", "seed: 1", Path("runs/a"))
+    assert is_new and run.state == pb.RUN_STATE_STARTING
+    again, is_new = store.create_run("a", "seed: 1", Path("runs/a"))
+    assert not is_new and again == run
+    with pytest.raises(FailedPrecondition, match="'a' exists already with another spec"):
+        store.create_run("a", "seed: 2", Path("runs/a"))
+
+
+def test_append_is_idempotent_and_refuses_gaps(store: EventStore) -> None:
+    store.create_run("a", "seed: 1", Path("runs/a"))
+    assert store.append("a", step(1)) == 1
+    assert store.append("a", step(2, step=2)) == 2
+    assert store.append("a", step(1)) == 2  # sent twice, kept once
+    with pytest.raises(InvalidRequest, match="4 leaves a gap; 3 is next"):
+        store.append("a", step(4))
+    assert [event.sequence for event in store.events("a", 0)] == [1, 2]
+    assert [event.sequence for event in store.events("a", 1)] == [2]
+
+
+def test_progress_follows_the_events(store: EventStore) -> None:
+    store.create_run("a", "seed: 1", Path("runs/a"))
+    store.append("a", pb.RunEvent(sequence=1, stage="sft", stage_started=pb.StageStarted(total_steps=7)))
+    assert (store.run("a").state, store.run("a").stage, store.run("a").total_steps) == (pb.RUN_STATE_RUNNING, "sft", 7)
+    store.append("a", step(2, step=3))
+    assert (store.run("a").stage, store.run("a").step) == ("ppo", 3)
+    store.append("a", pb.RunEvent(sequence=3, run_ended=pb.RunEnded(state=pb.RUN_STATE_FAILED, error="why")))
+    assert (store.run("a").state, store.run("a").error) == (pb.RUN_STATE_FAILED, "why")
+
+
+def test_acknowledged_events_survive_a_new_process(tmp_path: Path) -> None:
+    first = EventStore(tmp_path / "events.sqlite")
+    first.create_run("a", "seed: 1", Path("runs/a"))
+    first.append("a", step(1))  # no close: as if killed
+    second = EventStore(tmp_path / "events.sqlite")
+    assert second.last_sequence("a") == 1
+    assert second.events("a", 0)[0].step_done.metrics["mean_kl"] == 0.5
+    second.close()
+    first.close()
+
+
+def test_paging_is_newest_first(store: EventStore) -> None:
+    for name in "abc":
+        store.create_run(name, "seed: 1", Path("runs") / name)
+    page = store.runs(limit=2)
+    assert [run.name for run in page] == ["c", "b"]
+    assert [run.name for run in store.runs(before_number=page[-1].number)] == ["a"]
+
+
+def test_unknown_run(store: EventStore) -> None:
+    with pytest.raises(NotFound, match="no run 'x'"):
+        store.run("x")

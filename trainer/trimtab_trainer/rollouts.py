@@ -1,0 +1,389 @@
+"""Rollouts: prompts out to generation, each completion on to reward and reference the moment it ends, all or an error.
+
+`RolloutDispatcher` owns an event loop in a thread of its own, so that generation can go on while the trainer computes
+(`max_lag: 1`). Work is pulled: a replica gets prompts as long as it has free slots, so a fast one does more and a slow
+or dead one holds nobody up; what a failed replica had not answered goes to another. The result is ordered by prompt and
+sample index and complete, whatever the order of arrival; a collection that cannot be completed raises.
+
+It may not know models, losses or tensors: token ids, log-probs and rewards are all it handles.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from trimtab.errors import DeadlineExceeded, InvalidRequest, TrimtabError
+from trimtab.types import (
+    Completion,
+    FinishReason,
+    GenerateRequest,
+    GenerationPrompt,
+    LogProbsItem,
+    LogProbsOptions,
+    LogProbsRequest,
+    SamplingParams,
+    ScoreItem,
+    ScoreRequest,
+    VersionRequirement,
+    VersionSpan,
+)
+from trimtab_trainer.fleet import Fleet, Replica, worth_another_replica
+
+__all__ = ["Rollout", "RolloutDispatcher", "RolloutPrompt"]
+
+T = TypeVar("T")
+
+_MOST_TRIES = 5
+_CHUNK_SEQUENCES = 32
+_SCORE_CALLS_IN_FLIGHT = 2
+_SCORE_ITEMS = 64
+_SCORE_TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True)
+class RolloutPrompt:
+    """One prompt of a collection.
+
+    Attributes:
+        prompt_id: unique within the run; orders the result, so equal runs see equal batches.
+        token_ids: the rendered prompt.
+        seed: key of the random draws of its completions.
+        num_samples: completions wanted.
+    """
+
+    prompt_id: str
+    token_ids: tuple[int, ...]
+    seed: int
+    num_samples: int = 1
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One finished completion with what the services said of it.
+
+    Attributes:
+        generation_logprobs: float32 [completion tokens], by the sampler at the stated temperature.
+        ref_logprobs: float32 [completion tokens], by the reference at the same temperature; None when not asked for.
+        reward: raw score of the reward model; None when not asked for.
+        ended: True when it ended by itself (an EOS or a stop), False at max_new_tokens.
+        version_spans: which policy version sampled which tokens.
+    """
+
+    prompt_id: str
+    sample_index: int
+    prompt_token_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    generation_logprobs: npt.NDArray[np.float32]
+    ended: bool
+    version_spans: tuple[VersionSpan, ...]
+    reward: float | None = None
+    ref_logprobs: npt.NDArray[np.float32] | None = None
+
+
+@dataclass
+class _Work:
+    """Samples of one prompt that are still to be made: indices from `first` on, `count` of them."""
+
+    prompt: RolloutPrompt
+    first: int
+    count: int
+    tries: int = 0
+
+
+@dataclass
+class _Collection:
+    """One batch under way."""
+
+    sampling: SamplingParams
+    version: VersionRequirement
+    score: bool
+    deadline: float
+    generated: dict[tuple[str, int], Rollout] = field(default_factory=dict)
+    scored: dict[tuple[str, int], Rollout] = field(default_factory=dict)
+    to_score: asyncio.Queue[Rollout | None] = field(default_factory=asyncio.Queue)
+    """Rollouts that ended, in order of arrival; None once generation is over, one for each scorer."""
+
+
+class RolloutDispatcher:
+    """Collects rollouts over the replicas of generation, reward and reference.
+
+    Args:
+        make_fleets: called once on the dispatcher's own event loop; returns the fleets generation, reward, reference.
+        timeout_s: a collection that is not complete by then raises DeadlineExceeded; what was sampled is lost.
+        on_queue: called with (waiting, running, replicas) whenever the work given out changes.
+    """
+
+    def __init__(
+        self,
+        make_fleets: Callable[[], tuple[Fleet, Fleet, Fleet]],
+        *,
+        timeout_s: float,
+        on_queue: Callable[[int, int, int], None] = lambda waiting, running, replicas: None,
+    ) -> None:
+        self._timeout_s = timeout_s
+        self._on_queue = on_queue
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="rollouts", daemon=True)
+        self._thread.start()
+
+        async def build() -> tuple[Fleet, Fleet, Fleet]:
+            return make_fleets()
+
+        self.generation, self.reward, self.reference = self.run(build())
+
+    def run(self, coroutine: Coroutine[object, object, T]) -> T:
+        """Runs a coroutine on the dispatcher's loop and returns its result."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+    def collect(
+        self, prompts: Sequence[RolloutPrompt], sampling: SamplingParams, version: VersionRequirement, *, score: bool
+    ) -> list[Rollout]:
+        """`submit` and wait."""
+        return self.submit(prompts, sampling, version, score=score).result()
+
+    def submit(
+        self, prompts: Sequence[RolloutPrompt], sampling: SamplingParams, version: VersionRequirement, *, score: bool
+    ) -> concurrent.futures.Future[list[Rollout]]:
+        """Starts a collection; the future has its rollouts, ordered by (position of the prompt, sample index).
+
+        Args:
+            prompts: prompt_ids must be unique.
+            sampling: how tokens are drawn.
+            version: which policy version may sample them.
+            score: True also asks for rewards and reference log-probs, as soon as each completion ends.
+
+        Raises (from the future):
+            DeadlineExceeded: not complete after `timeout_s`.
+            Unavailable: no replica of a service was well for its fleet's patience.
+            TrimtabError: the work itself was refused, or failed on every replica tried.
+        """
+        return asyncio.run_coroutine_threadsafe(self._collect(list(prompts), sampling, version, score), self._loop)
+
+    def close(self) -> None:
+        """Closes every connection and ends the thread."""
+
+        async def shut() -> None:
+            for fleet in (self.generation, self.reward, self.reference):
+                await fleet.close()
+
+        self.run(shut())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def _collect(
+        self, prompts: list[RolloutPrompt], sampling: SamplingParams, version: VersionRequirement, score: bool
+    ) -> list[Rollout]:
+        collection = _Collection(sampling, version, score, deadline=time.monotonic() + self._timeout_s)
+        expected = [(prompt.prompt_id, index) for prompt in prompts for index in range(prompt.num_samples)]
+        if len(set(expected)) != len(expected):
+            raise InvalidRequest("prompt_id: two prompts of one collection have the same id", field="prompts.prompt_id")
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await self._generate_and_score(prompts, collection)
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"{len(collection.generated)} of {len(expected)} rollouts were generated and {len(collection.scored)} "
+                f"scored after {self._timeout_s:.0f} s; generation: {self.generation.describe()}; "
+                f"reward: {self.reward.describe()}; reference: {self.reference.describe()}",
+                field="rollout_timeout_s",
+                value=self._timeout_s,
+            ) from None
+        finished = collection.scored if score else collection.generated
+        return [finished[key] for key in expected]
+
+    async def _generate_and_score(self, prompts: list[RolloutPrompt], collection: _Collection) -> None:
+        scorers = _SCORE_CALLS_IN_FLIGHT if collection.score else 0
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(scorers):
+                    group.create_task(self._score_all(collection))
+                await self._generate_all(prompts, collection)
+                for _ in range(scorers):
+                    collection.to_score.put_nowait(None)
+        except BaseExceptionGroup as errors:
+            raise _first_error(errors) from errors
+
+    async def _generate_all(self, prompts: list[RolloutPrompt], collection: _Collection) -> None:
+        waiting = deque(_Work(prompt, 0, prompt.num_samples) for prompt in prompts)
+        running: dict[asyncio.Task[list[_Work]], int] = {}
+        try:
+            while waiting or running:
+                replicas = await self.generation.well() if running else await self.generation.wait_well()
+                for replica in replicas:
+                    while chunk := _take(waiting, _free_slots(replica)):
+                        count = sum(work.count for work in chunk)
+                        task = asyncio.create_task(self._generate(replica, chunk, collection))
+                        replica.outstanding += count
+                        task.add_done_callback(partial(_give_back, replica, count))
+                        running[task] = count
+                self._on_queue(sum(work.count for work in waiting), sum(running.values()), len(replicas))
+                if not running:
+                    await asyncio.sleep(0.1)
+                    continue
+                done, _ = await asyncio.wait(running, timeout=0.5, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    del running[task]
+                    waiting.extendleft(reversed(task.result()))
+        finally:
+            for task in running:
+                task.cancel()
+            self._on_queue(0, 0, len(await self.generation.replicas()))
+
+    async def _generate(self, replica: Replica, chunk: list[_Work], collection: _Collection) -> list[_Work]:
+        """Has one replica make a chunk; returns what it left undone when it failed."""
+        by_id = {str(position): work for position, work in enumerate(chunk)}
+        request = GenerateRequest(
+            prompts=tuple(
+                GenerationPrompt(
+                    prompt_id=prompt_id,
+                    prompt=work.prompt.token_ids,
+                    seed=work.prompt.seed,
+                    num_samples=work.count,
+                    first_sample_index=work.first,
+                )
+                for prompt_id, work in by_id.items()
+            ),
+            sampling=collection.sampling,
+            version=collection.version,
+            max_wait_ms=30_000,
+        )
+        try:
+            remaining_s = max(0.1, collection.deadline - time.monotonic())
+            async for result in replica.client.generate(request, timeout_s=remaining_s):
+                self._add(by_id[result.prompt_id].prompt, result.completion, collection)
+        except TrimtabError as error:
+            if not worth_another_replica(error):
+                raise
+            self.generation.failed(replica, error)
+            left = [rest for work in chunk for rest in _left(work, collection)]
+            if any(work.tries >= _MOST_TRIES for work in left):
+                raise
+            return left
+        return []
+
+    def _add(self, prompt: RolloutPrompt, completion: Completion, collection: _Collection) -> None:
+        rollout = Rollout(
+            prompt_id=prompt.prompt_id,
+            sample_index=completion.sample_index,
+            prompt_token_ids=prompt.token_ids,
+            token_ids=completion.token_ids,
+            generation_logprobs=completion.logprobs,
+            ended=completion.finish_reason is FinishReason.STOP,
+            version_spans=completion.version_spans,
+        )
+        collection.generated[rollout.prompt_id, rollout.sample_index] = rollout
+        if collection.score:
+            collection.to_score.put_nowait(rollout)
+
+    async def _score_all(self, collection: _Collection) -> None:
+        """One scorer: takes all that has ended since it last looked, so batches grow with the load."""
+        while batch := await _next_batch(collection.to_score):
+            rewards, ref_logprobs = await asyncio.gather(
+                self._rewards(batch), self._ref_logprobs(batch, collection.sampling.temperature)
+            )
+            for rollout, reward, logprobs in zip(batch, rewards, ref_logprobs, strict=True):
+                key = rollout.prompt_id, rollout.sample_index
+                collection.scored[key] = replace(rollout, reward=reward, ref_logprobs=logprobs)
+
+    async def _rewards(self, batch: list[Rollout]) -> list[float]:
+        items = tuple(
+            ScoreItem.from_pair(prompt=rollout.prompt_token_ids, completion=rollout.token_ids) for rollout in batch
+        )
+        request = ScoreRequest(items=items)
+        response = await self.reward.call(
+            lambda client: client.score(request, timeout_s=_SCORE_TIMEOUT_S), cost=_token_count(batch)
+        )
+        return [score.reward for score in response.scores]
+
+    async def _ref_logprobs(self, batch: list[Rollout], temperature: float) -> list[npt.NDArray[np.float32]]:
+        items = tuple(
+            LogProbsItem(
+                token_ids=rollout.prompt_token_ids + rollout.token_ids, start_index=len(rollout.prompt_token_ids)
+            )
+            for rollout in batch
+        )
+        request = LogProbsRequest(items=items, options=LogProbsOptions(temperature=temperature))
+        response = await self.reference.call(
+            lambda client: client.logprobs(request, timeout_s=_SCORE_TIMEOUT_S), cost=_token_count(batch)
+        )
+        return [result.logprobs for result in response.results]
+
+
+def _give_back(replica: Replica, count: int, task: asyncio.Task[list[_Work]]) -> None:
+    replica.outstanding -= count
+
+
+def _free_slots(replica: Replica) -> int:
+    """Sequences that a replica can be given now: its slots, and half as many waiting so that none stands empty."""
+    slots = replica.info.limits.max_concurrent_sequences if replica.info else 0
+    return max(slots, 1) * 3 // 2 - replica.outstanding
+
+
+def _take(waiting: deque[_Work], room: int) -> list[_Work]:
+    """Takes up to `room` sequences off the queue, at most one chunk; splits the samples of a prompt where needed."""
+    chunk: list[_Work] = []
+    room = min(room, _CHUNK_SEQUENCES)
+    while waiting and room > 0:
+        work = waiting.popleft()
+        if work.count > room:
+            waiting.appendleft(replace(work, first=work.first + room, count=work.count - room))
+            work = replace(work, count=room)
+        chunk.append(work)
+        room -= work.count
+    return chunk
+
+
+def _left(work: _Work, collection: _Collection) -> list[_Work]:
+    """The samples of `work` that were not generated, as runs of neighbouring indices, one more try noted."""
+    runs: list[_Work] = []
+    for index in range(work.first, work.first + work.count):
+        if (work.prompt.prompt_id, index) in collection.generated:
+            continue
+        if runs and runs[-1].first + runs[-1].count == index:
+            runs[-1].count += 1
+        else:
+            runs.append(_Work(work.prompt, index, 1, work.tries + 1))
+    return runs
+
+
+async def _next_batch(queue: asyncio.Queue[Rollout | None]) -> list[Rollout]:
+    """Waits for a rollout and takes all others that wait, up to one call's worth; empty once generation is over."""
+    batch: list[Rollout] = []
+    item = await queue.get()
+    while item is not None:
+        batch.append(item)
+        if len(batch) == _SCORE_ITEMS or queue.empty():
+            return batch
+        item = queue.get_nowait()
+    if batch:
+        queue.put_nowait(None)  # this scorer comes back for its end mark
+    return batch
+
+
+def _token_count(batch: list[Rollout]) -> int:
+    return sum(len(rollout.prompt_token_ids) + len(rollout.token_ids) for rollout in batch)
+
+
+def _first_error(errors: BaseExceptionGroup) -> BaseException:
+    """The first error of ours in a group, else the first of any kind: one cause is reported, the rest follow from it."""
+    leaves: list[BaseException] = []
+    pending: list[BaseException] = [errors]
+    while pending:
+        error = pending.pop(0)
+        if isinstance(error, BaseExceptionGroup):
+            pending.extend(error.exceptions)
+        else:
+            leaves.append(error)
+    return next((error for error in leaves if isinstance(error, TrimtabError)), leaves[0])
