@@ -1,0 +1,127 @@
+"""Dataset files: JSON lines (`.jsonl`, `.gz` allowed), Parquet, and folders that the library `datasets` wrote.
+
+A bad row is an error with file, line, field and reason. Up to `skip_bad_rows` of them are tolerated, each of them told;
+nothing is ever left out silently.
+"""
+
+from __future__ import annotations
+
+import gzip
+import importlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from trimtab.errors import ConfigError, DataError
+from trimtab_trainer.data.records import Demonstration, Passage, PromptRow, Ranking
+
+__all__ = ["read_demonstrations", "read_pretraining", "read_prompts", "read_rankings"]
+
+Row = TypeVar("Row")
+
+
+def read_demonstrations(
+    path: Path, *, skip_bad_rows: int = 0, warn: Callable[[str], None] = lambda text: None
+) -> list[Demonstration]:
+    """Demonstrations of a file, in its order.
+
+    Args:
+        path: the file or folder.
+        skip_bad_rows: bad rows tolerated.
+        warn: takes one sentence for each of them.
+
+    Raises:
+        ConfigError: no such file, or its format needs a library that is not installed.
+        DataError: a bad row more than tolerated, or no row at all.
+    """
+    return _read(path, Demonstration.from_row, skip_bad_rows, warn)
+
+
+def read_rankings(
+    path: Path, *, skip_bad_rows: int = 0, warn: Callable[[str], None] = lambda text: None
+) -> list[Ranking]:
+    """Rankings of a file, in its order; arguments and errors as `read_demonstrations`."""
+    return _read(path, Ranking.from_row, skip_bad_rows, warn)
+
+
+def read_prompts(
+    path: Path, *, skip_bad_rows: int = 0, warn: Callable[[str], None] = lambda text: None
+) -> list[PromptRow]:
+    """Prompts of a file, in its order; arguments and errors as `read_demonstrations`."""
+    return _read(path, PromptRow.from_row, skip_bad_rows, warn)
+
+
+def read_pretraining(
+    path: Path, *, skip_bad_rows: int = 0, warn: Callable[[str], None] = lambda text: None
+) -> list[Passage]:
+    """Pretraining passages of a file, in its order; arguments and errors as `read_demonstrations`."""
+    return _read(path, Passage.from_row, skip_bad_rows, warn)
+
+
+def _read(
+    path: Path, from_row: Callable[[Mapping[str, Any]], Row], skip_bad_rows: int, warn: Callable[[str], None]
+) -> list[Row]:
+    if not path.exists():
+        raise ConfigError(f"{path}: no such file", field="path", value=path)
+    found: list[Row] = []
+    bad = 0
+    for number, row in _rows(path):
+        try:
+            if isinstance(row, DataError):
+                raise row
+            found.append(from_row(row))
+        except DataError as error:
+            bad += 1
+            message = f"{path}:{number}: {error.message}"
+            if bad > skip_bad_rows:
+                tolerated = f"; {skip_bad_rows} bad rows are tolerated" if skip_bad_rows else ""
+                raise DataError(f"{message}{tolerated}", field=error.field, value=error.value) from None
+            warn(f"{message}; the row is left out")
+    if not found:
+        raise DataError(f"{path}: it has no rows", field="rows", value=0, limit="at least 1")
+    return found
+
+
+def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any] | DataError]]:
+    """(number, row) from 1; a line that is no row comes as its error."""
+    if path.is_dir():
+        yield from enumerate(_library("datasets", path).load_from_disk(str(path)), 1)
+    elif path.suffix == ".parquet":
+        table = _library("pyarrow.parquet", path).ParquetFile(path)
+        yield from enumerate((row for batch in table.iter_batches() for row in batch.to_pylist()), 1)
+    else:
+        yield from _json_lines(path)
+
+
+def _json_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any] | DataError]]:
+    opened = gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
+    try:
+        with opened as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield number, _json_row(line)
+    except (OSError, EOFError) as error:
+        raise DataError(f"{path}: cannot be read: {error}", field="path", value=path) from None
+
+
+def _json_row(line: bytes) -> Mapping[str, Any] | DataError:
+    try:
+        row = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        return DataError(f"not UTF-8 at byte {error.start}", field="line", value=line[:80])
+    except (ValueError, RecursionError) as error:
+        return DataError(f"not a JSON object: {error}", field="line", value=line[:80])
+    if not isinstance(row, dict):
+        return DataError(f"a JSON object is expected, found {type(row).__name__}", field="line", value=line[:80])
+    return row
+
+
+def _library(name: str, path: Path) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError:
+        package = name.split(".")[0]
+        raise ConfigError(
+            f"{path}: reading it needs the library {package}: pip install {package}", field="path", value=path
+        ) from None
