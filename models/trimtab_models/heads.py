@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from trimtab.errors import InternalError, Reason
 from trimtab_models.loading import backbone, reward_bias, score_weight
 
-__all__ = ["check_finite", "hidden_states", "read_rewards", "read_values", "scores_of"]
+__all__ = ["check_finite", "completion_values", "hidden_states", "read_rewards", "scores_of"]
 
 
 def hidden_states(
@@ -69,17 +69,24 @@ def read_rewards(model: PreTrainedModel, input_ids: Tensor, lengths: Tensor) -> 
     return check_finite(scores_of(model, last))
 
 
-def read_values(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
-    """Values at every position of right-padded sequences: entry (i, t) is the value of the state after token t.
+def completion_values(
+    model: PreTrainedModel, input_ids: Tensor, prompt_lengths: Tensor, completion_lengths: Tensor
+) -> Tensor:
+    """Values of the states before each completion token, of right-padded rows.
 
     Args:
         model: a value model; it starts as the reward model, offset included (InstructGPT C.4).
-        input_ids: int64 [batch, seq].
+        input_ids: int64 [batch, seq], prompt then completion.
+        prompt_lengths, completion_lengths: int64 [batch], at least 1.
 
     Returns:
-        float32 [batch, seq]; entries on padding mean nothing.
+        float32 [batch, completion]: entry (i, t) is read at the token before completion token t, and 0 on padding.
     """
-    return scores_of(model, hidden_states(model, input_ids))
+    hidden = hidden_states(model, input_ids)
+    mask = torch.arange(int(completion_lengths.max()), device=input_ids.device) < completion_lengths[:, None]
+    rows, columns = mask.nonzero(as_tuple=True)
+    values = scores_of(model, hidden[rows, prompt_lengths[rows] + columns - 1])
+    return hidden.new_zeros(mask.shape, dtype=torch.float32).masked_scatter(mask, values)
 
 
 def check_finite(scores: Tensor) -> Tensor:

@@ -1,0 +1,224 @@
+"""Models in and out of the weights service: a PyTorch model or a Hugging Face folder becomes a version, and back.
+
+A published tensor has exactly the bytes of the safetensors format, so a folder that is published and written again
+holds the same weights, bit for bit.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from trimtab.client import Client
+from trimtab.errors import ConfigError, ModelFolderError
+from trimtab.v1 import weights_pb2
+from trimtab.weights import FetchedVersion, TensorData, publish_version
+from trimtab_models.loading import DTYPES, named_parameter_tensors
+from trimtab_models.tokenizer import chat_template_digest, load_tokenizer, tokenizer_digest
+
+__all__ = ["publish_folder", "publish_model", "tensor_to_data", "tensors_to_torch", "write_model_folder"]
+
+_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+_DTYPE_OF = {name: dtype for dtype, name in _NAMES.items()}
+_NEVER_PUBLISHED = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".ckpt", ".h5")
+_NEVER_PUBLISHED += (".msgpack", ".gguf", ".onnx", ".pkl")
+
+
+def publish_model(
+    client: Client,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    channels: list[str],
+    serving_dtype: str | None = None,
+    **options: Any,
+) -> weights_pb2.Manifest:
+    """Publishes a model in memory with its config, tokenizer and template.
+
+    Args:
+        client: of the weights service.
+        model: its tensors are read, wherever they lie, and not changed.
+        tokenizer: the one that belongs to it.
+        channels: channels to move to the new version.
+        serving_dtype: one of `DTYPES` that floating-point tensors are rounded to; None keeps each as it is.
+        options: further arguments of `trimtab.weights.publish_version`, such as `run`, `step` or `lease_id`.
+
+    Returns:
+        The committed manifest.
+
+    Raises:
+        ConfigError: unknown serving_dtype.
+        TrimtabError: as `publish_version`.
+    """
+    if serving_dtype is not None and serving_dtype not in DTYPES:
+        allowed = ", ".join(DTYPES)
+        raise ConfigError(
+            f"serving_dtype: {serving_dtype!r}; allowed: {allowed}",
+            field="serving_dtype",
+            value=serving_dtype,
+            limit=allowed,
+        )
+    target = DTYPES[serving_dtype] if serving_dtype is not None else None
+    named = named_parameter_tensors(model).items()
+    tensors = (tensor_to_data(name, _rounded(tensor, target)) for name, tensor in named)
+    files = _model_files(model, tokenizer, target)
+    return publish_version(client, tensors, files, channels=channels, **_with_digests(tokenizer, options))
+
+
+def publish_folder(
+    client: Client, folder: str | Path, *, channels: list[str], **options: Any
+) -> weights_pb2.Manifest:
+    """Publishes a Hugging Face folder: the tensors of its safetensors files and every other file, weights aside.
+
+    Hidden files and weights in other formats are left out.
+
+    Args:
+        client: of the weights service.
+        folder: with config.json, tokenizer and `*.safetensors`, sharded or not.
+        channels: channels to move to the new version.
+        options: further arguments of `trimtab.weights.publish_version`.
+
+    Raises:
+        ModelFolderError: no such folder, no safetensors, one that cannot be read, no tokenizer.
+        TrimtabError: as `publish_version`.
+    """
+    folder = Path(folder)
+    shards = sorted(folder.glob("*.safetensors"))
+    if not shards:
+        raise ModelFolderError(f"{folder}: no *.safetensors file", field="folder", value=folder)
+    tokenizer = load_tokenizer(folder)
+    files = {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+        and not path.name.endswith(_NEVER_PUBLISHED)
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    }
+    tensors = (tensor for shard in shards for tensor in _read_shard(shard))
+    return publish_version(client, tensors, files, channels=channels, **_with_digests(tokenizer, options))
+
+
+def tensor_to_data(name: str, tensor: Tensor) -> TensorData:
+    """A tensor's bytes on the host; no copy when it is contiguous and there already.
+
+    Raises:
+        ModelFolderError: its dtype has no name in safetensors.
+    """
+    if tensor.dtype not in _NAMES:
+        found = tensor.dtype
+        raise ModelFolderError(f"tensor {name!r}: dtype {found} cannot be published", field=name, value=found)
+    flat = tensor.detach().to("cpu").contiguous().reshape(-1)
+    data = flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
+    return TensorData(name, _NAMES[tensor.dtype], tuple(tensor.shape), data)
+
+
+def tensors_to_torch(fetched: FetchedVersion) -> dict[str, Tensor]:
+    """The tensors of a fetched version by name, on the CPU, over the mapped bytes: no copy until somebody writes."""
+    return {name: _to_torch(tensor) for name, tensor in fetched.tensors.items()}
+
+
+def write_model_folder(fetched: FetchedVersion, folder: str | Path) -> None:
+    """Writes a fetched version as a Hugging Face folder with one model.safetensors. It appears whole or not at all.
+
+    Args:
+        fetched: the version.
+        folder: replaced when it exists.
+    """
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(f".partial-{folder.name}-{uuid.uuid4().hex[:8]}")
+    try:
+        partial.mkdir()
+        for name, content in fetched.files.items():
+            path = partial / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        save_file(tensors_to_torch(fetched), partial / "model.safetensors", metadata={"format": "pt"})
+        for path in (*partial.rglob("*"), partial):
+            _sync(path)
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.rename(folder)
+        _sync(folder.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _to_torch(tensor: TensorData) -> Tensor:
+    dtype = _DTYPE_OF[tensor.dtype]
+    if not tensor.data.nbytes:
+        return torch.empty(tensor.shape, dtype=dtype)
+    flat = torch.frombuffer(tensor.data, dtype=torch.uint8)
+    if flat.data_ptr() % dtype.itemsize:  # packed behind a tensor of smaller elements
+        flat = flat.clone()
+    return flat.view(dtype).reshape(tensor.shape)
+
+
+def _rounded(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return tensor.detach().to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+
+
+def _model_files(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype | None
+) -> dict[str, bytes]:
+    """config.json, generation_config.json and the tokenizer's files, as `save_pretrained` would write them."""
+    config = copy.deepcopy(model.config)
+    config.architectures = [type(model).__name__]
+    config.dtype = dtype or model.dtype
+    with tempfile.TemporaryDirectory(prefix="trimtab-publish-") as name:
+        folder = Path(name)
+        config.save_pretrained(folder)
+        if model.can_generate() and model.generation_config is not None:
+            model.generation_config.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return {
+            path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+        }
+
+
+def _read_shard(path: Path) -> Iterator[TensorData]:
+    try:
+        with safe_open(path, framework="pt") as opened:
+            for name in opened.keys():
+                yield tensor_to_data(name, opened.get_tensor(name))
+    except SafetensorError as error:
+        raise ModelFolderError(f"{path}: not a safetensors file: {error}", field="folder", value=path) from error
+
+
+def _with_digests(tokenizer: PreTrainedTokenizerBase, options: Mapping[str, Any]) -> dict[str, Any]:
+    digests = {
+        "tokenizer_digest": tokenizer_digest(tokenizer),
+        "chat_template_digest": chat_template_digest(tokenizer),
+    }
+    return digests | dict(options)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

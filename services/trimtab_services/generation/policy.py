@@ -1,0 +1,178 @@
+"""The policy that a generation replica serves: engine, tokenizer, version, and how a newer version takes its place."""
+
+from __future__ import annotations
+
+import asyncio
+
+from transformers import PreTrainedTokenizerBase
+
+from trimtab.errors import InvalidRequest, Reason, SequenceTooLong, Unavailable
+from trimtab.types import SamplingParams, ServedModel
+from trimtab.v1 import info_pb2
+from trimtab_models.loading import load_policy
+from trimtab_models.tokenizer import chat_template_digest, eos_token_ids, load_tokenizer, tokenizer_digest
+from trimtab_services.generation.config import GenerationConfig
+from trimtab_services.generation.engines.base import Engine, EngineLoad
+from trimtab_services.generation.engines.transformers import TransformersEngine
+from trimtab_services.generation.host import EngineHost
+from trimtab_services.runtime.metrics import Metrics
+from trimtab_services.runtime.replica import LoadedVersion
+
+__all__ = ["PolicyHolder"]
+
+
+class PolicyHolder:
+    """Holds the engine once the first version is there, and brings later ones in.
+
+    Args:
+        config: of the service.
+        metrics: of the server.
+
+    Attributes:
+        name: of the model in requests and in GetInfo.
+        served: which model answers now.
+        version_moved: set, and replaced by a fresh one, each time the served version moves.
+    """
+
+    def __init__(self, config: GenerationConfig, metrics: Metrics) -> None:
+        self._config = config
+        self._metrics = metrics
+        self._host: EngineHost | None = None
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._facts = info_pb2.ModelInfo()
+        self.name = config.model_name or "policy"
+        self.served = ServedModel(name=self.name)
+        self.version_moved = asyncio.Event()
+
+    @property
+    def host(self) -> EngineHost:
+        """The engine's host.
+
+        Raises:
+            Unavailable: there is no version yet.
+        """
+        if self._host is None:
+            raise Unavailable(f"{self.name}: there is no version yet", reason=Reason.WAITING_FOR_VERSION)
+        return self._host
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer of the served version; Unavailable while there is none."""
+        if self._tokenizer is None:
+            raise Unavailable(f"{self.name}: there is no version yet", reason=Reason.WAITING_FOR_VERSION)
+        return self._tokenizer
+
+    async def load(self, version: LoadedVersion) -> None:
+        """Serves a version: builds the engine for the first, stages and swaps every later one.
+
+        Raises:
+            TrimtabError: the version cannot be served; the one before goes on serving.
+        """
+        folder = version.folder
+        tokenizer = await asyncio.to_thread(load_tokenizer, folder)
+        if self._host is None:
+            await self._start(version, tokenizer)
+        elif version.same_weights:
+            await self._host.call(lambda engine: engine.renumber(version.version))
+        else:
+            tensors = await asyncio.to_thread(version.tensors)
+            await self._host.call(lambda engine: engine.stage(version.version, tensors))
+            await self._host.call(lambda engine: engine.swap())
+        self._tokenizer = tokenizer
+        self.served = ServedModel(
+            name=self.name,
+            version=version.version,
+            weights_digest=version.weights_digest,
+            tokenizer_digest=tokenizer_digest(tokenizer),
+            chat_template_digest=chat_template_digest(tokenizer),
+        )
+        self._metrics.model_version.labels(self.name).set(version.version)
+        moved, self.version_moved = self.version_moved, asyncio.Event()
+        moved.set()
+
+    def check_sequence(self, token_ids: tuple[int, ...], sampling: SamplingParams) -> None:
+        """Checks a prompt against the model, before anything is queued.
+
+        Raises:
+            InvalidRequest: a token id outside the vocabulary.
+            SequenceTooLong: prompt plus `max_new_tokens` over the limit.
+        """
+        vocab, most = self._facts.vocab_size, self._facts.max_sequence_tokens
+        outside = next((i for i, token in enumerate(token_ids) if not 0 <= token < vocab), None)
+        if outside is not None:
+            raise InvalidRequest(
+                f"prompt.token_ids[{outside}]: {token_ids[outside]} is not in the vocabulary; allowed: 0..{vocab - 1}",
+                reason=Reason.TOKEN_ID_OUT_OF_RANGE,
+                field=f"prompt.token_ids[{outside}]",
+                value=token_ids[outside],
+                limit=vocab - 1,
+            )
+        total = len(token_ids) + sampling.max_new_tokens
+        if total > most:
+            raise SequenceTooLong(
+                f"prompt: {len(token_ids)} prompt tokens plus max_new_tokens {sampling.max_new_tokens} make {total}; "
+                f"allowed: {most}",
+                field="prompt",
+                value=total,
+                limit=most,
+            )
+
+    def describe(self, response: info_pb2.GetInfoResponse) -> None:
+        """The service's part of GetInfo; channel and swap errors are the follower's."""
+        response.engine = self._config.engine
+        response.device = self._config.device
+        response.limits.max_items_per_request = self._config.max_items_per_request
+        response.limits.max_queue_tokens = self._config.max_queue_tokens
+        response.limits.max_concurrent_sequences = self._config.slots
+        model = response.models.add()
+        model.CopyFrom(self._facts)
+        for field in ("name", "version", "weights_digest", "tokenizer_digest", "chat_template_digest"):
+            setattr(model.served, field, getattr(self.served, field))
+        if self._host is not None:
+            load = self._host.load
+            response.load.waiting_items = load.waiting_sequences
+            response.load.running_items = load.busy_slots
+            response.load.waiting_tokens = load.outstanding_tokens
+            response.load.tokens_per_second = self._host.tokens_per_second if load.busy_slots else 0.0
+
+    async def close(self) -> None:
+        """Ends the engine's thread."""
+        if self._host is not None:
+            await self._host.close()
+
+    async def _start(self, version: LoadedVersion, tokenizer: PreTrainedTokenizerBase) -> None:
+        config = self._config
+        model = await asyncio.to_thread(load_policy, version.folder, dtype=config.dtype, device=config.device)
+        eos = eos_token_ids(tokenizer, model.config, model.generation_config)
+        engine: Engine = TransformersEngine(
+            model,
+            version=version.version,
+            tokenizer=tokenizer,
+            eos_token_ids=eos,
+            slots=config.slots,
+            max_sequence_tokens=config.max_sequence_tokens,
+            prefill_tokens_per_step=config.prefill_tokens_per_step,
+            prefill_chunk_tokens=config.prefill_chunk_tokens,
+            deterministic=config.deterministic,
+            kv_on_swap=config.kv_on_swap,
+        )
+        self._facts = info_pb2.ModelInfo(
+            architecture=type(model).__name__,
+            parameter_count=sum(parameter.numel() for parameter in model.parameters()),
+            dtype=config.dtype,
+            vocab_size=model.get_input_embeddings().num_embeddings,
+            max_sequence_tokens=engine.max_sequence_tokens,
+            eos_token_ids=eos,
+        )
+        self._host = EngineHost(
+            engine,
+            max_queue_tokens=config.max_queue_tokens,
+            loop=asyncio.get_running_loop(),
+            on_step=self._count_step,
+        )
+
+    def _count_step(self, seconds: float, tokens: int, load: EngineLoad) -> None:
+        self._metrics.compute_seconds.observe(seconds)
+        self._metrics.batch_items.observe(load.busy_slots)
+        self._metrics.queue_size.set(load.waiting_sequences)
+        self._metrics.queue_tokens.set(load.outstanding_tokens)

@@ -1,0 +1,266 @@
+"""The reward model: shared prompts change nothing, it learns rankings, its zero is the demonstrations' mean."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification
+
+from tiny_models import make_policy, make_tokenizer
+from trimtab.errors import ConfigError, Mismatch
+from trimtab_models.heads import read_rewards
+from trimtab_models.loading import load_reward_model, reward_model_from_policy, save_model
+from trimtab_models.tokenizer import encode_completion, encode_prompt, load_tokenizer, tokenizer_digest
+from trimtab_trainer.config import OptimizerConfig, RunSpec
+from trimtab_trainer.evaluation import RankedAnswers, clustered_interval, pair_agreement, ranking_accuracy
+from trimtab_trainer.examples import RankingExample
+from trimtab_trainer.optimization import Learner, prepare_for_training
+from trimtab_trainer.reporter import RunState, step_metrics
+from trimtab_trainer.reward_model import score_answers, train_on_rankings
+from trimtab_trainer.run import RunOutcome
+
+Go = Callable[..., RunOutcome]
+
+WORDS = (
+    "trim tab small surface steers rudder ship quick brown fox jumps over lazy dog sleeps helpful honest harmless"
+).split()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rankings of 2 to 9 answers by how often a word is in them; the group `random` ranks by chance."""
+    folder = tmp_path_factory.mktemp("data")
+    rng = random.Random(0)
+    good = WORDS[0]
+    rankings = []
+    for index in range(80):
+        count = rng.randint(2, 9)
+        goods = [rng.randint(0, 2) for _ in range(count)]
+        answers = []
+        for number, times in enumerate(goods):
+            answer = [rng.choice(WORDS[1:]) for _ in range(3)] + [good] * times
+            rng.shuffle(answer)
+            answers.append(" ".join([*answer, WORDS[number + 1]]))
+        groups = [[i for i in range(count) if goods[i] == times] for times in (2, 1, 0)]
+        labels = [{"labeler": "a", "group": "expert", "ranking": [g for g in groups if g]}]
+        if index % 2:
+            order = rng.sample(range(count), count)
+            labels.append({"labeler": "b", "group": "random", "ranking": [[i] for i in order]})
+        prompt = " ".join(rng.sample(WORDS, 2)) + f" {index}"
+        rankings.append({"prompt": prompt, "answers": answers, "labels": labels, "source": "own"})
+    rankings.append(
+        {"prompt": "tied", "answers": ["a", "b"], "source": "own",
+         "labels": [{"labeler": "a", "group": "expert", "ranking": [[0, 1]]}]}
+    )  # fmt: skip
+    demonstrations = [{"prompt": r["prompt"], "completion": r["answers"][0]} for r in rankings[:20]]
+    for name, rows in (("rankings", rankings), ("demonstrations", demonstrations)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def spec(directory: Path, base: Path, data: Path, **changes: Any) -> RunSpec:
+    config = {
+        "initial_model": "base",
+        "rankings": "{data}/rankings.jsonl",
+        "demonstrations": "{data}/demonstrations.jsonl",
+        "held_out_fraction": 0.2,
+        "groups": ["expert"],
+        "batch_size": 8,
+        "optimizer": {"learning_rate": 5e-3},
+        "checkpoint_every": 3,
+        "micro_batch_tokens": 256,
+        "bootstrap_samples": 200,
+    }
+    return RunSpec.model_validate(
+        {
+            "name": "r",
+            "directory": directory,
+            "model": str(base),
+            "data_directory": data,
+            "stages": ["reward_model"],
+            "deterministic": True,
+            "threads": 1,
+            "reward_model": {**config, **changes},
+        }
+    )
+
+
+def examples() -> list[RankingExample]:
+    rng = random.Random(3)
+
+    def ids(count: int) -> tuple[int, ...]:
+        return tuple(rng.randint(4, 90) for _ in range(count))
+
+    made = []
+    for number, count in enumerate((2, 9, 4, 5)):
+        answers = tuple(ids(rng.randint(1, 6)) for _ in range(count))
+        ranks = tuple(rng.randint(0, 3) for _ in range(count - 1)) + (4,)
+        more = (("b", tuple(rng.sample(range(count), count))),) if number % 2 else ()
+        made.append(RankingExample(str(number), ids(rng.randint(3, 9)), answers, (("a", ranks), *more)))
+    return made
+
+
+def learner(folder: Path) -> Learner:
+    model = reward_model_from_policy(folder, tokenizer=load_tokenizer(folder), seed=1)
+    prepare_for_training(model)
+    return Learner(model, OptimizerConfig(learning_rate=1e-3), total_steps=1)
+
+
+def alone(model: torch.nn.Module, example: RankingExample) -> torch.Tensor:
+    """Rewards of an example's answers, each in a forward of its own."""
+    rewards = []
+    for answer in example.answers:
+        ids = torch.tensor([example.prompt + answer])
+        rewards.append(read_rewards(model, ids, torch.tensor([ids.shape[1]])))
+    return torch.cat(rewards)
+
+
+def test_shared_prompts_give_the_rewards_and_gradients_of_separate_forwards(policy_folder: Path) -> None:
+    together, apart = learner(policy_folder), learner(policy_folder)
+    scores = score_answers(together.model, examples())
+    for score, example in zip(scores, examples(), strict=True):
+        torch.testing.assert_close(score, alone(apart.model, example), rtol=1e-5, atol=1e-5)
+    figures = train_on_rankings(together, examples(), micro_batch_tokens=10_000)
+
+    total = torch.zeros(())
+    for example in examples():
+        rewards = alone(apart.model, example)
+        terms = [
+            -torch.nn.functional.logsigmoid(rewards[better] - rewards[worse])
+            for _, ranks in example.rankings
+            for better in range(len(ranks))
+            for worse in range(len(ranks))
+            if ranks[better] < ranks[worse]
+        ]
+        total = total + torch.stack(terms).mean() / len(examples())
+    total.backward()
+    assert figures["loss"] == pytest.approx(float(total.detach()), rel=1e-5)
+    for (name, one), (_, other) in zip(together.model.named_parameters(), apart.model.named_parameters(), strict=True):
+        if one.grad is not None or other.grad is not None:
+            torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_micro_batches_change_nothing(llama_folder: Path) -> None:
+    whole, cut = learner(llama_folder), learner(llama_folder)
+    expected = train_on_rankings(whole, examples(), micro_batch_tokens=10_000)
+    found = train_on_rankings(cut, examples(), micro_batch_tokens=1)
+    assert found["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+    assert (found["accuracy"], found["pairs"]) == (expected["accuracy"], expected["pairs"])
+    for one, other in zip(whole.model.parameters(), cut.model.parameters(), strict=True):
+        if one.grad is not None:
+            torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_it_learns_and_demonstrations_have_mean_zero(tmp_path: Path, llama_folder: Path, data: Path, go: Go) -> None:
+    outcome = go(spec(tmp_path, llama_folder, data, epochs=12))
+    figures = outcome.results["reward_model"].metrics
+    steps = step_metrics(tmp_path / "events.jsonl", "reward_model")
+    assert steps[1]["loss"] > 0.5 and steps[max(steps)]["loss"] < 0.15
+    assert figures["accuracy"] > 0.9
+    assert figures["accuracy_low"] <= figures["accuracy"] <= figures["accuracy_high"]
+    assert 0.7 < figures["longer_wins"] < 1  # more good words make a longer answer here
+    tied = sum(len(row["labels"][0]["ranking"]) == 1 for row in map(json.loads, (data / "rankings.jsonl").open()))
+    told = re.search(r"(\d+) of \d+ rankings are wholly tied", (tmp_path / "events.jsonl").read_text())
+    assert told is not None and 0 < int(told[1]) <= tied
+    assert figures["rankings"] + figures["rankings_held_out"] + int(told[1]) == 81
+
+    folder = tmp_path / "models/reward_model/model"
+    tokenizer = load_tokenizer(folder)
+    model = load_reward_model(folder)
+    stock = AutoModelForSequenceClassification.from_pretrained(folder)
+    rewards, logits = [], []
+    for row in map(json.loads, (data / "demonstrations.jsonl").read_text().splitlines()):
+        prompt = encode_prompt(tokenizer, row["prompt"])
+        ids = torch.tensor([prompt + encode_completion(tokenizer, row["completion"])])
+        with torch.no_grad():
+            rewards.append(float(read_rewards(model, ids, torch.tensor([ids.shape[1]]))))
+            logits.append(float(stock(input_ids=ids).logits))
+    assert np.mean(rewards) == pytest.approx(0.0, abs=1e-4)
+    assert np.std(rewards) > 0.1
+    np.testing.assert_allclose(np.array(logits) - np.array(rewards), figures["reward_bias"], atol=1e-4)
+
+
+def test_groups_are_told_apart(tmp_path: Path, llama_folder: Path, data: Path, go: Go) -> None:
+    outcome = go(spec(tmp_path, llama_folder, data, groups=["expert"], epochs=8))
+    by_group = outcome.results["reward_model"].details["accuracy_by_group"]
+    assert set(by_group) == {"expert", "random"}  # those not trained on are measured too
+    assert by_group["expert"]["value"] > 0.85 > by_group["random"]["value"]
+    assert outcome.results["reward_model"].metrics["accuracy"] == by_group["expert"]["value"]
+
+
+def test_stopped_and_resumed_is_bit_for_bit_the_same(tmp_path: Path, llama_folder: Path, data: Path, go: Go) -> None:
+    straight, halves = tmp_path / "straight", tmp_path / "halves"
+    go(spec(straight, llama_folder, data, epochs=2))
+    steps = step_metrics(straight / "events.jsonl", "reward_model")
+    assert len(steps) >= 10
+    assert go(spec(halves, llama_folder, data, epochs=2), stop_after=5).state is RunState.STOPPED
+    outcome = go(spec(halves, llama_folder, data, epochs=2), resume=True)
+    assert outcome.state is RunState.SUCCEEDED
+    assert step_metrics(halves / "events.jsonl", "reward_model") == steps
+    one, other = (load_file(d / "models/reward_model/model/model.safetensors") for d in (straight, halves))
+    assert [key for key in one if not torch.equal(one[key], other[key])] == []
+
+
+def test_another_tokenizer_is_refused_with_both_digests(tmp_path: Path, llama_folder: Path, data: Path, go: Go) -> None:
+    other = tmp_path / "other"
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens(["zzz"])
+    save_model(make_policy("llama", len(tokenizer)), tokenizer, other)
+    with pytest.raises(Mismatch) as caught:
+        go(spec(tmp_path / "r", llama_folder, data, initial_model=str(other)))
+    for folder in (llama_folder, other):
+        assert tokenizer_digest(load_tokenizer(folder)) in caught.value.message
+
+
+def test_a_reward_model_can_go_on(tmp_path: Path, llama_folder: Path, data: Path, go: Go) -> None:
+    go(spec(tmp_path / "first", llama_folder, data))
+    first = tmp_path / "first/models/reward_model/model"
+    outcome = go(spec(tmp_path / "second", llama_folder, data, initial_model=str(first)))
+    assert outcome.state is RunState.SUCCEEDED
+
+
+def test_no_rankings_left_names_the_filters(tmp_path: Path, llama_folder: Path, data: Path, go: Go) -> None:
+    with pytest.raises(ConfigError, match="groups"):
+        go(spec(tmp_path, llama_folder, data, groups=["nobody"]))
+
+
+def test_pairs_and_ties() -> None:
+    assert pair_agreement([0, 1, 2], [3.0, 2.0, 1.0]) == (3.0, 3)
+    assert pair_agreement([0, 0, 1], [1.0, 5.0, 2.0]) == (1.0, 2)
+    assert pair_agreement([0, 1], [1.0, 1.0]) == (0.5, 1)
+    assert pair_agreement([0, 0], [1.0, 2.0]) == (0.0, 0)
+
+
+def test_accuracy_by_group_and_its_clusters() -> None:
+    rankings = [RankedAnswers(str(i), "g" if i < 5 else "h", (0, 1), (1.0, 0.0 if i < 5 else 2.0)) for i in range(10)]
+    rankings.append(RankedAnswers("tied", "g", (0, 0), (1.0, 2.0)))
+    found = ranking_accuracy(rankings, samples=500, seed=0)
+    assert {group: (a.value, a.pairs, a.prompts) for group, a in found.items()} == {
+        "": (0.5, 10, 10),
+        "g": (1.0, 5, 5),
+        "h": (0.0, 5, 5),
+    }
+    assert ranking_accuracy([], samples=100, seed=0) == {}
+
+
+def test_the_interval_covers_and_clusters_widen_it() -> None:
+    generator = np.random.default_rng(0)
+    hits = 0
+    for trial in range(100):
+        probability = generator.beta(2, 2, size=60)  # pairs of a prompt go together
+        sums = generator.binomial(20, probability).astype(float)
+        low, high = clustered_interval(sums, np.full(60, 20.0), samples=300, seed=trial)
+        hits += low <= 0.5 <= high
+    assert hits >= 85
+    pairs = np.repeat(sums / 20, 20)
+    narrow = clustered_interval(pairs, np.ones_like(pairs), samples=300, seed=0)
+    assert high - low > 2 * (narrow[1] - narrow[0])

@@ -1,0 +1,275 @@
+"""Checkpoints: exact, atomic, checked by digest; a torn or corrupt one is told and the one before it is used.
+
+A checkpoint is a folder `step-00000120` with
+
+    tensors.safetensors   every tensor: weights, moments, random state
+    state.json            everything else, as JSON
+    manifest.json         SHA-256 and size of the other two
+
+Nothing is ever pickled. The folder is written under another name, synced to disk and renamed, so at whatever instant
+the process is killed there is either a whole checkpoint or none. `capture_*` and `restore_*` move models, optimizers
+and random generators in and out of a `Snapshot`; how a stage composes them is its own affair.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from trimtab.errors import CorruptData, Mismatch
+
+__all__ = [
+    "CheckpointStore",
+    "Snapshot",
+    "capture_model",
+    "capture_optimizer",
+    "capture_random_state",
+    "restore_model",
+    "restore_optimizer",
+    "restore_random_state",
+    "write_file_atomically",
+]
+
+_FORMAT = 1
+_PREFIX = "step-"
+_FILES = ("tensors.safetensors", "state.json")
+
+
+@dataclass
+class Snapshot:
+    """What a checkpoint holds.
+
+    Attributes:
+        step: steps done in the stage; the checkpoint's number.
+        tensors: name to tensor, on any device, any dtype that safetensors knows.
+        state: JSON values only.
+    """
+
+    step: int
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    state: dict[str, Any] = field(default_factory=dict)
+
+
+class CheckpointStore:
+    """The checkpoints of one stage in one folder.
+
+    Args:
+        folder: made when the first checkpoint is saved.
+        keep: newest checkpoints kept; at least 2, so that a corrupt one has another before it.
+        warn: called with one sentence for each checkpoint that could not be used.
+    """
+
+    def __init__(self, folder: Path, *, keep: int = 2, warn: Callable[[str], None] = lambda text: None) -> None:
+        self.folder = folder
+        self._keep = max(keep, 2)
+        self._warn = warn
+
+    def steps(self) -> list[int]:
+        """Steps of all checkpoints here, whole or not, oldest first."""
+        names = (path.name for path in self.folder.glob(f"{_PREFIX}*") if path.is_dir())
+        return sorted(int(name.removeprefix(_PREFIX)) for name in names if name.removeprefix(_PREFIX).isdigit())
+
+    def save(self, snapshot: Snapshot) -> Path:
+        """Writes a checkpoint and removes those that are too old. Once it returns, the checkpoint is on disk."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        final = self._path(snapshot.step)
+        partial = self.folder / f".partial-{final.name}"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        # clone: safetensors refuses tensors that share memory, and views of a larger storage
+        tensors = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in snapshot.tensors.items()}
+        save_file(tensors, partial / "tensors.safetensors")
+        state = json.dumps(snapshot.state, indent=1, allow_nan=False)
+        (partial / "state.json").write_text(state, encoding="utf-8")
+        manifest = {
+            "format": _FORMAT,
+            "step": snapshot.step,
+            "files": {
+                name: {"sha256": _sha256(partial / name), "bytes": (partial / name).stat().st_size} for name in _FILES
+            },
+        }
+        (partial / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        for path in (*(partial / name for name in _FILES), partial / "manifest.json", partial):
+            _sync(path)
+        if final.exists():  # one that could not be used, or a step done again after a resume
+            shutil.rmtree(final)
+        partial.rename(final)
+        _sync(self.folder)
+        self._prune()
+        return final
+
+    def load_latest(self) -> Snapshot | None:
+        """The newest whole checkpoint, or None where none was ever finished.
+
+        Raises:
+            CorruptData: there are checkpoints, and not one of them is whole.
+        """
+        steps = self.steps()
+        for step in reversed(steps):
+            try:
+                return self.load(step)
+            except CorruptData as error:
+                before = [s for s in steps if s < step]
+                instead = f"checkpoint {before[-1]} is tried instead" if before else "there is none before it"
+                self._warn(f"{error.message}; {instead}")
+        if steps:
+            raise CorruptData(
+                f"{self.folder}: none of the checkpoints {', '.join(map(str, steps))} is whole; delete the folder to "
+                "begin the stage anew",
+                field="checkpoint",
+                value=self.folder,
+            )
+        return None
+
+    def load(self, step: int) -> Snapshot:
+        """Reads one checkpoint.
+
+        Raises:
+            CorruptData: a file is missing, cut short, or does not have the digest of the manifest.
+        """
+        path = self._path(step)
+        try:
+            manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+            if manifest["format"] != _FORMAT:
+                raise CorruptData(
+                    f"{path}: format is {manifest['format']}; readable: {_FORMAT}", field="format", limit=_FORMAT
+                )
+            for name, entry in manifest["files"].items():
+                found = _sha256(path / name)
+                if found != entry["sha256"]:
+                    raise CorruptData(
+                        f"{path / name}: SHA-256 is {found}; the manifest says {entry['sha256']}",
+                        field=name,
+                        value=found,
+                        limit=entry["sha256"],
+                    )
+            tensors = load_file(path / "tensors.safetensors")
+            state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise CorruptData(f"{path}: not a whole checkpoint: {error}", field="checkpoint", value=path) from error
+        return Snapshot(step=manifest["step"], tensors=tensors, state=state)
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"{_PREFIX}{step:08d}"
+
+    def _prune(self) -> None:
+        for step in self.steps()[: -self._keep]:
+            shutil.rmtree(self._path(step))
+
+
+def capture_model(model: nn.Module, prefix: str) -> dict[str, Tensor]:
+    """Parameters (tied ones once) and persistent buffers as `prefix/name`."""
+    return {f"{prefix}/{name}": tensor.detach() for name, tensor in _model_tensors(model).items()}
+
+
+def restore_model(model: nn.Module, tensors: Mapping[str, Tensor], prefix: str) -> None:
+    """Copies what `capture_model` took back into a model of the same shape.
+
+    Raises:
+        Mismatch: a name, shape or dtype differs.
+    """
+    own = _model_tensors(model)
+    given = _under(tensors, prefix)
+    if own.keys() != given.keys():
+        odd = sorted(own.keys() ^ given.keys())
+        raise Mismatch(
+            f"checkpoint: {prefix}: {len(odd)} tensors are on one side only, such as {odd[0]!r}", field=prefix
+        )
+    with torch.no_grad():
+        for name, tensor in own.items():
+            if (tensor.shape, tensor.dtype) != (given[name].shape, given[name].dtype):
+                raise Mismatch(
+                    f"checkpoint: {prefix}/{name} is {given[name].dtype} {tuple(given[name].shape)}; the model's is "
+                    f"{tensor.dtype} {tuple(tensor.shape)}",
+                    field=f"{prefix}/{name}",
+                )
+            tensor.copy_(given[name])
+
+
+def capture_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, prefix: str) -> dict[str, Tensor]:
+    """State tensors of every parameter as `prefix/parameter/key`; hyperparameters are the spec's, so not kept."""
+    captured = {}
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            captured[f"{prefix}/{name}/{key}"] = value.detach() if isinstance(value, Tensor) else torch.tensor(value)
+    return captured
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Mapping[str, Tensor], prefix: str
+) -> None:
+    """Puts back what `capture_optimizer` took; parameters without state there have none afterwards."""
+    given = _under(tensors, prefix)
+    optimizer.state.clear()
+    for name, parameter in model.named_parameters():
+        state = _under(given, name)
+        if state:
+            # AdamW keeps its step count on the CPU in float32; the moments lie beside the parameter
+            optimizer.state[parameter] = {
+                key: value.clone() if key == "step" else value.to(parameter.device, parameter.dtype, copy=True)
+                for key, value in state.items()
+            }
+
+
+def capture_random_state(prefix: str = "random") -> dict[str, Tensor]:
+    """State of torch's generators: `prefix/cpu` and `prefix/cuda-N` for each GPU in use."""
+    captured = {f"{prefix}/cpu": torch.get_rng_state()}
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        captured |= {f"{prefix}/cuda-{i}": torch.cuda.get_rng_state(i) for i in range(torch.cuda.device_count())}
+    return captured
+
+
+def restore_random_state(tensors: Mapping[str, Tensor], prefix: str = "random") -> None:
+    """Puts back what `capture_random_state` took; states of GPUs that are not here are left out."""
+    for name, state in _under(tensors, prefix).items():
+        if name == "cpu":
+            torch.set_rng_state(state)
+        elif torch.cuda.is_available() and int(name.removeprefix("cuda-")) < torch.cuda.device_count():
+            torch.cuda.set_rng_state(state, int(name.removeprefix("cuda-")))
+
+
+def write_file_atomically(path: Path, text: str) -> None:
+    """Writes a UTF-8 text file so that at any instant either the old or the new one is there, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".partial-{path.name}")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    _sync(path.parent)
+
+
+def _model_tensors(model: nn.Module) -> dict[str, Tensor]:
+    persistent = model.state_dict(keep_vars=True).keys()
+    buffers = {name: buffer for name, buffer in model.named_buffers() if name in persistent}
+    return dict(model.named_parameters()) | buffers
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    start = f"{prefix}/"
+    return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,336 @@
+"""The run spec: one YAML file that says everything about a run, checked before any heavy import.
+
+`load_run_spec` reads a file (or a preset), puts `key=value` overrides over it and checks all of it; a wrong spec is one
+`ConfigError` with a line for each problem. Models are frozen, unknown keys are errors. This module imports no torch.
+
+A path in a spec is absolute or relative to the working directory, and may hold two placeholders: `{directory}` is the
+run's own folder, `{data}` the folder `data_directory`.
+
+A model is named by a *model reference*: `base` (the spec's `model`), the name of an earlier stage (`sft`: what that
+stage hands on), a folder under it (`sft/epoch-1`, `sft/rl_init`), or the path of any Hugging Face folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from trimtab.errors import ConfigError
+from trimtab_trainer.stage_configs import (
+    AnswersAt,
+    CollectRankingsConfig,
+    OptimizerConfig,
+    Positive,
+    PPOConfig,
+    PretrainConfig,
+    RewardModelConfig,
+    RLInitConfig,
+    RolloutSamplingConfig,
+    Section,
+    SFTConfig,
+)
+
+__all__ = [
+    "MINIATURE",
+    "PRESETS",
+    "STAGES",
+    "AnswersAt",
+    "CollectRankingsConfig",
+    "MiniatureConfig",
+    "OptimizerConfig",
+    "PPOConfig",
+    "PretrainConfig",
+    "RLInitConfig",
+    "RewardModelConfig",
+    "RolloutSamplingConfig",
+    "RunSpec",
+    "SFTConfig",
+    "ServiceAddresses",
+    "ServicesConfig",
+    "StageName",
+    "TLSFiles",
+    "load_run_spec",
+    "preset_path",
+    "spec_to_yaml",
+]
+
+StageName = Literal["pretrain", "sft", "collect_rankings", "reward_model", "ppo"]
+STAGES: tuple[StageName, ...] = ("pretrain", "sft", "collect_rankings", "reward_model", "ppo")
+"""Every stage, in the only order in which they make sense."""
+
+PRESETS = ("tiny", "smollm2", "instructgpt")
+"""Run specs inside the package."""
+
+MINIATURE = "miniature"
+"""The value of `model` that means the untrained model of the miniature."""
+
+
+class MiniatureConfig(Section):
+    """The closed world of the quickstart: its datasets are written to `{directory}/data` when the run starts."""
+
+    seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of the world's rows.")
+    pretrain: Positive = Field(default=60_000, description="Documents to pretrain on.")
+    pretrain_held_out: Positive = Field(default=500, description="Documents for the held-out loss.")
+    demonstrations: Positive = Field(default=400, description="Demonstrations.")
+    prompts: Positive = Field(default=10_000, description="Prompts for rankings and PPO.")
+    prompts_held_out: Positive = Field(default=500, description="Prompts for every evaluation.")
+
+
+class TLSFiles(Section):
+    """How the run, as a client, reaches services over TLS."""
+
+    ca_file: Path | None = Field(default=None, description="PEM roots. null: those of the system.")
+    certificate_file: Path | None = Field(default=None, description="PEM chain of the client certificate, for mTLS.")
+    key_file: Path | None = Field(default=None, description="PEM key of the client certificate, for mTLS.")
+
+
+class ServiceAddresses(Section):
+    """Where the replicas of one service are."""
+
+    addresses: tuple[str, ...] = Field(default=(), description="host:port of each replica; fixed for the run.")
+    endpoints_file: Path | None = Field(default=None, description="endpoints.json, read again when it changes.")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ServiceAddresses:
+        if bool(self.addresses) == (self.endpoints_file is not None):
+            raise ValueError("set exactly one of `addresses` and `endpoints_file`")
+        return self
+
+
+class ServicesConfig(Section):
+    """The services that `collect_rankings` and `ppo` work with."""
+
+    endpoints_file: Path | None = Field(
+        default=None, description="endpoints.json for every service that has no own entry; what `trimtab up` writes."
+    )
+    generation: ServiceAddresses | None = Field(default=None, description="null: `endpoints_file`.")
+    reward: ServiceAddresses | None = Field(default=None, description="null: `endpoints_file`.")
+    reference: ServiceAddresses | None = Field(default=None, description="null: `endpoints_file`.")
+    weights: ServiceAddresses | None = Field(default=None, description="null: `endpoints_file`.")
+    token_file: Path | None = Field(default=None, description="File with the bearer token, read again when it changes.")
+    tls: TLSFiles | None = Field(default=None, description="null: plaintext.")
+    patience_s: float = Field(default=60.0, gt=0, description="How long a call waits for any well replica.")
+
+    @model_validator(mode="after")
+    def _all_found(self) -> ServicesConfig:
+        missing = [n for n in ("generation", "reward", "reference", "weights") if getattr(self, n) is None]
+        if missing and self.endpoints_file is None:
+            raise ValueError(f"no addresses for {', '.join(missing)}: give each an entry, or set `endpoints_file`")
+        return self
+
+    def of(self, service: Literal["generation", "reward", "reference", "weights"]) -> ServiceAddresses:
+        """Where a service is: its own entry, or the common file."""
+        own: ServiceAddresses | None = getattr(self, service)
+        return own or ServiceAddresses(endpoints_file=self.endpoints_file)
+
+
+class RunSpec(Section):
+    """Everything about a run."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,63}$", description="Letters, digits, '-' and '_'; at most 63.")
+    directory: Path = Field(description="The run's own folder: checkpoints, models, events.")
+    model: str = Field(description=f"Folder of the base model, or `{MINIATURE}`: its untrained model.")
+    stages: tuple[StageName, ...] = Field(
+        min_length=1, description=f"In this order: {', '.join(STAGES)}; any may be left out."
+    )
+    seed: int = Field(default=0, ge=0, lt=2**63, description="All randomness of the run follows from it.")
+    data_directory: Path | None = Field(default=None, description="What `{data}` in a path stands for.")
+    device: str = Field(default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="cpu, cuda or cuda:N.")
+    precision: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="bfloat16: autocast over float32 weights; only on a GPU."
+    )
+    threads: int = Field(default=0, ge=0, le=1024, description="Compute threads. 0: what torch chooses.")
+    deterministic: bool = Field(
+        default=False, description="A killed and resumed run ends bit-identical, at equal device and threads."
+    )
+    gradient_checkpointing: bool = Field(default=False, description="Recomputes activations: less memory, more time.")
+    miniature: MiniatureConfig | None = Field(default=None, description="Writes the miniature's datasets. null: none.")
+    services: ServicesConfig | None = Field(default=None, description="Needed by collect_rankings and ppo.")
+    pretrain: PretrainConfig = PretrainConfig()
+    sft: SFTConfig = SFTConfig()
+    collect_rankings: CollectRankingsConfig = CollectRankingsConfig()
+    reward_model: RewardModelConfig = RewardModelConfig()
+    ppo: PPOConfig = PPOConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RunSpec:
+        order = [STAGES.index(stage) for stage in self.stages]
+        if order != sorted(set(order)):
+            raise ValueError(
+                f"stages are {', '.join(self.stages)}; allowed: each once, in the order {', '.join(STAGES)}"
+            )
+        if self.precision == "bfloat16" and self.device == "cpu":
+            raise ValueError("precision is bfloat16 and device is cpu; allowed on cpu: float32")
+        if "collect_rankings" in self.stages and self.miniature is None:
+            raise ValueError(
+                "stage collect_rankings has simulated labelers, which know the miniature only: set `miniature`"
+            )
+        if self.model == MINIATURE and self.miniature is None:
+            raise ValueError(f"model is {MINIATURE}, so the section `miniature` must be there")
+        if self.data_directory is None and any("{data}" in path for path in self.data_paths()):
+            raise ValueError("a data path holds {data}, so `data_directory` must be set")
+        return self
+
+    def stage_config(self, stage: StageName) -> BaseModel:
+        """The section of a stage."""
+        config: BaseModel = getattr(self, stage)
+        return config
+
+    def data_paths(self) -> Iterator[str]:
+        """Every dataset path of the stages that run, as written."""
+        for stage in self.stages:
+            for key in ("text", "held_out", "demonstrations", "pretraining", "rankings", "rankings_held_out", "prompts",
+                        "prompts_held_out"):  # fmt: skip
+                if isinstance(value := getattr(self.stage_config(stage), key, None), str):
+                    yield value
+
+    def path(self, written: str) -> Path:
+        """A data path with its placeholders filled in."""
+        return Path(
+            written.replace("{directory}", str(self.directory)).replace("{data}", str(self.data_directory or ""))
+        )
+
+
+def preset_path(name: str) -> Path:
+    """The file of a preset.
+
+    Raises:
+        ConfigError: no such preset.
+    """
+    if name not in PRESETS:
+        raise ConfigError(
+            f"preset: {name!r}: no such preset; allowed: {', '.join(PRESETS)}",
+            field="preset",
+            value=name,
+            limit=", ".join(PRESETS),
+        )
+    return Path(str(resources.files("trimtab_trainer") / "presets" / f"{name}.yaml"))
+
+
+def load_run_spec(path: str | Path, overrides: Sequence[str] = ()) -> RunSpec:
+    """Reads and checks a run spec.
+
+    Args:
+        path: YAML file. Its key `preset` puts a preset underneath it.
+        overrides: `key=value`, dots reach into sections (`ppo.sampling.max_new_tokens=48`), values are YAML; the later
+            one wins.
+
+    Raises:
+        ConfigError: one line for each problem, with the key, its value and what is allowed.
+    """
+    written = _with_preset(_read_yaml(Path(path)))
+    for override in overrides:
+        written = _override(written, override)
+    try:
+        return RunSpec.model_validate(written)
+    except ValidationError as error:
+        problems = error.errors()
+        lines = [f"{path}: {line}" for line in map(_explain, problems)]
+        first = problems[0]
+        raise ConfigError(
+            "\n".join(lines),
+            field=_key(first),
+            value=None if first["type"] == "missing" else first["input"],
+            limit=_allowed(first),
+        ) from None
+
+
+def spec_to_yaml(spec: RunSpec) -> str:
+    """The whole spec, defaults included, as YAML that `load_run_spec` reads back to an equal spec."""
+    return yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}", field="spec", value=path) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{path}: not a YAML file: {' '.join(str(error).split())}", field="spec", value=path
+        ) from None
+    if not isinstance(content, dict):
+        raise ConfigError(
+            f"{path}: must hold a mapping of keys, found a {type(content).__name__}", field="spec", value=path
+        )
+    return content
+
+
+def _with_preset(written: dict[str, Any]) -> dict[str, Any]:
+    if "preset" not in written:
+        return written
+    above = {key: value for key, value in written.items() if key != "preset"}
+    return _merge(_with_preset(_read_yaml(preset_path(str(written["preset"])))), above)
+
+
+def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _override(written: dict[str, Any], override: str) -> dict[str, Any]:
+    key, equals, text = override.partition("=")
+    if not equals or not key or "" in key.split("."):
+        raise ConfigError(
+            f"override {override!r}: allowed is key=value, such as ppo.iterations=20", field=key, value=override
+        )
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            f"override {override!r}: not YAML: {' '.join(str(error).split())}", field=key, value=text
+        ) from None
+    nested: Any = value
+    for part in reversed(key.split(".")):
+        nested = {part: nested}
+    return _merge(written, nested)
+
+
+def _key(problem: ErrorDetails) -> str:
+    return ".".join(str(part) for part in problem["loc"])
+
+
+def _explain(problem: ErrorDetails) -> str:
+    """One line: key, value, what is allowed."""
+    key = _key(problem)
+    reason = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key {key!r} (value {_short(problem['input'])}); allowed: {_allowed(problem)}"
+    if problem["type"] == "missing":
+        return f"key {key!r} is missing"
+    if problem["type"] == "value_error":
+        return f"{key}: {reason}" if key else reason
+    return f"key {key!r} has value {_short(problem['input'])}; allowed: {reason[0].lower()}{reason[1:]}"
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def _allowed(problem: ErrorDetails) -> str:
+    """The keys allowed beside an unknown one, or what pydantic says about a wrong value."""
+    if problem["type"] != "extra_forbidden":
+        return problem["msg"]
+    model: type[BaseModel] = RunSpec
+    for part in problem["loc"][:-1]:
+        field = model.model_fields.get(str(part))
+        model = next(_models(field.annotation if field else None), model)
+    return ", ".join(sorted(model.model_fields))
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The models in an annotation such as `SFTConfig` or `RLInitConfig | None`."""
+    choices: Iterable[Any] = (annotation, *getattr(annotation, "__args__", ()))
+    for choice in choices:
+        if isinstance(choice, type) and issubclass(choice, BaseModel):
+            yield choice

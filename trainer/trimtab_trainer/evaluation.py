@@ -1,0 +1,121 @@
+"""How good a reward model is: agreement with rankings over pairs, its interval, and the trivial rule beside it.
+
+Pure functions over numbers: scores and rankings in, figures out. A pair that a labeler called a tie is left out; a pair
+to which the model gives equal scores counts one half. Pairs of one prompt are no independent draws, so intervals come
+from a bootstrap that resamples prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Accuracy", "RankedAnswers", "clustered_interval", "pair_agreement", "ranking_accuracy"]
+
+
+@dataclass(frozen=True)
+class RankedAnswers:
+    """One labeler's ranking of one prompt's answers, beside the scores to compare with it.
+
+    Attributes:
+        prompt: what makes two rankings the same cluster of the bootstrap.
+        group: the labeler's group; "" when none is known.
+        ranks: of each answer: 0 is best, ties share one.
+        scores: of each answer: higher is better.
+    """
+
+    prompt: str
+    group: str
+    ranks: Sequence[int]
+    scores: Sequence[float]
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Agreement over pairs.
+
+    Attributes:
+        value: share of pairs whose order agrees, 0..1.
+        low: lower end of the 95 % interval.
+        high: upper end.
+        pairs: decided pairs.
+        prompts: clusters.
+    """
+
+    value: float
+    low: float
+    high: float
+    pairs: int
+    prompts: int
+
+    def metrics(self, name: str) -> dict[str, float]:
+        """As flat figures `name`, `name_low`, `name_high`, `name_pairs`."""
+        return {
+            name: self.value,
+            f"{name}_low": self.low,
+            f"{name}_high": self.high,
+            f"{name}_pairs": float(self.pairs),
+        }
+
+
+def pair_agreement(ranks: Sequence[int], scores: Sequence[float]) -> tuple[float, int]:
+    """Agreeing pairs (an equal score counts one half) and decided pairs of one ranking."""
+    rank = np.asarray(ranks)
+    score = np.asarray(scores, dtype=np.float64)
+    better = rank[:, None] < rank[None, :]
+    difference = score[:, None] - score[None, :]
+    agree = (difference > 0) + 0.5 * (difference == 0)
+    return float(agree[better].sum()), int(better.sum())
+
+
+def ranking_accuracy(
+    rankings: Iterable[RankedAnswers], *, samples: int, seed: int, by_group: bool = True
+) -> Mapping[str, Accuracy]:
+    """Agreement of scores with rankings: over all of them under "", and for each labeler group under its name.
+
+    Args:
+        rankings: those without a decided pair add nothing.
+        samples: bootstrap resamples of the prompts.
+        seed: of the bootstrap.
+        by_group: False leaves the groups out.
+
+    Returns:
+        Accuracy by group; empty when no pair is decided.
+    """
+    agree: dict[str, dict[str, npt.NDArray[np.float64]]] = {}
+    for ranking in rankings:
+        found = np.array(pair_agreement(ranking.ranks, ranking.scores), dtype=np.float64)
+        if found[1] == 0:
+            continue
+        for group in {"", ranking.group} if by_group else {""}:
+            clusters = agree.setdefault(group, {})
+            clusters[ranking.prompt] = clusters.get(ranking.prompt, np.zeros(2)) + found
+    return {group: _accuracy(np.stack(list(c.values())), samples, seed) for group, c in sorted(agree.items())}
+
+
+def clustered_interval(
+    sums: npt.NDArray[np.float64], counts: npt.NDArray[np.float64], *, samples: int, seed: int, level: float = 0.95
+) -> tuple[float, float]:
+    """Percentile bootstrap of sum(sums) / sum(counts), resampling clusters (Efron and Tibshirani 1993, chapter 13).
+
+    Args:
+        sums: [cluster] sum of the values of each cluster.
+        counts: [cluster] number of values of each cluster; all above 0.
+        samples: resamples.
+        seed: of the draws.
+        level: of the interval.
+    """
+    generator = np.random.default_rng(seed)
+    drawn = generator.integers(0, len(sums), size=(samples, len(sums)))
+    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def _accuracy(clusters: npt.NDArray[np.float64], samples: int, seed: int) -> Accuracy:
+    sums, counts = clusters[:, 0], clusters[:, 1]
+    low, high = clustered_interval(sums, counts, samples=samples, seed=seed)
+    return Accuracy(float(sums.sum() / counts.sum()), low, high, int(counts.sum()), len(clusters))

@@ -1,0 +1,136 @@
+"""Cross-entropy on packed sequences: what pretraining and supervised fine-tuning share.
+
+An `Example` says which of its tokens count: all but the first of a text, the completion's of a demonstration. Examples
+are packed into rows that share no attention, so packing changes nothing but the speed. The loss of a batch is the sum
+over its counted tokens divided by their number in the *whole* batch, however it is cut into micro-batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from trimtab_models.logprobs import sequence_logprobs
+from trimtab_models.packing import first_fit_decreasing, pack_documents
+from trimtab_trainer.optimization import Learner
+
+__all__ = ["Example", "counted_tokens", "example_tensors", "mean_loss", "passages", "train_on"]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One sequence.
+
+    Attributes:
+        token_ids: all of it.
+        first: index of the first token that counts, at least 1; all from there on count.
+    """
+
+    token_ids: tuple[int, ...]
+    first: int
+
+
+@dataclass(frozen=True)
+class _Forward:
+    """Packed rows: input_ids, position_ids and counted are [rows, seq], attention_mask is [rows, 1, seq, seq]."""
+
+    input_ids: Tensor
+    position_ids: Tensor
+    attention_mask: Tensor
+    counted: Tensor
+
+
+def counted_tokens(examples: Sequence[Example]) -> int:
+    """Tokens that count."""
+    return sum(len(example.token_ids) - example.first for example in examples)
+
+
+def train_on(learner: Learner, examples: Sequence[Example], *, micro_batch_tokens: int, scale: float = 1.0) -> float:
+    """Adds the gradient of the mean cross-entropy of a batch (InstructGPT App. C.1); the caller makes the update.
+
+    Args:
+        learner: its model is in training mode.
+        examples: the whole batch.
+        micro_batch_tokens: most tokens of one forward.
+        scale: of the gradient, such as PPO-ptx's gamma.
+
+    Returns:
+        The loss before scaling, nats per counted token.
+
+    Raises:
+        TrainingDiverged: the loss is not finite.
+    """
+    count = counted_tokens(examples)
+    total = 0.0
+    for forward in _forwards(examples, micro_batch_tokens, next(learner.model.parameters()).device):
+        with learner.autocast():
+            loss = -_logprobs(learner.model, forward).sum() / count
+        learner.backward(loss * scale)
+        total += float(loss.detach())
+    return total
+
+
+@torch.no_grad()
+def mean_loss(model: PreTrainedModel, examples: Sequence[Example], *, micro_batch_tokens: int) -> float:
+    """Mean cross-entropy of examples, nats per counted token, without dropout; leaves the model's mode as it was."""
+    was_training = model.training
+    model.eval()
+    try:
+        forwards = _forwards(examples, micro_batch_tokens, next(model.parameters()).device)
+        total = sum(float(-_logprobs(model, forward).sum()) for forward in forwards)
+    finally:
+        model.train(was_training)
+    return total / counted_tokens(examples)
+
+
+def passages(documents: Sequence[Sequence[int]], tokens: int) -> list[Example]:
+    """Cuts documents into passages of at most `tokens` tokens; a rest of one token predicts nothing and is left out."""
+    return [
+        Example(tuple(document[start : start + tokens]), first=1)
+        for document in documents
+        for start in range(0, len(document), tokens)
+        if len(document) - start >= 2
+    ]
+
+
+def example_tensors(examples: Sequence[Example]) -> dict[str, Tensor]:
+    """The examples as flat tensors, for the file of a batch that diverged."""
+    return {
+        "token_ids": torch.tensor([token for example in examples for token in example.token_ids]),
+        "lengths": torch.tensor([len(example.token_ids) for example in examples]),
+        "first": torch.tensor([example.first for example in examples]),
+    }
+
+
+def _forwards(examples: Sequence[Example], micro_batch_tokens: int, device: torch.device) -> Iterator[_Forward]:
+    """The batch as forwards of at most `micro_batch_tokens` tokens: rows as long as the longest example, packed."""
+    lengths = [len(example.token_ids) for example in examples]
+    rows = first_fit_decreasing(lengths, max(lengths))
+    rows_at_once = max(1, micro_batch_tokens // max(lengths))
+    for start in range(0, len(rows), rows_at_once):
+        members = [examples[index] for row in rows[start : start + rows_at_once] for index in row]
+        packed = pack_documents([example.token_ids for example in members], max(lengths))
+        counted = torch.zeros_like(packed.input_ids, dtype=torch.bool)
+        for (row, column), example in zip(packed.starts, members, strict=True):
+            counted[row, column + example.first : column + len(example.token_ids)] = True
+        yield _Forward(
+            packed.input_ids.to(device),
+            packed.position_ids.to(device),
+            packed.attention_mask.to(device),
+            counted.to(device),
+        )
+
+
+def _logprobs(model: PreTrainedModel, forward: _Forward) -> Tensor:
+    """Log-probs of the counted tokens, float32 [tokens]."""
+    return sequence_logprobs(
+        model,
+        forward.input_ids,
+        forward.counted,
+        position_ids=forward.position_ids,
+        attention_mask=forward.attention_mask,
+    )

@@ -1,0 +1,500 @@
+"""Stage 3, PPO-ptx. READ THIS FIRST: one iteration of RLHF from prompts to published weights.
+
+    prompts -> rollouts (generation) -> scores (reward), reference log-probs -> advantages -> PPO-ptx update -> publish
+
+Collaborators: `services` connects and publishes; `rollouts` dispatches over replicas, each completion scored the moment
+it ends; `experience` joins what came back; `advantages` and `losses` are the formulas; `actor_critic` holds the two
+models and makes the step; `samples` evaluates. None of them knows this module.
+
+Source: InstructGPT (Ouyang et al. 2022), section 3.5 and appendix C.4; what it leaves open follows Huang et al. 2024.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from trimtab.errors import ConfigError, InternalError, Mismatch, TrainingDiverged
+from trimtab.types import SamplingParams, VersionRequirement
+from trimtab_models.loading import load_policy, load_reward_model, named_parameter_tensors, save_model
+from trimtab_models.tokenizer import load_tokenizer
+from trimtab_trainer.actor_critic import ActorCritic, UpdateFigures
+from trimtab_trainer.advantages import (
+    explained_variance,
+    generalized_advantages,
+    kl_k3,
+    kl_penalties,
+    replace_missing_eos,
+    shaped_rewards,
+    whiten,
+)
+from trimtab_trainer.checkpoint import Snapshot
+from trimtab_trainer.config import PPOConfig
+from trimtab_trainer.context import StageContext, StageResult
+from trimtab_trainer.experience import Experience, Minibatch, pad_rows, plan_minibatches
+from trimtab_trainer.kl import AdaptiveKLController
+from trimtab_trainer.language_modeling import Example
+from trimtab_trainer.losses import importance_weights
+from trimtab_trainer.optimization import Learner, prepare_for_training, shuffled
+from trimtab_trainer.prompts import PromptExample, passage_examples, prompt_examples
+from trimtab_trainer.rollouts import Rollout, RolloutPrompt
+from trimtab_trainer.samples import evaluate_pretraining, sample_and_save
+from trimtab_trainer.services import Services
+
+__all__ = ["build_experience", "missing_eos_score", "train"]
+
+
+def train(context: StageContext, config: PPOConfig) -> StageResult:
+    """Runs the stage: see the module."""
+    folder = context.resolve_model(config.policy, key="policy")
+    tokenizer = load_tokenizer(folder)
+    data = _Data.read(context, config, tokenizer)
+    agent, state = _start_or_resume(context, config)
+    with _connect(context, config) as services:
+        services.check_tokenizers(tokenizer)
+        services.serve("reference", folder)
+        services.serve("reward", context.resolve_model(config.reward_model, key="reward_model"))
+        services.check_lengths(data.longest_prompt + config.sampling.max_new_tokens)
+        sampler = _Sampler(context, config, services, data.prompts)
+        if state.iteration == 0:
+            _evaluate_before(context, config, services, tokenizer, data)
+        version = services.publish(agent.policy.model, tokenizer, step=agent.policy.step)
+        sampled_at = {version: state.iteration}  # iteration from which on a version was the policy
+        pending = sampler.submit(state.iteration, version)
+
+        context.reporter.stage_started(context.stage, config.iterations, step=state.iteration)
+        while state.iteration < config.iterations and not state.stopped_by_kl:
+            clock = _Clock()
+            with clock.phase("rollouts"):
+                rollouts = pending.result()
+            if config.max_lag:  # the next batch is sampled by the present policy while it is being improved
+                pending = sampler.submit(state.iteration + 1, version)
+            with clock.phase("experience"):
+                plan = _plan(context, config, rollouts, state.iteration, epoch=0)
+                experience = build_experience(agent, rollouts, plan, config, state)
+                _check_logprobs(context, config, experience, state)
+            with clock.phase("update"), _saving_batch(context, state, experience):
+                figures = _update(context, config, agent, experience, plan, data, state)
+            with clock.phase("publish"):
+                version = services.publish(agent.policy.model, tokenizer, step=agent.policy.step)
+                sampled_at[version] = state.iteration + 1
+            if not config.max_lag:
+                pending = sampler.submit(state.iteration + 1, version)
+            oldest = min(span.version for rollout in rollouts for span in rollout.version_spans)
+            lag = state.iteration - sampled_at[oldest]
+            metrics = {**_metrics(experience, figures, agent, clock), "version": version, "lag": lag, **clock.seconds}
+            _finish_iteration(context, config, agent, state, metrics)
+
+        pending.cancel()
+        return _finish(context, config, services, agent, tokenizer, data, version, state)
+
+
+def build_experience(
+    agent: ActorCritic, rollouts: Sequence[Rollout], plan: Sequence[Minibatch], config: PPOConfig, state: PPOState
+) -> Experience:
+    """Joins rollouts with the trainer's own log-probs and values into advantages and returns.
+
+    Args:
+        agent: before the update.
+        rollouts: scored and referenced.
+        plan: the first epoch's minibatches; log-probs are computed in them, so that the first ratio is exactly 1.
+        config: of the stage.
+        state: its KL coefficient and missing-EOS score; the latter is set by the first batch.
+    """
+    mask = pad_rows([np.ones(len(r.token_ids), np.float32) for r in rollouts]).bool()
+    generation = pad_rows([r.generation_logprobs for r in rollouts])
+    reference = pad_rows([_given(r.ref_logprobs, r, "ref_logprobs") for r in rollouts])
+    recompute = config.old_logprobs == "recompute"
+    shape = (mask.shape[0], mask.shape[1])
+    old = agent.logprobs(plan, shape, config.sampling.temperature) if recompute else generation
+    values = agent.value_estimates(plan, shape)
+
+    scores = torch.tensor([_given(r.reward, r, "reward") for r in rollouts], dtype=torch.float32)
+    ended = torch.tensor([r.ended for r in rollouts])
+    if state.iteration == 0:
+        state.missing_eos_score = missing_eos_score(config, scores)
+    scores = replace_missing_eos(scores, ended, state.missing_eos_score)
+    rewards = shaped_rewards(scores, kl_penalties(old, reference, mask), mask, kl_coef=agent.kl.coef)
+    advantages, returns = generalized_advantages(rewards, values, mask, gamma=config.gamma, lam=config.lam)
+    if config.whiten_advantages:
+        advantages = whiten(advantages, mask)
+    return Experience(
+        rollouts=tuple(rollouts),
+        mask=mask,
+        old_logprobs=old,
+        generation_logprobs=generation,
+        ref_logprobs=reference,
+        values=values,
+        advantages=advantages,
+        returns=returns,
+        importance_weights=importance_weights(old, generation, mask, cap=config.importance_weight_cap),
+        scores=scores,
+    )
+
+
+def missing_eos_score(config: PPOConfig, first_scores: Tensor) -> float | None:
+    """What replaces the score of a completion without EOS.
+
+    `auto` is min(-1, 1 % quantile of the start's scores): with the offset on demonstrations many finished answers score
+    below -1, and not ending must not pay.
+    """
+    if config.missing_eos_score == "none":
+        return None
+    if config.missing_eos_score == "auto":
+        return min(-1.0, float(first_scores.quantile(0.01)))
+    return float(config.missing_eos_score)
+
+
+@dataclass
+class PPOState:
+    """Where the stage is, besides its models.
+
+    Attributes:
+        iteration: iterations done.
+        missing_eos_score: set by the first batch; None keeps scores.
+        passages_used: pretraining passages used so far.
+        stopped_by_kl: the bound on KL was passed.
+    """
+
+    iteration: int = 0
+    missing_eos_score: float | None = None
+    passages_used: int = 0
+    stopped_by_kl: bool = False
+
+
+@dataclass(frozen=True)
+class _Data:
+    prompts: list[PromptExample]
+    held_out: list[PromptExample]
+    passages: list[Example]
+    pretraining_held_out: list[Example]
+
+    @property
+    def longest_prompt(self) -> int:
+        """Tokens of the longest prompt that is ever sent."""
+        return max(len(prompt.token_ids) for prompt in (*self.prompts, *self.held_out))
+
+    @classmethod
+    def read(cls, context: StageContext, config: PPOConfig, tokenizer: PreTrainedTokenizerBase) -> _Data:
+        """Reads every dataset of the stage.
+
+        Raises:
+            ConfigError: fewer prompts than one iteration takes.
+        """
+        prompts, held_out = prompt_examples(context, config, tokenizer)
+        if len(prompts) < config.prompts_per_iteration:
+            raise ConfigError(
+                f"ppo.prompts_per_iteration: {config.prompts_per_iteration} is more than the {len(prompts)} prompts of "
+                f"{config.prompts}",
+                field="ppo.prompts_per_iteration",
+                value=config.prompts_per_iteration,
+                limit=len(prompts),
+            )
+        wants_ptx = config.ptx_coef > 0 and config.pretraining is not None
+        tokens = config.ptx_passage_tokens
+        return cls(
+            prompts,
+            held_out[: config.evaluation_prompts],
+            passage_examples(context, config.pretraining, tokenizer, tokens) if wants_ptx else [],
+            passage_examples(context, config.pretraining_held_out, tokenizer, tokens),
+        )
+
+
+class _Sampler:
+    """Gives out the prompts of an iteration; which ones and with which seeds follows from the run's seed alone."""
+
+    def __init__(
+        self, context: StageContext, config: PPOConfig, services: Services, prompts: Sequence[PromptExample]
+    ) -> None:
+        self._config = config
+        self._services = services
+        self._prompts = prompts
+        self._seed = context.seed(config.seed)
+        self._sampling = SamplingParams(
+            temperature=config.sampling.temperature, max_new_tokens=config.sampling.max_new_tokens
+        )
+
+    def submit(self, iteration: int, version: int) -> Future[list[Rollout]]:
+        """Starts the rollouts of an iteration on a policy version; past the last iteration nothing is started."""
+        if iteration >= self._config.iterations:
+            return Future()
+        return self._services.rollouts.submit(
+            self._batch(iteration), self._sampling, VersionRequirement(exactly=version), score=True
+        )
+
+    def _batch(self, iteration: int) -> list[RolloutPrompt]:
+        size, total = self._config.prompts_per_iteration, len(self._prompts)
+        chosen = []
+        for number in range(iteration * size, (iteration + 1) * size):
+            epoch, position = divmod(number, total)
+            index = shuffled(total, seed=self._seed, epoch=epoch, name="ppo/prompts")[position]
+            seed = int(np.random.SeedSequence([self._seed, number]).generate_state(1, np.uint64)[0])
+            chosen.append(
+                RolloutPrompt(str(number), self._prompts[index].token_ids, seed, self._config.samples_per_prompt)
+            )
+        return chosen
+
+
+@dataclass
+class _Clock:
+    """Seconds of each phase of an iteration."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Counts the body's time."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[f"seconds_{name}"] = time.monotonic() - began
+
+
+def _connect(context: StageContext, config: PPOConfig) -> Services:
+    if context.spec.services is None:
+        raise ConfigError("services: not set, but ppo works with services", field="services")
+
+    def on_queue(waiting: int, running: int, replicas: int) -> None:
+        context.reporter.rollout_queue(context.stage, 0, waiting=waiting, running=running, replicas=replicas)
+
+    return Services(
+        context.spec.services,
+        run=context.spec.name,
+        stage=context.stage,
+        rollout_timeout_s=config.rollout_timeout_s,
+        on_queue=on_queue,
+    )
+
+
+def _start_or_resume(context: StageContext, config: PPOConfig) -> tuple[ActorCritic, PPOState]:
+    spec = context.spec
+    policy = load_policy(context.resolve_model(config.policy, key="policy"), device=spec.device)
+    values = load_reward_model(context.resolve_model(config.reward_model, key="reward_model"), device=spec.device)
+    for model in (policy, values):
+        prepare_for_training(model, gradient_checkpointing=spec.gradient_checkpointing)
+    steps = config.iterations * config.minibatches * config.epochs
+    average = {name: t.detach().float().clone() for name, t in named_parameter_tensors(policy).items()}
+    agent = ActorCritic(
+        policy=Learner(policy, config.optimizer, total_steps=steps, precision=spec.precision),
+        values=Learner(values, config.value_optimizer, total_steps=steps, precision=spec.precision),
+        kl=AdaptiveKLController(
+            config.kl_coef, config.kl_target if config.kl_controller == "adaptive" else None, config.kl_horizon
+        ),
+        average=average if config.ema_decay > 0 else None,
+    )
+    snapshot = context.checkpoints.load_latest()
+    if snapshot is None:
+        return agent, PPOState()
+    agent.policy.restore(snapshot.tensors, "policy")
+    agent.values.restore(snapshot.tensors, "values")
+    if agent.average is not None:
+        agent.average = {name: snapshot.tensors[f"average/{name}"].to(spec.device) for name in agent.average}
+    agent.kl.coef = snapshot.state["kl_coef"]
+    return agent, PPOState(**snapshot.state["progress"])
+
+
+def _snapshot(agent: ActorCritic, state: PPOState) -> Snapshot:
+    average = {f"average/{name}": tensor for name, tensor in (agent.average or {}).items()}
+    tensors = {**agent.policy.capture("policy"), **agent.values.capture("values"), **average}
+    return Snapshot(state.iteration, tensors, {"kl_coef": agent.kl.coef, "progress": vars(state).copy()})
+
+
+def _plan(
+    context: StageContext, config: PPOConfig, rollouts: Sequence[Rollout], iteration: int, *, epoch: int
+) -> list[Minibatch]:
+    seed = np.random.SeedSequence([context.seed(config.seed), iteration, epoch]).generate_state(1, np.uint64)[0]
+    return plan_minibatches(
+        rollouts,
+        minibatches=config.minibatches,
+        micro_batch_tokens=config.micro_batch_tokens,
+        generator=torch.Generator().manual_seed(int(seed >> 1)),
+        device=context.device,
+    )
+
+
+def _update(
+    context: StageContext,
+    config: PPOConfig,
+    agent: ActorCritic,
+    experience: Experience,
+    plan: list[Minibatch],
+    data: _Data,
+    state: PPOState,
+) -> UpdateFigures:
+    figures = UpdateFigures()
+    policy_moves = state.iteration >= config.critic_warmup_iterations
+    for epoch in range(config.epochs):
+        minibatches = (
+            plan if epoch == 0 else _plan(context, config, experience.rollouts, state.iteration, epoch=epoch)
+        )
+        for number, minibatch in enumerate(minibatches):
+            ptx = _next_passages(context, config, data, minibatch, state) if policy_moves else []
+            first = epoch == 0 and number == 0
+            agent.update(
+                minibatch, experience, ptx, config, figures, policy_moves=policy_moves, measure_norms=first
+            )
+    kl = _sequence_means(kl_penalties(experience.old_logprobs, experience.ref_logprobs, experience.mask))
+    agent.kl.update(kl, len(experience.rollouts))
+    return figures
+
+
+def _next_passages(
+    context: StageContext, config: PPOConfig, data: _Data, minibatch: Minibatch, state: PPOState
+) -> list[Example]:
+    """The pretraining passages of one step: `ptx_ratio` for each episode, in a seeded order without end."""
+    if not data.passages:
+        return []
+    episodes = sum(len(micro.rows) for micro in minibatch.micro_batches)
+    count = max(1, round(config.ptx_ratio * episodes))
+    chosen = []
+    for number in range(state.passages_used, state.passages_used + count):
+        epoch, position = divmod(number, len(data.passages))
+        order = shuffled(len(data.passages), seed=context.seed(config.seed), epoch=epoch, name="ppo/ptx")
+        chosen.append(data.passages[order[position]])
+    state.passages_used += count
+    return chosen
+
+
+def _check_logprobs(context: StageContext, config: PPOConfig, experience: Experience, state: PPOState) -> None:
+    """Refuses to train where sampler, trainer and reference disagree about the same tokens.
+
+    Raises:
+        Mismatch: on the first batch of the stage the largest difference is beyond `gate_tolerance`; on a later one at
+            `max_lag` 0 the mean difference to the sampler is beyond `mismatch_tolerance`.
+    """
+    mask = experience.mask
+    sampler = (experience.generation_logprobs - experience.old_logprobs)[mask].abs()
+    reference = (experience.ref_logprobs - experience.old_logprobs)[mask].abs()
+    if state.iteration == 0:
+        for name, differences in (("generation", sampler), ("reference", reference)):
+            largest = float(differences.max())
+            if not largest <= config.gate_tolerance:
+                raise Mismatch(
+                    f"start-up check: log-probs of {name} and trainer differ by up to {largest:.3g} nats on the same "
+                    f"tokens; allowed by ppo.gate_tolerance: {config.gate_tolerance:g}. Training on this would optimise "
+                    "the difference",
+                    field="ppo.gate_tolerance",
+                    value=largest,
+                    limit=config.gate_tolerance,
+                )
+    elif config.max_lag == 0 and not float(sampler.mean()) <= config.mismatch_tolerance:
+        raise Mismatch(
+            f"log-probs of generation and trainer differ by {float(sampler.mean()):.3g} nats on average; allowed by "
+            f"ppo.mismatch_tolerance: {config.mismatch_tolerance:g}",
+            field="ppo.mismatch_tolerance",
+            value=float(sampler.mean()),
+            limit=config.mismatch_tolerance,
+        )
+
+
+def _metrics(
+    experience: Experience, figures: UpdateFigures, agent: ActorCritic, clock: _Clock
+) -> dict[str, float]:
+    mask, rollouts = experience.mask, experience.rollouts
+    mismatch = (experience.generation_logprobs - experience.old_logprobs)[mask].abs()
+    tokens = int(mask.sum())
+    return {
+        "score": float(experience.scores.mean()),
+        "mean_kl": _sequence_means(kl_penalties(experience.old_logprobs, experience.ref_logprobs, mask)),
+        "reward": float(np.mean([_given(r.reward, r, "reward") for r in rollouts])),
+        "ended_fraction": float(np.mean([rollout.ended for rollout in rollouts])),
+        "completion_tokens": tokens / len(rollouts),
+        "kl_k3": _sequence_means(kl_k3(experience.old_logprobs, experience.ref_logprobs, mask)),
+        "kl_coef": agent.kl.coef,
+        "explained_variance": explained_variance(experience.values, experience.returns, mask),
+        "mismatch_mean": float(mismatch.mean()),
+        "mismatch_max": float(mismatch.max()),
+        "importance_weight": float(experience.importance_weights[mask].mean()),
+        "tokens_per_second": tokens / sum(clock.seconds.values()),
+        **figures.means(),
+    }
+
+
+def _finish_iteration(
+    context: StageContext, config: PPOConfig, agent: ActorCritic, state: PPOState, metrics: dict[str, float]
+) -> None:
+    state.iteration += 1
+    state.stopped_by_kl = config.kl_stop is not None and metrics["mean_kl"] > config.kl_stop
+    context.after_step(
+        state.iteration, config.iterations, config.checkpoint_every, lambda: _snapshot(agent, state), metrics=metrics
+    )
+    if state.stopped_by_kl:
+        context.reporter.message(
+            f"mean KL {metrics['mean_kl']:.2f} passed kl_stop {config.kl_stop:g}; the stage ends here",
+            stage=context.stage,
+            step=state.iteration,
+        )
+
+
+def _evaluate_before(
+    context: StageContext, config: PPOConfig, services: Services, tokenizer: PreTrainedTokenizerBase, data: _Data
+) -> None:
+    """Samples the models that the result is compared with, the start of the stage among them."""
+    for reference in (*config.compare, config.policy):
+        folder = context.resolve_model(reference, key="compare")
+        model = load_policy(folder, device=context.spec.device)
+        name = "start" if reference == config.policy else reference.replace("/", "-")
+        if data.held_out:
+            version = services.publish(model, tokenizer, step=0)
+            sample_and_save(context, config, services, tokenizer, data.held_out, version, name)
+        evaluate_pretraining(context, config, model, data.pretraining_held_out, name)
+
+
+def _finish(
+    context: StageContext,
+    config: PPOConfig,
+    services: Services,
+    agent: ActorCritic,
+    tokenizer: PreTrainedTokenizerBase,
+    data: _Data,
+    version: int,
+    state: PPOState,
+) -> StageResult:
+    """Evaluates the trained policy and saves it; the exported model is the running mean where there is one."""
+    metrics: dict[str, float] = {"iterations": state.iteration}
+    if data.held_out:
+        metrics |= sample_and_save(context, config, services, tokenizer, data.held_out, version, "ppo")
+    metrics |= evaluate_pretraining(context, config, agent.policy.model, data.pretraining_held_out, "ppo")
+    save_model(agent.policy.model, tokenizer, context.models / "last")
+    if agent.average is not None:
+        agent.policy.model.load_state_dict(agent.average, strict=False)
+        save_model(agent.policy.model, tokenizer, context.models / "average")
+    model = context.models / ("average" if agent.average is not None else "last")
+    return StageResult(model=context.relative(model), metrics=metrics, version=version)
+
+
+@contextmanager
+def _saving_batch(context: StageContext, state: PPOState, experience: Experience) -> Iterator[None]:
+    names = ("mask", "old_logprobs", "generation_logprobs", "ref_logprobs", "values", "advantages", "returns", "scores")
+
+    def batch() -> dict[str, Tensor]:
+        lengths = torch.tensor([[len(r.prompt_token_ids), len(r.token_ids)] for r in experience.rollouts])
+        ids = torch.tensor([i for r in experience.rollouts for i in (*r.prompt_token_ids, *r.token_ids)])
+        return {**{name: getattr(experience, name) for name in names}, "lengths": lengths, "token_ids": ids}
+
+    with context.saving_batch(state.iteration + 1, batch):
+        for name in ("scores", "advantages", "returns"):
+            if not bool(torch.isfinite(getattr(experience, name)).all()):
+                raise TrainingDiverged(f"{name} of the batch are not finite", field=name, value=math.nan, limit="finite")
+        yield
+
+
+def _sequence_means(per_token: Tensor) -> float:
+    """Mean over sequences of the sum over tokens."""
+    return float(per_token.sum(-1).mean())
+
+
+def _given(value, rollout: Rollout, name: str):  # noqa: ANN001, ANN202  (any value that may be None)
+    if value is None:
+        raise InternalError(f"rollout {rollout.prompt_id}/{rollout.sample_index} came without {name}", field=name)
+    return value

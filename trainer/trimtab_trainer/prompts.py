@@ -1,0 +1,89 @@
+"""Prompts and pretraining passages as PPO takes them: token ids, nothing cut short, what is too long told or refused."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from trimtab.errors import DataError
+from trimtab_models.tokenizer import encode_completion, encode_prompt
+from trimtab_trainer.config import PPOConfig
+from trimtab_trainer.context import StageContext
+from trimtab_trainer.data import PromptRow, read_pretraining, read_prompts
+from trimtab_trainer.data.records import PromptText, prompt_key
+from trimtab_trainer.examples import first_of, split_held_out
+from trimtab_trainer.language_modeling import Example, passages
+
+__all__ = ["PromptExample", "passage_examples", "prompt_examples"]
+
+
+@dataclass(frozen=True)
+class PromptExample:
+    """One prompt: as people wrote it, and as token ids up to where the completion begins."""
+
+    prompt: PromptText
+    token_ids: tuple[int, ...]
+
+    @property
+    def text(self) -> str:
+        """The prompt as one text, for people."""
+        if isinstance(self.prompt, str):
+            return self.prompt
+        return "\n\n".join(f"{message.role}: {message.content}" for message in self.prompt)
+
+
+def prompt_examples(
+    context: StageContext, config: PPOConfig, tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[PromptExample], list[PromptExample]]:
+    """Prompts to train on, and those held out for evaluation.
+
+    Raises:
+        DataError: a bad row, a prompt longer than `max_prompt_tokens` where none may be left out, or none left.
+    """
+    seed = context.seed(config.seed)
+    found = _read(context, config, config.prompts, tokenizer)
+    if config.prompts_held_out is not None:
+        train, held_out = found, _read(context, config, config.prompts_held_out, tokenizer)
+    else:
+        keyed = [(prompt_key(example.prompt), example) for example in found]
+        train, held_out = split_held_out(keyed, config.held_out_fraction, seed=seed)
+    return (
+        first_of(train, config.limit, seed=seed, name="ppo/limit"),
+        first_of(held_out, config.evaluation_prompts, seed=seed, name="ppo/held_out"),
+    )
+
+
+def passage_examples(
+    context: StageContext, path: str | None, tokenizer: PreTrainedTokenizerBase, tokens: int
+) -> list[Example]:
+    """Passages of at most `tokens` tokens of a pretraining file, documents ending in EOS; none for no file."""
+    if path is None:
+        return []
+    rows = read_pretraining(context.spec.path(path), warn=context.warn)
+    return passages([encode_completion(tokenizer, row.text) for row in rows], tokens)
+
+
+def _read(
+    context: StageContext, config: PPOConfig, written: str, tokenizer: PreTrainedTokenizerBase
+) -> list[PromptExample]:
+    path = context.spec.path(written)
+    rows: Sequence[PromptRow] = read_prompts(path, skip_bad_rows=config.skip_bad_rows, warn=context.warn)
+    examples = [PromptExample(row.prompt, tuple(encode_prompt(tokenizer, row.prompt))) for row in rows]
+    fitting = [example for example in examples if len(example.token_ids) <= config.max_prompt_tokens]
+    left = len(examples) - len(fitting)
+    if left and config.too_long == "error":
+        longest = max(examples, key=lambda example: len(example.token_ids))
+        raise DataError(
+            f"{path}: {left} prompts are longer than ppo.max_prompt_tokens {config.max_prompt_tokens} (the longest has "
+            f"{len(longest.token_ids)} tokens); set ppo.too_long: leave_out to train without them",
+            field="ppo.max_prompt_tokens",
+            value=len(longest.token_ids),
+            limit=config.max_prompt_tokens,
+        )
+    if left:
+        context.warn(f"{path}: {left} of {len(examples)} prompts are longer than {config.max_prompt_tokens} tokens")
+    if not fitting:
+        raise DataError(f"{path}: no prompt is left", field="ppo.max_prompt_tokens", value=config.max_prompt_tokens)
+    return fitting

@@ -1,0 +1,325 @@
+"""A run: its stages in order, each done once, and what makes it survive being stopped or killed.
+
+The run's folder:
+
+    spec.yaml                  the whole spec, defaults included
+    state.json                 state of the run, what each finished stage handed on, seconds spent
+    events.jsonl               every event (`reporter`)
+    checkpoints/STAGE/         checkpoints of a stage (`checkpoint`)
+    models/STAGE/...           Hugging Face folders that a stage made; models/untrained is the miniature's base
+    data/                      the miniature's datasets
+    diverged/                  batches that ended a run with a value that is not finite
+
+A stage is a function `(context, config) -> StageResult`, found by name in `STAGE_FUNCTIONS` and imported when its turn
+comes. SIGINT and SIGTERM let the step end, save a checkpoint and end the run as STOPPED; a second one ends it at once.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from trimtab.errors import ConfigError, CorruptData, FailedPrecondition, Mismatch, TrimtabError
+from trimtab_trainer.checkpoint import CheckpointStore, write_file_atomically
+from trimtab_trainer.config import MINIATURE, RunSpec, StageName, load_run_spec, spec_to_yaml
+from trimtab_trainer.context import Orders, StageContext, StageResult, StageStopped
+from trimtab_trainer.optimization import compute_environment
+from trimtab_trainer.reporter import Reporter, RunState
+
+__all__ = ["STAGE_FUNCTIONS", "RunOutcome", "StageFunction", "read_outcome", "run"]
+
+StageFunction = Callable[[StageContext, Any], StageResult]
+
+STAGE_FUNCTIONS: Mapping[StageName, str] = {
+    "pretrain": "trimtab_trainer.pretrain:pretrain",
+    "sft": "trimtab_trainer.sft:train",
+    "collect_rankings": "trimtab_trainer.collect_rankings:collect",
+    "reward_model": "trimtab_trainer.reward_model:train",
+    "ppo": "trimtab_trainer.ppo:train",
+}
+"""Where each stage's function is, `module:function`; imported only when the stage runs."""
+
+_NEED_SERVICES: frozenset[StageName] = frozenset({"collect_rankings", "ppo"})
+_FORMAT = 1
+
+
+@dataclass
+class RunOutcome:
+    """What state.json holds.
+
+    Attributes:
+        state: RUNNING while a process works at it (or was killed).
+        results: what each finished stage handed on.
+        seconds: wall time spent in each stage, over all resumes.
+        stage: the one under way or last begun.
+        error: of a FAILED run.
+        environment: facts that a deterministic resume must find again.
+    """
+
+    state: RunState = RunState.RUNNING
+    results: dict[str, StageResult] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    stage: str = ""
+    error: str = ""
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+def run(
+    spec: RunSpec,
+    *,
+    resume: bool = False,
+    reporter: Reporter | None = None,
+    orders: Orders | None = None,
+    functions: Mapping[StageName, str | StageFunction] = STAGE_FUNCTIONS,
+) -> RunOutcome:
+    """Executes a run's stages in order.
+
+    Args:
+        spec: what to do. When resuming it must equal the spec of the run's folder, services aside.
+        resume: goes on where the folder's run was stopped or killed; stages done stay done.
+        reporter: takes the events; None makes one.
+        orders: asks for a stop or a checkpoint from outside.
+        functions: the stages, by name.
+
+    Returns:
+        SUCCEEDED, or STOPPED when it was asked to stop (the CLI's exit code is then 130).
+
+    Raises:
+        ConfigError: a stage needs services and has none; the folder holds a run already, or none to resume, or one with
+            another spec.
+        FailedPrecondition: resumed, and there is nothing left to do; or another process works in the folder.
+        Mismatch: a deterministic run is resumed with another thread count, device or torch.
+        TrimtabError: whatever ended the run as FAILED.
+    """
+    needy = [stage for stage in spec.stages if stage in _NEED_SERVICES]
+    if needy and spec.services is None:
+        raise ConfigError(
+            f"services: not set, but {', '.join(needy)} work with services; set services.endpoints_file to the "
+            "endpoints.json that `trimtab up` writes",
+            field="services",
+        )
+    orders = orders or Orders()
+    with _only_process_in(spec.directory), compute_environment(threads=spec.threads, deterministic=spec.deterministic):
+        outcome = _continue(spec) if resume else _begin(spec)
+        own_reporter = reporter is None
+        reporter = reporter or Reporter(spec.directory)
+        try:
+            with _stopped_by_signals(orders):
+                return _execute(spec, outcome, reporter, orders, functions)
+        finally:
+            if own_reporter:
+                reporter.close()
+
+
+def read_outcome(directory: Path) -> RunOutcome:
+    """Reads DIR/state.json.
+
+    Raises:
+        ConfigError: there is no run in this folder.
+        CorruptData: the file is not what `run` writes.
+    """
+    path = directory / "state.json"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        results = {stage: StageResult(**result) for stage, result in record.pop("results").items()}
+        record.pop("format")
+        return RunOutcome(**{**record, "state": RunState(record["state"])}, results=results)
+    except FileNotFoundError:
+        raise ConfigError(f"{directory}: no run in this folder (it has no state.json)", field="directory") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptData(f"{path}: not the state of a run: {error}", field="state.json") from error
+
+
+def _execute(
+    spec: RunSpec,
+    outcome: RunOutcome,
+    reporter: Reporter,
+    orders: Orders,
+    functions: Mapping[StageName, str | StageFunction],
+) -> RunOutcome:
+    directory = spec.directory
+    try:
+        _prepare(spec, reporter)
+        for stage in spec.stages:
+            if stage in outcome.results:
+                continue
+            outcome.stage = stage
+            _write(directory, outcome)
+            _run_stage(spec, stage, outcome, reporter, orders, functions[stage])
+            _write(directory, outcome)
+            if orders.stop_asked and stage != spec.stages[-1]:
+                raise StageStopped(f"asked to stop after {stage}")
+    except StageStopped:
+        outcome.state = RunState.STOPPED
+    except BaseException as error:  # state and events say how it ended, whatever it was
+        outcome.state = RunState.FAILED
+        outcome.error = error.message if isinstance(error, TrimtabError) else f"{type(error).__name__}: {error}"
+        _write(directory, outcome)
+        reporter.run_ended(outcome.state, outcome.error)
+        raise
+    else:
+        outcome.state = RunState.SUCCEEDED
+    _write(directory, outcome)
+    reporter.run_ended(outcome.state)
+    return outcome
+
+
+def _run_stage(
+    spec: RunSpec,
+    stage: StageName,
+    outcome: RunOutcome,
+    reporter: Reporter,
+    orders: Orders,
+    function: str | StageFunction,
+) -> None:
+    config = spec.stage_config(stage)
+    checkpoints = CheckpointStore(
+        spec.directory / "checkpoints" / stage,
+        keep=getattr(config, "keep_checkpoints", 2),
+        warn=lambda text: reporter.warn(text, stage=stage),
+    )
+    context = StageContext(spec, stage, reporter, checkpoints, outcome.results, orders)
+    began = time.monotonic()
+    try:
+        result = _load(function)(context, config)
+    finally:
+        outcome.seconds[stage] = outcome.seconds.get(stage, 0.0) + time.monotonic() - began
+    outcome.results[stage] = result
+    steps = checkpoints.steps()
+    reporter.stage_done(stage, steps[-1] if steps else 0, result.metrics, version=result.version)
+
+
+def _load(function: str | StageFunction) -> StageFunction:
+    if not isinstance(function, str):
+        return function
+    module, _, name = function.partition(":")
+    found: StageFunction = getattr(importlib.import_module(module), name)
+    return found
+
+
+def _begin(spec: RunSpec) -> RunOutcome:
+    if (spec.directory / "state.json").exists():
+        raise ConfigError(
+            f"directory: {spec.directory} holds a run already; resume it, or take another folder",
+            field="directory",
+            value=spec.directory,
+        )
+    outcome = RunOutcome(environment=_environment(spec))
+    write_file_atomically(spec.directory / "spec.yaml", spec_to_yaml(spec))
+    _write(spec.directory, outcome)
+    return outcome
+
+
+def _continue(spec: RunSpec) -> RunOutcome:
+    outcome = read_outcome(spec.directory)
+    before = load_run_spec(spec.directory / "spec.yaml")
+    # services may have moved in the meantime; anything else would make it another run
+    changed = [key for key in RunSpec.model_fields if key != "services" and getattr(before, key) != getattr(spec, key)]
+    if changed:
+        key = changed[0]
+        raise ConfigError(
+            f"{key}: the run in {spec.directory} was started with another value ({', '.join(changed)} differ); resume "
+            "with the spec it has, or start a new run",
+            field=key,
+            value=getattr(spec, key),
+            limit=getattr(before, key),
+        )
+    if all(stage in outcome.results for stage in spec.stages):
+        raise FailedPrecondition(
+            f"{spec.directory}: nothing to resume: all stages are done ({', '.join(spec.stages)})",
+            field="resume",
+            value=spec.directory,
+        )
+    found = _environment(spec)
+    if spec.deterministic and (odd := {k for k in found if outcome.environment.get(k) != found[k]}):
+        key = sorted(odd)[0]
+        raise Mismatch(
+            f"{key} is {found[key]}; the deterministic run in {spec.directory} was started with "
+            f"{outcome.environment.get(key)}, and results depend on it",
+            field=key,
+            value=found[key],
+            limit=outcome.environment.get(key),
+        )
+    outcome.state, outcome.error = RunState.RUNNING, ""
+    return outcome
+
+
+def _environment(spec: RunSpec) -> dict[str, str]:
+    return {"threads": str(torch.get_num_threads()), "device": spec.device, "torch": torch.__version__}
+
+
+def _write(directory: Path, outcome: RunOutcome) -> None:
+    record = {"format": _FORMAT, **asdict(outcome)}
+    write_file_atomically(directory / "state.json", json.dumps(record, indent=1, allow_nan=False) + "\n")
+
+
+def _prepare(spec: RunSpec, reporter: Reporter) -> None:
+    """Writes what the miniature's part of the spec asks for, unless it is there."""
+    if spec.miniature is None:
+        return
+    from trimtab_trainer.miniature.files import Sizes, write_datasets
+    from trimtab_trainer.miniature.tokenizer import save_base
+
+    data = spec.directory / "data"
+    if not (data / "miniature.json").exists():  # written last
+        sizes = spec.miniature.model_dump(exclude={"seed"})
+        write_datasets(data, seed=spec.miniature.seed, sizes=Sizes(**sizes))
+        reporter.message(f"the miniature's datasets are in {data}; its labelers and texts are simulated")
+    base = spec.directory / "models" / "untrained"
+    if spec.model == MINIATURE and not base.exists():
+        partial = base.with_name(".partial-untrained")
+        shutil.rmtree(partial, ignore_errors=True)
+        save_base(partial, seed=spec.seed % 2**32)
+        partial.rename(base)
+
+
+@contextmanager
+def _only_process_in(directory: Path) -> Iterator[None]:
+    """Holds DIR/.lock, which the system frees when the process ends in whatever way."""
+    directory.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FailedPrecondition(
+                f"{directory}: another process works at this run", field="directory", value=directory
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _stopped_by_signals(orders: Orders) -> Iterator[None]:
+    """Makes the first SIGINT or SIGTERM a stop order; the second acts as it did before. Main thread only."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        orders.stop()
+        signal.signal(number, before[number] if before[number] is not None else signal.SIG_DFL)
+
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)

@@ -1,0 +1,358 @@
+"""Sections of the run spec: one for each stage, every field with its meaning and source.
+
+Sources in the descriptions: InstructGPT = Ouyang et al. 2022 (arXiv 2203.02155); Ziegler = Ziegler et al. 2019
+(arXiv 1909.08593) and its code; Stiennon = Stiennon et al. 2020 (arXiv 2009.01325); N+ = Huang et al. 2024
+(arXiv 2403.17031). Defaults are the preset `instructgpt`. This module imports no torch; `config` has the rest.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+__all__ = [
+    "AnswersAt",
+    "CollectRankingsConfig",
+    "OptimizerConfig",
+    "PPOConfig",
+    "Positive",
+    "PretrainConfig",
+    "RLInitConfig",
+    "RewardModelConfig",
+    "RolloutSamplingConfig",
+    "SFTConfig",
+    "Section",
+    "TrainingStage",
+]
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A part of the spec: frozen, unknown keys are errors, numbers are finite."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class OptimizerConfig(Section):
+    """AdamW in float32, its learning rate and clipping. InstructGPT App. C: Adam, beta 0.9 and 0.95, in all stages."""
+
+    learning_rate: float = Field(gt=0, le=1, description="Peak.")
+    beta1: float = Field(default=0.9, ge=0, lt=1, description="Decay of the first moment (InstructGPT App. C).")
+    beta2: float = Field(default=0.95, ge=0, lt=1, description="Decay of the second moment (InstructGPT App. C).")
+    eps: float = Field(default=1e-8, gt=0, le=1, description="AdamW's epsilon; N+ uses 1e-5 in PPO.")
+    weight_decay: float = Field(
+        default=0.0, ge=0, le=1, description="Decoupled decay of matrices; never of gains, biases and embeddings."
+    )
+    schedule: Literal["constant", "cosine", "linear"] = Field(
+        default="cosine", description="Shape after the warm-up, down to `final_fraction` of the peak."
+    )
+    final_fraction: Fraction = Field(default=0.1, description="End of the schedule (InstructGPT App. C: 10 %).")
+    warmup_steps: int = Field(
+        default=0, ge=0, description="Steps of linear warm-up. 0: none (InstructGPT, SFT and RM)."
+    )
+    warmup_from: Fraction = Field(
+        default=0.1, description="Where the warm-up starts, as a part of the peak (InstructGPT C.4: a tenth)."
+    )
+    max_gradient_norm: float | None = Field(
+        default=1.0, gt=0, description="Gradients are scaled down to this global norm. null: no clipping."
+    )
+
+
+class TrainingStage(Section):
+    """What the supervised stages share."""
+
+    optimizer: OptimizerConfig
+    micro_batch_tokens: int = Field(
+        default=8192,
+        ge=1,
+        description="Most tokens of one forward, padding included; a batch with more is accumulated. Results do not "
+        "depend on it beyond rounding.",
+    )
+    checkpoint_every: Positive = Field(default=50, description="Optimizer steps between two checkpoints.")
+    keep_checkpoints: int = Field(default=2, ge=2, description="Checkpoints kept: the newest and those before it.")
+    too_long: Literal["error", "leave_out"] = Field(
+        default="error", description="A row with more than `max_tokens`: an error, or left out, counted and reported."
+    )
+    max_tokens: int | None = Field(
+        default=None, ge=2, description="Most tokens of a sequence. null: the context length of the model."
+    )
+    skip_bad_rows: int = Field(default=0, ge=0, description="Bad rows tolerated in each file; each is reported.")
+    seed: int | None = Field(default=None, ge=0, lt=2**63, description="Order of the data. null: the run's seed.")
+
+
+class PretrainConfig(TrainingStage):
+    """Language modelling from nothing, for the miniature: every token of packed documents counts."""
+
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=4e-3, warmup_steps=50, weight_decay=0.1)
+    text: str = Field(default="{directory}/data/pretrain.jsonl", description="Rows with `text`.")
+    held_out: str | None = Field(
+        default="{directory}/data/pretrain_held_out.jsonl", description="Rows for the held-out loss. null: none."
+    )
+    epochs: Positive = Field(default=1, description="Passes over the text, each in another order.")
+    batch_tokens: int = Field(default=2048, ge=8, description="Tokens of one optimizer step.")
+    max_steps: int | None = Field(default=None, ge=1, description="Ends earlier. null: all epochs.")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="Residual dropout.")
+
+
+class RLInitConfig(Section):
+    """The start and KL reference of PPO (InstructGPT C.4): the base after few epochs with pretraining mixed in."""
+
+    epochs: Positive = Field(default=2, description="Passes over the demonstrations (InstructGPT C.4).")
+    pretraining_mix: float = Field(
+        default=0.1, ge=0, lt=1, description="Share of the examples that is pretraining text (InstructGPT C.4: 10 %)."
+    )
+    optimizer: OptimizerConfig | None = Field(default=None, description="null: the stage's.")
+
+
+class SFTConfig(TrainingStage):
+    """Supervised fine-tuning on completions only (InstructGPT App. C.1)."""
+
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=9.65e-6)
+    initial_model: str = Field(default="base", description="Model reference: what to start from.")
+    demonstrations: str = Field(
+        default="{data}/demonstrations.jsonl.gz", description="Rows with prompt and completion."
+    )
+    limit: int | None = Field(default=None, ge=1, description="Only the first rows of the seeded order. null: all.")
+    held_out_fraction: float = Field(
+        default=0.05, ge=0, lt=1, description="Share of the prompts kept for the held-out loss, chosen by hash."
+    )
+    epochs: Positive = Field(default=16, description="Passes (InstructGPT C.1); each ends with a saved model.")
+    batch_size: Positive = Field(default=32, description="Demonstrations of an optimizer step (InstructGPT C.1).")
+    dropout: float = Field(
+        default=0.2,
+        ge=0,
+        lt=1,
+        description="Residual dropout (InstructGPT C.1). An architecture without one (Llama) gets it on the output of "
+        "every attention and MLP block.",
+    )
+    pretraining: str | None = Field(
+        default="{data}/pretrain.jsonl.gz", description="Rows with `text` for the mix. null: no mix possible."
+    )
+    pretraining_mix: float = Field(
+        default=0.0, ge=0, lt=1, description="Share of the examples of each batch that is pretraining text. 0: none."
+    )
+    pretraining_tokens: int = Field(default=128, ge=2, description="Tokens of one passage of the mix.")
+    rl_init: RLInitConfig | None = Field(
+        default=RLInitConfig(),
+        description="Also trains the start of PPO apart, as `sft/rl_init`. null: PPO starts from `sft`.",
+    )
+
+    @model_validator(mode="after")
+    def _mix_has_text(self) -> SFTConfig:
+        mixes = [self.pretraining_mix, self.rl_init.pretraining_mix if self.rl_init else 0.0]
+        if max(mixes) > 0 and self.pretraining is None:
+            raise ValueError(f"pretraining_mix is {max(mixes)}, so `pretraining` must name a file with `text` rows")
+        return self
+
+
+class AnswersAt(Section):
+    """Answers sampled of each prompt at one temperature."""
+
+    temperature: float = Field(gt=0, le=10, description="Of the softmax.")
+    count: Positive = Field(description="Answers of each prompt.")
+
+
+class CollectRankingsConfig(Section):
+    """Answers sampled by the generation service and ranked by simulated labelers; only for the miniature."""
+
+    prompts: str = Field(default="{directory}/data/prompts.jsonl", description="Rows with `prompt`.")
+    limit: int | None = Field(default=None, ge=1, description="Only the first prompts. null: all.")
+    model: str = Field(default="sft", description="Model reference: what samples the answers.")
+    answers: tuple[AnswersAt, ...] = Field(
+        default=(AnswersAt(temperature=1.0, count=3), AnswersAt(temperature=1.5, count=2)),
+        description="Answers sampled of each prompt; equal ones are merged.",
+    )
+    corrupted_answers: int = Field(
+        default=4, ge=0, le=8, description="Answers of each prompt that are the right one with a known flaw."
+    )
+    reference_answer: bool = Field(default=False, description="Adds the right answer to those of each prompt.")
+    labelers_per_prompt: Positive = Field(default=3, description="Training labelers who rank each prompt.")
+    held_out_labelers_per_prompt: int = Field(
+        default=1, ge=0, description="Held-out labelers who rank each prompt; for the accuracy only."
+    )
+    max_new_tokens: Positive = Field(default=24, description="Most tokens of an answer.")
+    labelers: Literal["simulated"] = Field(
+        default="simulated", description="Who ranks. People rank in the labeling service, not inside a run."
+    )
+    prompts_per_request: Positive = Field(default=500, description="Prompts between two saved parts of the result.")
+    timeout_s: float = Field(default=600, gt=0, description="Longest wait for one part.")
+
+    @model_validator(mode="after")
+    def _four_to_nine(self) -> CollectRankingsConfig:
+        total = sum(at.count for at in self.answers) + self.corrupted_answers + self.reference_answer
+        if not 4 <= total <= 9:
+            raise ValueError(
+                f"answers and corrupted_answers make {total} answers of a prompt; allowed: 4..9 (InstructGPT 3.5)"
+            )
+        return self
+
+
+class RewardModelConfig(TrainingStage):
+    """The reward model: all pairs of a prompt's ranking as one batch element (InstructGPT 3.5, equation 1)."""
+
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=9e-6)
+    initial_model: str = Field(
+        default="sft/epoch-1",
+        description="Model reference: any folder with the same tokenizer. A causal model gets a new head.",
+    )
+    rankings: str = Field(default="{data}/rankings.jsonl.gz", description="Rows with answers and rankings.")
+    rankings_held_out: str | None = Field(
+        default=None, description="Rows for the accuracy. null: `held_out_fraction` of the prompts of `rankings`."
+    )
+    held_out_fraction: float = Field(default=0.1, ge=0, lt=1, description="Share of the prompts kept for accuracy.")
+    demonstrations: str | None = Field(
+        default="{data}/demonstrations.jsonl.gz",
+        description="After training the offset is set so that these have mean reward 0 (InstructGPT 3.5). null: none.",
+    )
+    offset_rows: Positive = Field(default=500, description="Demonstrations that the offset is measured on, at most.")
+    groups: tuple[str, ...] | None = Field(default=None, description="Labeler groups to train on. null: all.")
+    sources: tuple[str, ...] | None = Field(default=None, description="Values of `source` to keep. null: all rows.")
+    limit: int | None = Field(default=None, ge=1, description="Only the first rankings of the seeded order. null: all.")
+    limit_held_out: int | None = Field(default=None, ge=1, description="Likewise of the held-out ones. null: all.")
+    epochs: Positive = Field(default=1, description="Passes; more than one overfits (InstructGPT C.2).")
+    batch_size: Positive = Field(default=64, description="Prompts, each with all its answers (InstructGPT C.2).")
+    bootstrap_samples: int = Field(
+        default=1000, ge=100, le=100_000, description="Resamples of the prompts for the interval of the accuracy."
+    )
+
+
+class RolloutSamplingConfig(Section):
+    """How PPO's rollouts are drawn. Truncated sampling is refused: engines renormalise and the ratio leaks."""
+
+    temperature: float = Field(default=1.0, gt=0, le=10, description="InstructGPT C.4: 1; N+: 0.7.")
+    max_new_tokens: Positive = Field(default=1024, description="InstructGPT: at most 1k tokens.")
+    top_p: float = Field(default=1.0, description="Must stay 1 (off).")
+    top_k: int = Field(default=0, description="Must stay 0 (off).")
+    min_new_tokens: int = Field(default=0, description="Must stay 0 (off).")
+
+    @model_validator(mode="after")
+    def _nothing_truncated(self) -> RolloutSamplingConfig:
+        for key, value, off in (
+            ("top_p", self.top_p, 1.0),
+            ("top_k", self.top_k, 0),
+            ("min_new_tokens", self.min_new_tokens, 0),
+        ):
+            if value != off:
+                raise ValueError(
+                    f"{key} is {value}; allowed in PPO: {off} (off). The sampler would renormalise what is left while "
+                    "the update scores the whole distribution, so the ratio is wrong before the first step (mean "
+                    "0.895 instead of 1 at top-p 0.8)"
+                )
+        return self
+
+
+class PPOConfig(Section):
+    """PPO-ptx (InstructGPT 3.5, equation 2, and C.4)."""
+
+    policy: str = Field(default="sft/rl_init", description="Model reference: the start and the KL reference.")
+    reward_model: str = Field(
+        default="reward_model", description="Model reference: scores rollouts; start of the values."
+    )
+    prompts: str = Field(default="{data}/prompts.jsonl.gz", description="Rows with `prompt`.")
+    prompts_held_out: str | None = Field(default=None, description="Rows for evaluation. null: `held_out_fraction`.")
+    held_out_fraction: float = Field(default=0.05, ge=0, lt=1, description="Share of prompts kept for evaluation.")
+    limit: int | None = Field(default=None, ge=1, description="Only the first prompts of the seeded order. null: all.")
+    max_prompt_tokens: Positive = Field(default=1024, description="InstructGPT: at most 1k tokens.")
+    too_long: Literal["error", "leave_out"] = Field(
+        default="error", description="A longer prompt: an error, or left out, counted and reported."
+    )
+    skip_bad_rows: int = Field(default=0, ge=0, description="Bad rows tolerated in each file; each is reported.")
+    pretraining: str | None = Field(default="{data}/pretrain.jsonl.gz", description="Rows with `text` for ptx.")
+    pretraining_held_out: str | None = Field(
+        default=None, description="Rows with `text` for the alignment tax: loss before and after. null: not measured."
+    )
+    compare: tuple[str, ...] = Field(
+        default=("base",), description="Model references sampled beside the start, for the report."
+    )
+
+    iterations: Positive = Field(default=500, description="Batches of rollouts (InstructGPT: 256k episodes / 512).")
+    prompts_per_iteration: Positive = Field(default=512, description="InstructGPT C.4: batch 512.")
+    samples_per_prompt: Positive = Field(default=1, description="Completions of each prompt (InstructGPT: 1).")
+    minibatches: Positive = Field(default=8, description="Optimizer steps of one epoch (InstructGPT C.4: 8 of 64).")
+    epochs: Positive = Field(default=1, description="Inner epochs (InstructGPT C.4: 1; N+: 4).")
+    sampling: RolloutSamplingConfig = RolloutSamplingConfig()
+
+    optimizer: OptimizerConfig = Field(
+        default=OptimizerConfig(
+            learning_rate=9.6e-6, schedule="constant", final_fraction=1.0, warmup_steps=80, eps=1e-5
+        ),
+        description="Of the policy: constant after 10 iterations (of 8 steps) from a tenth (InstructGPT C.4).",
+    )
+    value_optimizer: OptimizerConfig = Field(
+        default=OptimizerConfig(learning_rate=9e-6, schedule="constant", final_fraction=1.0, eps=1e-5),
+        description="Of the value model (InstructGPT C.4: 9e-6).",
+    )
+    clip_range: float = Field(default=0.2, gt=0, lt=1, description="Clip of the ratio (InstructGPT C.4: 0.2).")
+    value_clip_range: float | None = Field(
+        default=0.2, gt=0, description="Absolute, in reward units (N+, Ziegler). null: values are not clipped."
+    )
+    gamma: Fraction = Field(default=1.0, description="Discount (InstructGPT C.4: none).")
+    lam: Fraction = Field(default=0.95, description="Lambda of GAE (N+).")
+    whiten_advantages: bool = Field(default=True, description="Over the whole batch (N+, Ziegler).")
+    kl_coef: float = Field(default=0.02, ge=0, description="Beta (InstructGPT C.4: 0.02); the start of `adaptive`.")
+    kl_controller: Literal["fixed", "adaptive"] = Field(default="fixed", description="Ziegler 2.2: adaptive.")
+    kl_target: float = Field(default=6.0, gt=0, description="Nats of a sequence; only `adaptive` (Ziegler).")
+    kl_horizon: Positive = Field(default=10_000, description="Episodes; only `adaptive` (Ziegler).")
+    kl_stop: float | None = Field(
+        default=None, gt=0, description="Ends the stage, well, once mean KL of a batch passes it. null: never."
+    )
+    missing_eos_score: Literal["auto", "none"] | float = Field(
+        default="auto",
+        description="Replaces the score of a completion without EOS (N+, Ziegler: -1). auto: the lesser of -1 and the "
+        "1 % quantile of the start's scores. none: keeps its score.",
+    )
+    ptx_coef: float = Field(default=27.8, ge=0, description="Gamma (InstructGPT C.4). 0: plain PPO.")
+    ptx_ratio: float = Field(
+        default=8.0, gt=0, description="Pretraining passages for each episode (InstructGPT C.4: 8)."
+    )
+    ptx_passage_tokens: int = Field(default=1024, ge=2, description="Tokens of a passage.")
+    max_lag: Literal[0, 1] = Field(
+        default=0, description="Versions that sampling may be behind. 1: generation overlaps the update."
+    )
+    importance_weight_cap: float = Field(
+        default=2.0, ge=1, description="Truncates old/generation probability ratios at `max_lag` 1."
+    )
+    old_logprobs: Literal["recompute", "generation"] = Field(
+        default="recompute", description="recompute: first ratio is exactly 1. generation: within the tolerance."
+    )
+    ema_decay: float = Field(default=0.992, ge=0, lt=1, description="InstructGPT C.4; min(it, (1+n)/(10+n)). 0: off.")
+    critic_warmup_iterations: int = Field(default=0, ge=0, description="First iterations that train the values only.")
+    gate_tolerance: float = Field(
+        default=2e-3,
+        gt=0,
+        description="Start-up check: largest difference of log-probs between sampler, trainer, reference.",
+    )
+    mismatch_tolerance: float = Field(
+        default=0.05, gt=0, description="Largest mean |generation - old| log-prob of a batch, in nats, that may train."
+    )
+    log_ratio_clamp: float = Field(default=20.0, gt=0, description="Log-ratios beyond are clamped and counted.")
+    micro_batch_tokens: int = Field(default=8192, ge=1, description="Most tokens of one forward, padding included.")
+    rollout_timeout_s: float = Field(default=1800, gt=0, description="A batch not complete by then is an error.")
+    publish_every: Positive = Field(default=1, description="Iterations between two published versions.")
+    checkpoint_every: Positive = Field(default=10, description="Iterations between two checkpoints.")
+    keep_checkpoints: int = Field(default=2, ge=2, description="Checkpoints kept: the newest and those before it.")
+    evaluate_every: int = Field(default=0, ge=0, description="Iterations between two evaluations. 0: only the end.")
+    evaluation_prompts: int = Field(default=256, ge=0, description="Held-out prompts of an evaluation. 0: none.")
+    seed: int | None = Field(default=None, ge=0, lt=2**63, description="Prompt order, draws. null: the run's seed.")
+
+    @model_validator(mode="after")
+    def _fits(self) -> PPOConfig:
+        episodes = self.prompts_per_iteration * self.samples_per_prompt
+        if episodes % self.minibatches:
+            raise ValueError(
+                f"minibatches is {self.minibatches}, but an iteration has prompts_per_iteration * samples_per_prompt = "
+                f"{episodes} episodes; allowed: a divisor of {episodes}"
+            )
+        if self.ptx_coef > 0 and self.pretraining is None:
+            raise ValueError(f"ptx_coef is {self.ptx_coef}, so `pretraining` must name a file with `text` rows")
+        if self.critic_warmup_iterations >= self.iterations:
+            raise ValueError(
+                f"critic_warmup_iterations is {self.critic_warmup_iterations}; allowed: less than iterations "
+                f"({self.iterations})"
+            )
+        if self.max_lag and self.publish_every > 1:
+            raise ValueError(f"publish_every is {self.publish_every}; allowed at max_lag 1: 1")
+        return self
