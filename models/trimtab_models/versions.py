@@ -28,7 +28,14 @@ from trimtab.weights import FetchedVersion, TensorData, publish_version
 from trimtab_models.loading import DTYPES, named_parameter_tensors
 from trimtab_models.tokenizer import chat_template_digest, load_tokenizer, tokenizer_digest
 
-__all__ = ["publish_folder", "publish_model", "tensor_to_data", "tensors_to_torch", "write_model_folder"]
+__all__ = [
+    "publish_folder",
+    "publish_model",
+    "read_folder_tensors",
+    "tensor_to_data",
+    "tensors_to_torch",
+    "write_model_folder",
+]
 
 _NAMES = {
     torch.float64: "F64",
@@ -106,9 +113,7 @@ def publish_folder(
         TrimtabError: as `publish_version`.
     """
     folder = Path(folder)
-    shards = sorted(folder.glob("*.safetensors"))
-    if not shards:
-        raise ModelFolderError(f"{folder}: no *.safetensors file", field="folder", value=folder)
+    shards = _shards(folder)
     tokenizer = load_tokenizer(folder)
     files = {
         path.relative_to(folder).as_posix(): path.read_bytes()
@@ -117,7 +122,7 @@ def publish_folder(
         and not path.name.endswith(_NEVER_PUBLISHED)
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     }
-    tensors = (tensor for shard in shards for tensor in _read_shard(shard))
+    tensors = (tensor_to_data(name, tensor) for shard in shards for name, tensor in _read_shard(shard))
     return publish_version(client, tensors, files, channels=channels, **_with_digests(tokenizer, options))
 
 
@@ -138,6 +143,18 @@ def tensor_to_data(name: str, tensor: Tensor) -> TensorData:
 def tensors_to_torch(fetched: FetchedVersion) -> dict[str, Tensor]:
     """The tensors of a fetched version by name, on the CPU, over the mapped bytes: no copy until somebody writes."""
     return {name: _to_torch(tensor) for name, tensor in fetched.tensors.items()}
+
+
+def read_folder_tensors(folder: str | Path) -> dict[str, Tensor]:
+    """The tensors of a model folder's safetensors files by name, on the CPU, in their stored dtype.
+
+    Raises:
+        ModelFolderError: no safetensors, or one that cannot be read.
+    """
+    tensors: dict[str, Tensor] = {}
+    for shard in _shards(Path(folder)):
+        tensors.update(_read_shard(shard))
+    return tensors
 
 
 def write_model_folder(fetched: FetchedVersion, folder: str | Path) -> None:
@@ -199,11 +216,18 @@ def _model_files(
         }
 
 
-def _read_shard(path: Path) -> Iterator[TensorData]:
+def _shards(folder: Path) -> list[Path]:
+    shards = sorted(folder.glob("*.safetensors"))
+    if not shards:
+        raise ModelFolderError(f"{folder}: no *.safetensors file", field="folder", value=folder)
+    return shards
+
+
+def _read_shard(path: Path) -> Iterator[tuple[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as opened:
             for name in opened.keys():
-                yield tensor_to_data(name, opened.get_tensor(name))
+                yield name, opened.get_tensor(name)
     except SafetensorError as error:
         raise ModelFolderError(f"{path}: not a safetensors file: {error}", field="folder", value=path) from error
 

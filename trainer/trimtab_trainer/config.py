@@ -213,13 +213,16 @@ def preset_path(name: str) -> Path:
     return Path(str(resources.files("trimtab_trainer") / "presets" / f"{name}.yaml"))
 
 
-def load_run_spec(path: str | Path, overrides: Sequence[str] = ()) -> RunSpec:
+def load_run_spec(
+    path: str | Path, overrides: Sequence[str] = (), *, endpoints_file: Path | None = None
+) -> RunSpec:
     """Reads and checks a run spec.
 
     Args:
         path: YAML file. Its key `preset` puts a preset underneath it.
         overrides: `key=value`, dots reach into sections (`ppo.sampling.max_new_tokens=48`), values are YAML; the later
             one wins.
+        endpoints_file: where the services are, for a spec that does not say.
 
     Raises:
         ConfigError: one line for each problem, with the key, its value and what is allowed.
@@ -227,6 +230,8 @@ def load_run_spec(path: str | Path, overrides: Sequence[str] = ()) -> RunSpec:
     written = _with_preset(_read_yaml(Path(path)))
     for override in overrides:
         written = _override(written, override)
+    if endpoints_file is not None and written.get("services") is None:
+        written = {**written, "services": {"endpoints_file": str(endpoints_file)}}
     try:
         return RunSpec.model_validate(written)
     except ValidationError as error:

@@ -113,13 +113,13 @@ class Services:
     def serve(self, service: str, folder: Path) -> int:
         """Publishes a model folder to the channel of `reward` or `reference` and waits until every replica serves it.
 
-        A channel that already has these very weights is left as it is, so a resumed run publishes nothing twice.
+        Weights that the store has already are not sent again, and a replica that serves them only notes the number.
 
         Raises:
             Unavailable: a replica did not serve it in time; the message has its state and its last swap error.
         """
         manifest = publish_folder(
-            self.weights, folder, channels=[CHANNELS[service]], run=self._run, stage=self._stage, only_if_changed=True
+            self.weights, folder, channels=[CHANNELS[service]], run=self._run, stage=self._stage
         )
         self._wait_served(self._fleet(service), manifest.weights_digest, manifest.version)
         return int(manifest.version)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ipaddress
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,7 +99,7 @@ class Token:
         return self._text
 
 
-def call_metadata(token: Token | None) -> Sequence[tuple[str, str]]:
+def call_metadata(token: Token | None) -> tuple[tuple[str, str | bytes], ...]:
     """What travels with each call."""
     return (("authorization", f"Bearer {token.value()}"),) if token is not None else ()
 

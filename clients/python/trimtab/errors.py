@@ -132,10 +132,15 @@ class TrimtabError(Exception):
         self.message = message
         self.reason = reason or self.default_reason
         self.field = field
-        self.value = "" if value is None else str(value)[:200]
-        self.limit = "" if limit is None else str(limit)[:200]
+        self.value = "" if value is None else _shown(value)
+        self.limit = "" if limit is None else _shown(limit)
         self.metadata = dict(metadata or {})
         self.retry_after_s = retry_after_s
+
+
+def _shown(value: object) -> str:
+    """At most 200 characters, all of which can be sent: half a surrogate pair cannot."""
+    return str(value)[:200].encode(errors="replace").decode()
 
 
 class InvalidRequest(TrimtabError):

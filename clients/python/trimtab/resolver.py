@@ -1,7 +1,7 @@
 """Where the replicas of a service are: a fixed list, a file that is read again, or DNS that is asked again.
 
-gRPC's own `dns:///` with round robin was measured never to find a replica that comes later, so whoever spreads work over
-replicas asks a resolver again and again and keeps a connection for each address.
+gRPC's own `dns:///` with round robin was measured never to find a replica that comes later, so whoever spreads work
+over replicas asks a resolver again and again and keeps a connection for each address.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
@@ -46,7 +47,8 @@ def to_status(error: TrimtabError, method: str = "") -> grpc.Status:
         delay.FromNanoseconds(int(error.retry_after_s * 1e9))
         details.append(_packed(error_details_pb2.RetryInfo(retry_delay=delay)))
     number = code_pb2.Code.Value(code.name)
-    return rpc_status.to_status(status_pb2.Status(code=number, message=error.message, details=details))
+    status: grpc.Status = rpc_status.to_status(status_pb2.Status(code=number, message=error.message, details=details))
+    return status
 
 
 def from_rpc_error(error: grpc.RpcError, *, target: str, method: str, timeout_s: float | None) -> TrimtabError:
@@ -119,7 +121,7 @@ def _from_details(status: status_pb2.Status) -> TrimtabError | None:
     )
 
 
-def _packed(message: object) -> any_pb2.Any:
+def _packed(message: Message) -> any_pb2.Any:
     packed = any_pb2.Any()
-    packed.Pack(message)  # type: ignore[arg-type]  # google.rpc has no types
+    packed.Pack(message)
     return packed

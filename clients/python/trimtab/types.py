@@ -1,14 +1,14 @@
 """Records of every call. Requests are checked here, once, for both sides: the limits of the contract live in this file.
 
-Requests are frozen pydantic models: a wrong value raises `InvalidRequest` with the path of the field, the value and what
-is allowed, before anything is sent, and again in the server for callers that do not use this package. Replies are
+Requests are frozen pydantic models: a wrong value raises `InvalidRequest` with the path of the field, the value and
+what is allowed, before anything is sent, and again in the server for callers that do not use this package. Replies are
 frozen dataclasses. Log-probs are float32 numpy arrays in nats. What a limit depends on the served model (context
 length, vocabulary, items a request) is in `ServiceInfo` and checked by the server.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -16,7 +16,17 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from trimtab.errors import InvalidRequest, Reason, TrimtabError
 
@@ -55,7 +65,13 @@ __all__ = [
 
 FloatArray = npt.NDArray[np.float32]
 
+INT32_END, INT64_END = 2**31, 2**63
+"""One past what the wire's integers hold."""
 MAX_TEMPERATURE = 100.0
+MIN_TEMPERATURE = 1e-6
+"""Least temperature but 0: below it float32 logits overflow, and the wire's float ends in 0: no sampling."""
+MIN_TOP_P = 1e-30
+"""Above 0 and, as the wire's float, still above 0."""
 MAX_STOP_STRINGS = 16
 MAX_TOP_N = 20
 MAX_ID_CHARACTERS = 256
@@ -142,18 +158,46 @@ class ServiceState(StrEnum):
     FAILED = "FAILED"
 
 
-TokenIds = tuple[Annotated[int, Field(ge=0, lt=2**31)], ...]
+def _check_text(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"has half a surrogate pair at character {error.start}, which is no Unicode text") from None
+    return text
+
+
+def _form(value: object) -> str:
+    """Which form of a prompt a value wants to be, so that an error speaks of that form only."""
+    if isinstance(value, str):
+        return "text"
+    first = value[0] if isinstance(value, Sequence) and value else None
+    return "messages" if isinstance(first, ChatMessage | Mapping) else "token_ids"
+
+
+Text = Annotated[str, AfterValidator(_check_text)]
+
+TokenIds = tuple[Annotated[int, Field(ge=0, lt=INT32_END)], ...]
 
 
 class ChatMessage(Record):
     """One turn of a conversation. Special tokens inside the text are text, never control tokens."""
 
     role: Literal["system", "user", "assistant"]
-    content: str = Field(min_length=1)
+    content: Text = Field(min_length=1)
 
 
 PromptLike = str | TokenIds | tuple[ChatMessage, ...]
 """A prompt: text, token ids used as they are, or a conversation."""
+
+_Prompt = Annotated[
+    Annotated[Text, Tag("text")]
+    | Annotated[TokenIds, Tag("token_ids")]
+    | Annotated[tuple[ChatMessage, ...], Tag("messages")],
+    Discriminator(_form),
+]
+_CompletionTokens = Annotated[
+    Annotated[Text, Tag("text")] | Annotated[TokenIds, Tag("token_ids")], Discriminator(_form)
+]
 
 
 class SamplingParams(Record):
@@ -171,18 +215,30 @@ class SamplingParams(Record):
     """
 
     temperature: float = Field(default=1.0, ge=0, le=MAX_TEMPERATURE)
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    top_k: int = Field(default=0, ge=0)
-    min_new_tokens: int = Field(default=0, ge=0)
-    max_new_tokens: int = Field(default=DEFAULT_MAX_NEW_TOKENS, ge=1)
+    top_p: float = Field(default=1.0, ge=MIN_TOP_P, le=1)
+    top_k: int = Field(default=0, ge=0, lt=INT32_END)
+    min_new_tokens: int = Field(default=0, ge=0, lt=INT32_END)
+    max_new_tokens: int = Field(default=DEFAULT_MAX_NEW_TOKENS, ge=1, lt=INT32_END)
     stop_token_ids: TokenIds = ()
-    stop_strings: tuple[Annotated[str, Field(min_length=1)], ...] = Field(default=(), max_length=MAX_STOP_STRINGS)
+    stop_strings: tuple[Annotated[Text, Field(min_length=1)], ...] = Field(default=(), max_length=MAX_STOP_STRINGS)
     ignore_eos: bool = False
+
+    @field_validator("temperature")
+    @classmethod
+    def _no_trace_of_temperature(cls, temperature: float) -> float:
+        if 0 < temperature < MIN_TEMPERATURE:
+            raise ValueError(f"must be 0 or at least {MIN_TEMPERATURE:g}")
+        return temperature
 
     @model_validator(mode="after")
     def _minimum_fits(self) -> SamplingParams:
         if self.min_new_tokens > self.max_new_tokens:
-            raise ValueError(f"min_new_tokens {self.min_new_tokens} is above max_new_tokens {self.max_new_tokens}")
+            raise InvalidRequest(
+                f"min_new_tokens: {self.min_new_tokens} is above max_new_tokens {self.max_new_tokens}",
+                field="min_new_tokens",
+                value=self.min_new_tokens,
+                limit=self.max_new_tokens,
+            )
         return self
 
     @property
@@ -199,13 +255,15 @@ class VersionRequirement(Record):
         at_least: this version or a later one.
     """
 
-    exactly: int | None = Field(default=None, ge=0)
-    at_least: int | None = Field(default=None, ge=0)
+    exactly: int | None = Field(default=None, ge=0, lt=INT64_END)
+    at_least: int | None = Field(default=None, ge=0, lt=INT64_END)
 
     @model_validator(mode="after")
     def _one(self) -> VersionRequirement:
         if self.exactly is not None and self.at_least is not None:
-            raise ValueError("set one of exactly and at_least, not both")
+            raise InvalidRequest(
+                "at_least: set one of exactly and at_least, not both", field="at_least", value=self.at_least
+            )
         return self
 
     def allows(self, version: int) -> bool:
@@ -242,12 +300,12 @@ class GenerationPrompt(Record):
         max_new_tokens: overrides the request's for this prompt; 0 does not.
     """
 
-    prompt_id: str = Field(min_length=1, max_length=MAX_ID_CHARACTERS)
-    prompt: PromptLike
+    prompt_id: Text = Field(min_length=1, max_length=MAX_ID_CHARACTERS)
+    prompt: _Prompt
     seed: int = Field(default=0, ge=0, lt=2**64)
-    num_samples: int = Field(default=1, ge=1)
-    first_sample_index: int = Field(default=0, ge=0, lt=2**31)
-    max_new_tokens: int = Field(default=0, ge=0)
+    num_samples: int = Field(default=1, ge=1, lt=INT32_END)
+    first_sample_index: int = Field(default=0, ge=0, lt=INT32_END)
+    max_new_tokens: int = Field(default=0, ge=0, lt=INT32_END)
 
     @model_validator(mode="after")
     def _has_prompt(self) -> GenerationPrompt:
@@ -273,12 +331,12 @@ class GenerateRequest(Record):
     prompts: tuple[GenerationPrompt, ...] = Field(min_length=1)
     sampling: SamplingParams = SamplingParams()
     version: VersionRequirement = VersionRequirement()
-    max_wait_ms: int = Field(default=0, ge=0)
+    max_wait_ms: int = Field(default=0, ge=0, lt=INT64_END)
     priority: Priority = Priority.ROLLOUT
     return_text: bool = False
-    model: str = ""
+    model: Text = ""
     per_item_errors: bool = False
-    request_id: str = Field(default="", max_length=MAX_ID_CHARACTERS)
+    request_id: Text = Field(default="", max_length=MAX_ID_CHARACTERS)
 
     @model_validator(mode="after")
     def _unique(self) -> GenerateRequest:
@@ -304,14 +362,14 @@ class ScoreItem(Record):
 
     Attributes:
         item_id: comes back with the result; must be set in a stream.
-        prompt, completion: a pair; the completion is text (the EOS is added, as in training) or token ids (as they are).
+        prompt, completion: a pair; the completion is text (the EOS is added, as in training) or token ids (as is).
         messages: a whole conversation.
         token_ids: a whole sequence, read at its last token.
     """
 
-    item_id: str = Field(default="", max_length=MAX_ID_CHARACTERS)
-    prompt: PromptLike | None = None
-    completion: str | TokenIds | None = None
+    item_id: Text = Field(default="", max_length=MAX_ID_CHARACTERS)
+    prompt: _Prompt | None = None
+    completion: _CompletionTokens | None = None
     messages: tuple[ChatMessage, ...] | None = None
     token_ids: TokenIds | None = Field(default=None, min_length=1)
 
@@ -345,12 +403,12 @@ class ScoreRequest(Record):
     """
 
     items: tuple[ScoreItem, ...] = Field(min_length=1)
-    model: str = ""
+    model: Text = ""
     truncation: TruncationSide = TruncationSide.NONE
     per_item_errors: bool = False
     priority: Priority = Priority.ROLLOUT
     version: VersionRequirement = VersionRequirement()
-    request_id: str = Field(default="", max_length=MAX_ID_CHARACTERS)
+    request_id: Text = Field(default="", max_length=MAX_ID_CHARACTERS)
 
     @model_validator(mode="after")
     def _unique(self) -> ScoreRequest:
@@ -361,13 +419,13 @@ class ScoreRequest(Record):
 class RankRequest(Record):
     """Asks for an order of K >= 2 answers to one prompt; fields as in `ScoreRequest`."""
 
-    prompt: PromptLike
-    answers: tuple[Annotated[str, Field(min_length=1)], ...] = Field(min_length=2)
-    model: str = ""
+    prompt: _Prompt
+    answers: tuple[Annotated[Text, Field(min_length=1)], ...] = Field(min_length=2)
+    model: Text = ""
     truncation: TruncationSide = TruncationSide.NONE
     priority: Priority = Priority.INTERACTIVE
     version: VersionRequirement = VersionRequirement()
-    request_id: str = Field(default="", max_length=MAX_ID_CHARACTERS)
+    request_id: Text = Field(default="", max_length=MAX_ID_CHARACTERS)
 
     @model_validator(mode="after")
     def _has_prompt(self) -> RankRequest:
@@ -384,9 +442,9 @@ class LogProbsItem(Record):
         start_index: first token whose log-prob is wanted; token 0 has none.
     """
 
-    item_id: str = Field(default="", max_length=MAX_ID_CHARACTERS)
+    item_id: Text = Field(default="", max_length=MAX_ID_CHARACTERS)
     token_ids: TokenIds = Field(min_length=2)
-    start_index: int = Field(default=1, ge=1)
+    start_index: int = Field(default=1, ge=1, lt=INT32_END)
 
     @model_validator(mode="after")
     def _starts_inside(self) -> LogProbsItem:
@@ -409,7 +467,7 @@ class LogProbsOptions(Record):
         top_n: adds this many likeliest tokens at each position.
     """
 
-    temperature: float = Field(default=1.0, gt=0, le=MAX_TEMPERATURE)
+    temperature: float = Field(default=1.0, ge=MIN_TEMPERATURE, le=MAX_TEMPERATURE)
     entropy: bool = False
     top_n: int = Field(default=0, ge=0, le=MAX_TOP_N)
 
@@ -419,11 +477,11 @@ class LogProbsRequest(Record):
 
     items: tuple[LogProbsItem, ...] = Field(min_length=1)
     options: LogProbsOptions = LogProbsOptions()
-    model: str = ""
+    model: Text = ""
     per_item_errors: bool = False
     priority: Priority = Priority.ROLLOUT
     version: VersionRequirement = VersionRequirement()
-    request_id: str = Field(default="", max_length=MAX_ID_CHARACTERS)
+    request_id: Text = Field(default="", max_length=MAX_ID_CHARACTERS)
 
     @model_validator(mode="after")
     def _unique(self) -> LogProbsRequest:
@@ -515,7 +573,7 @@ class RankResult:
 
 @dataclass(frozen=True, slots=True)
 class ItemLogProbs:
-    """Float32 log-probs of the tokens from `start_index` on; `entropies` and `top_tokens` (ids, log-probs) when asked for."""
+    """Float32 log-probs of the tokens from `start_index` on; `entropies` and `top_tokens` (ids, log-probs) if asked."""
 
     logprobs: FloatArray
     entropies: FloatArray | None = None

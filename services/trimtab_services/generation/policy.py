@@ -16,7 +16,7 @@ from trimtab_services.generation.engines.base import Engine, EngineLoad
 from trimtab_services.generation.engines.transformers import TransformersEngine
 from trimtab_services.generation.host import EngineHost
 from trimtab_services.runtime.metrics import Metrics
-from trimtab_services.runtime.replica import LoadedVersion
+from trimtab_services.runtime.replica import ModelVersion
 
 __all__ = ["PolicyHolder"]
 
@@ -62,13 +62,13 @@ class PolicyHolder:
             raise Unavailable(f"{self.name}: there is no version yet", reason=Reason.WAITING_FOR_VERSION)
         return self._tokenizer
 
-    async def load(self, version: LoadedVersion) -> None:
+    async def load(self, version: ModelVersion) -> None:
         """Serves a version: builds the engine for the first, stages and swaps every later one.
 
         Raises:
             TrimtabError: the version cannot be served; the one before goes on serving.
         """
-        folder = version.folder
+        folder = await asyncio.to_thread(version.folder)
         tokenizer = await asyncio.to_thread(load_tokenizer, folder)
         if self._host is None:
             await self._start(version, tokenizer)
@@ -140,9 +140,9 @@ class PolicyHolder:
         if self._host is not None:
             await self._host.close()
 
-    async def _start(self, version: LoadedVersion, tokenizer: PreTrainedTokenizerBase) -> None:
+    async def _start(self, version: ModelVersion, tokenizer: PreTrainedTokenizerBase) -> None:
         config = self._config
-        model = await asyncio.to_thread(load_policy, version.folder, dtype=config.dtype, device=config.device)
+        model = await asyncio.to_thread(load_policy, version.folder(), dtype=config.dtype, device=config.device)
         eos = eos_token_ids(tokenizer, model.config, model.generation_config)
         engine: Engine = TransformersEngine(
             model,

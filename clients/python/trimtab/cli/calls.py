@@ -1,0 +1,138 @@
+"""`trimtab generate`, `score` and `logprobs`: one call each, answers as text or as JSON lines."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from trimtab.cli.connect import client_of, connection_options
+from trimtab.errors import DataError
+from trimtab.types import (
+    GenerateRequest,
+    GenerationPrompt,
+    LogProbsItem,
+    LogProbsOptions,
+    LogProbsRequest,
+    Priority,
+    SamplingParams,
+    ScoreItem,
+    ScoreRequest,
+)
+
+__all__ = ["generate", "logprobs", "score"]
+
+
+@click.command()
+@click.argument("prompts", nargs=-1, required=True)
+@click.option("--samples", default=1, show_default=True, help="Completions of each prompt.")
+@click.option("--temperature", default=1.0, show_default=True)
+@click.option("--top-p", default=1.0, show_default=True)
+@click.option("--max-new-tokens", default=128, show_default=True)
+@click.option("--seed", default=0, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@connection_options
+def generate(
+    prompts: tuple[str, ...],
+    samples: int,
+    temperature: float,
+    top_p: float,
+    max_new_tokens: int,
+    seed: int,
+    as_json: bool,
+    **connection: Any,
+) -> None:
+    """Complete PROMPTS with the policy that is served; each completion is printed the moment it ends."""
+    request = GenerateRequest(
+        prompts=tuple(
+            GenerationPrompt(prompt_id=str(index), prompt=prompt, seed=seed, num_samples=samples)
+            for index, prompt in enumerate(prompts)
+        ),
+        sampling=SamplingParams(temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens),
+        priority=Priority.INTERACTIVE,
+        return_text=True,
+    )
+    with client_of("generation", **connection) as client:
+        for result in client.generate(request):
+            done = result.completion
+            if done is None:
+                continue
+            if as_json:
+                row = {
+                    "prompt": prompts[int(result.prompt_id)],
+                    "completion": done.text,
+                    "finish_reason": done.finish_reason.value,
+                    "token_ids": done.token_ids,
+                    "logprobs": done.logprobs.tolist(),
+                    "version": result.served.version,
+                }
+                click.echo(json.dumps(row))
+            else:
+                click.echo(f"--- {prompts[int(result.prompt_id)]}\n{done.text}")
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path), required=False)
+@click.option("--prompt", help="Score one pair instead of a file.")
+@click.option("--completion", help="Its completion.")
+@click.option("--batch", default=64, show_default=True, help="Rows of a request.")
+@connection_options
+def score(file: Path | None, prompt: str | None, completion: str | None, batch: int, **connection: Any) -> None:
+    """Score rows of FILE (JSON lines with prompt and completion; `-` is standard input), in order, as JSON lines."""
+    if prompt is not None and completion is not None:
+        rows: Any = [{"prompt": prompt, "completion": completion}]
+    elif file is not None:
+        rows = _rows(file)
+    else:
+        raise click.UsageError("give FILE, or --prompt with --completion")
+    with client_of("reward", **connection) as client:
+        pending: list[dict[str, Any]] = []
+        for row in rows:
+            pending.append(row)
+            if len(pending) == batch:
+                _score(client, pending)
+                pending = []
+        if pending:
+            _score(client, pending)
+
+
+@click.command()
+@click.argument("token_ids", nargs=-1, type=int, required=True)
+@click.option("--start-index", default=1, show_default=True, help="First token whose log-prob is wanted.")
+@click.option("--temperature", default=1.0, show_default=True)
+@connection_options
+def logprobs(token_ids: tuple[int, ...], start_index: int, temperature: float, **connection: Any) -> None:
+    """Log-probs of TOKEN_IDS under the reference policy, one a line."""
+    request = LogProbsRequest(
+        items=(LogProbsItem(token_ids=token_ids, start_index=start_index),),
+        options=LogProbsOptions(temperature=temperature),
+        priority=Priority.INTERACTIVE,
+    )
+    with client_of("reference", **connection) as client:
+        found = client.logprobs(request).results[0]
+    for token, logprob in zip(token_ids[start_index:], found.logprobs.tolist(), strict=True):
+        click.echo(f"{token}\t{logprob:.6f}")
+
+
+def _score(client: Any, rows: list[dict[str, Any]]) -> None:
+    items = tuple(ScoreItem(prompt=row["prompt"], completion=row["completion"]) for row in rows)
+    found = client.score(ScoreRequest(items=items, priority=Priority.BULK))
+    for row, one in zip(rows, found.scores, strict=True):
+        click.echo(json.dumps({**row, "reward": one.reward}))
+
+
+def _rows(file: Path) -> Any:
+    with sys.stdin if str(file) == "-" else file.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise DataError(f"{file}:{number}: not a JSON object: {error}", field="line") from None
+            if not isinstance(row, dict) or not all(isinstance(row.get(k), str) for k in ("prompt", "completion")):
+                raise DataError(f"{file}:{number}: must have the texts `prompt` and `completion`", field="prompt")
+            yield row

@@ -1,0 +1,72 @@
+"""A run's events for people: a progress bar with the time left for each stage, a line for everything else."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from trimtab.v1 import trainer_pb2 as pb
+
+__all__ = ["RunDisplay"]
+
+_SHOWN = 4
+
+
+class RunDisplay:
+    """Shows events; a context manager, since a bar must be closed.
+
+    Args:
+        console: where to.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._progress = Progress(
+            TextColumn("{task.description:16}"),
+            BarColumn(bar_width=28),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[figures]}"),
+            console=console,
+        )
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> RunDisplay:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._progress.stop()
+
+    def show(self, event: pb.RunEvent) -> None:
+        """Shows one event."""
+        match event.WhichOneof("event"):
+            case "stage_started":
+                self._bar(event, event.stage_started.total_steps, "")
+            case "step_done":
+                self._bar(event, event.step_done.total_steps, _figures(event.step_done.metrics))
+            case "stage_done":
+                self._print(f"{event.stage}: {_figures(event.stage_done.metrics, most=8)}")
+            case "message":
+                prefix = {pb.SEVERITY_WARNING: "warning: ", pb.SEVERITY_ERROR: "error: "}.get(event.message.severity, "")
+                self._print(f"{event.stage + ': ' if event.stage else ''}{prefix}{event.message.text}")
+            case "run_ended":
+                state = pb.RunState.Name(event.run_ended.state).removeprefix("RUN_STATE_")
+                self._print(f"run {state}{': ' + event.run_ended.error if event.run_ended.error else ''}")
+
+    def _bar(self, event: pb.RunEvent, total: int, figures: str) -> None:
+        if event.stage not in self._tasks:
+            self._tasks[event.stage] = self._progress.add_task(event.stage, total=total or None, figures="")
+        self._progress.update(
+            self._tasks[event.stage], completed=event.step, total=total or None, figures=escape(figures)
+        )
+
+    def _print(self, line: str) -> None:
+        self._progress.console.print(line, markup=False, highlight=False)
+
+
+def _figures(metrics: object, most: int = _SHOWN) -> str:
+    shown = list(dict(metrics).items())[:most]  # type: ignore[call-overload]  # a protobuf map
+    return "  ".join(f"{name} {value:.4g}" for name, value in shown)

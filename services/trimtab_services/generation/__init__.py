@@ -1,0 +1,1 @@
+"""GenerationService: samples completions from the policy, with log-probs and the version that sampled each token."""

@@ -1,0 +1,165 @@
+"""What an engine is: the one interface between the generation servicer and whatever samples tokens.
+
+The servicer owns sequence ids, versions asked for, deadlines and the wire; an engine owns slots, weights and sampling.
+An engine is driven from ONE thread: none of its methods is safe to call while another one runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from trimtab.errors import TrimtabError
+from trimtab.types import FinishReason, SamplingParams, VersionSpan
+
+__all__ = ["Engine", "EngineLoad", "FinishedSequence", "SequenceRequest"]
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceRequest:
+    """One sequence to sample.
+
+    Attributes:
+        sequence_id: the caller's name for it, unique among the sequences that the engine holds.
+        prompt_token_ids: at least one id.
+        sampling: temperature, truncation, limits and stops.
+        seed: unsigned 64 bit; tokens are a function of weights, prompt, sampling, seed and sample index.
+        sample_index: which of the prompt's samples this is, from 0.
+        finish_on_version: a weight swap must not touch this sequence; it finishes on the weights that it started on.
+        priority: smaller starts sooner; equals start in order of arrival.
+    """
+
+    sequence_id: int
+    prompt_token_ids: tuple[int, ...]
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    seed: int = 0
+    sample_index: int = 0
+    finish_on_version: bool = False
+    priority: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedSequence:
+    """A sequence that has left the engine.
+
+    Attributes:
+        sequence_id: as submitted.
+        token_ids: the completion, with the EOS or stop token that ended it.
+        logprobs: float32 [tokens] in nats, of the policy at the stated temperature before truncation.
+        finish_reason: STOP, LENGTH or CANCELLED.
+        version_spans: which weights sampled which tokens; they cover the completion without gaps.
+        error: set when the sequence failed (logits not finite); the tokens before the failure are still there.
+    """
+
+    sequence_id: int
+    token_ids: tuple[int, ...]
+    logprobs: NDArray[np.float32]
+    finish_reason: FinishReason
+    version_spans: tuple[VersionSpan, ...]
+    error: TrimtabError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLoad:
+    """What an engine holds and has done; counters only grow.
+
+    Attributes:
+        slots: sequences that can run at once.
+        busy_slots: sequences that run now (prefill included).
+        waiting_sequences: submitted, not yet in a slot.
+        outstanding_tokens: prompt tokens still to be computed and new tokens still allowed, over all sequences held.
+        computed_prefill_tokens: prompt tokens computed so far; a prompt shared by several samples counts once.
+        computed_decode_tokens: tokens sampled so far.
+    """
+
+    slots: int
+    busy_slots: int
+    waiting_sequences: int
+    outstanding_tokens: int
+    computed_prefill_tokens: int
+    computed_decode_tokens: int
+
+
+class Engine(Protocol):
+    """Continuous batching behind six verbs."""
+
+    @property
+    def version(self) -> int:
+        """The version that new sequences start on."""
+        ...
+
+    @property
+    def staged_version(self) -> int | None:
+        """The version that the next `swap` brings in, or None."""
+        ...
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether tokens and log-probs are bit-equal whatever the neighbours, the load and the order."""
+        ...
+
+    @property
+    def max_sequence_tokens(self) -> int:
+        """Most tokens of prompt plus completion."""
+        ...
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `step` has something to do."""
+        ...
+
+    def load(self) -> EngineLoad:
+        """Slots, queue and counters now."""
+        ...
+
+    def submit(self, request: SequenceRequest) -> None:
+        """Queue a sequence.
+
+        Raises:
+            InvalidRequest: empty prompt, token id outside the vocabulary, id already held, or a field out of bounds.
+            SequenceTooLong: prompt plus `max_new_tokens` exceeds `max_sequence_tokens`.
+            Unsupported: the engine cannot do what the request asks.
+        """
+        ...
+
+    def cancel(self, sequence_id: int) -> FinishedSequence | None:
+        """Drop a waiting or running sequence; its slot is free before the next step.
+
+        Returns:
+            What had been sampled, with reason CANCELLED, or None when the engine does not hold the sequence.
+        """
+        ...
+
+    def step(self) -> list[FinishedSequence]:
+        """One bounded piece of prefill for newcomers and one token for every running sequence.
+
+        Returns:
+            The sequences that ended in this step, each exactly once.
+        """
+        ...
+
+    def stage(self, version: int, tensors: Mapping[str, Tensor]) -> None:
+        """Check new weights on a second copy; the old ones go on serving, whatever happens.
+
+        Raises:
+            Mismatch: a tensor is missing, unknown, or of another shape or dtype; the message names it.
+            CorruptData: a tensor or the logits of the canary prompt are not finite (reason NOT_FINITE).
+        """
+        ...
+
+    def swap(self) -> int:
+        """Serve the staged weights from the next step on; returns their version.
+
+        Raises:
+            FailedPrecondition: nothing is staged.
+        """
+        ...
+
+    def renumber(self, version: int) -> None:
+        """Give the served weights another version number: a version with the very same weights was published."""
+        ...

@@ -1,0 +1,324 @@
+"""A lane: slots that run on one set of weights. Prefill, decode, and who sits where.
+
+An engine has one lane, and for a while a second one when sequences finish on the weights before a swap. The engine
+decides who enters (`TransformersEngine`); the lane computes. Two ideas carry it:
+
+- **Prefill never samples.** It computes keys and values of all tokens but the last; the last one is the query of the
+  next decode step. So a first token, a later one and one after a weight swap come from the same code and, in
+  deterministic mode, the same shapes.
+- **Rows are dense.** Without determinism the running sequences sit in slots 0..n-1 (a freed slot is refilled or the last
+  one moves into it), and a step computes n rows. In deterministic mode every slot is computed in every step, since a
+  kernel's rounding may depend on the number of rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from trimtab_services.generation.engines.base import SequenceRequest
+from trimtab_services.generation.engines.slot_cache import DecodeWrite, PrefillWrite, SlotCache
+from trimtab_services.generation.sampling import SamplingRow, sample_tokens
+
+__all__ = ["Lane", "LaneLimits", "Running"]
+
+_IDLE = SamplingRow(uniform=0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class LaneLimits:
+    """Shapes that every lane of an engine shares.
+
+    Attributes:
+        slots: sequences at once.
+        max_sequence_tokens: positions that the model has.
+        prefill_chunk_tokens: longest piece of a prompt in one forward.
+        deterministic: fixed shapes, see the module docstring.
+        row_multiple: in deterministic mode, rows of a decode step and tokens of a padded prompt piece are multiples
+            of it.
+    """
+
+    slots: int
+    max_sequence_tokens: int
+    prefill_chunk_tokens: int
+    deterministic: bool
+    row_multiple: int
+
+    @property
+    def rows(self) -> int:
+        """Rows that the cache holds: the slots, in deterministic mode rounded up."""
+        return -(-self.slots // self.row_multiple) * self.row_multiple if self.deterministic else self.slots
+
+
+@dataclass(slots=True, eq=False)
+class Running:
+    """A sequence in a slot.
+
+    Attributes:
+        request: what was asked.
+        uniforms: [max_new_tokens] random numbers, one for each token.
+        stop_ids: ids that end it.
+        suppressed: ids that it cannot sample before `min_new_tokens`.
+        order: when it came in, counted by the lane; prefill follows it.
+        slot: row of the cache.
+        generated: the completion so far.
+        logprobs: one for each token of `generated`.
+        spans: (first token, version, kv_kept) of each set of weights, in order.
+        filled: tokens whose keys and values are in the slot.
+        pure: whether those all come from the lane's present weights.
+        leader: the sequence whose prompt prefill this one waits to copy.
+    """
+
+    request: SequenceRequest
+    uniforms: NDArray
+    stop_ids: frozenset[int]
+    suppressed: tuple[int, ...]
+    order: int = 0
+    slot: int = -1
+    generated: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    spans: list[tuple[int, int, bool]] = field(default_factory=list)
+    filled: int = 0
+    pure: bool = True
+    leader: Running | None = None
+
+    @property
+    def target(self) -> int:
+        """Tokens that must be in the slot before the next decode step: all but the last."""
+        return len(self.request.prompt_token_ids) + len(self.generated) - 1
+
+    @property
+    def ready(self) -> bool:
+        """Whether the next step can decode it."""
+        return self.filled >= self.target
+
+    @property
+    def last_token(self) -> int:
+        """The token that the next decode step takes as its query."""
+        return self.generated[-1] if self.generated else self.request.prompt_token_ids[-1]
+
+    def tokens(self, start: int, end: int) -> list[int]:
+        """Tokens [start, end) of prompt plus completion."""
+        prompt = self.request.prompt_token_ids
+        n = len(prompt)
+        return [*prompt[start:end], *self.generated[max(start - n, 0) : max(end - n, 0)]]
+
+    def sampling_row(self) -> SamplingRow:
+        """How its next token is sampled."""
+        sampling, n = self.request.sampling, len(self.generated)
+        return SamplingRow(
+            uniform=float(self.uniforms[n]),
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            suppressed=self.suppressed if n < sampling.min_new_tokens else (),
+        )
+
+
+class Lane:
+    """Slots over one model.
+
+    Args:
+        model: a causal language model in eval mode.
+        version: of its weights.
+        limits: shapes.
+        cache: a cache to take over; None makes a new one.
+    """
+
+    def __init__(self, model: PreTrainedModel, version: int, limits: LaneLimits, cache: SlotCache | None = None) -> None:
+        self.model = model
+        self.version = version
+        self.limits = limits
+        self.cache = cache or SlotCache(limits.rows)
+        self.seats: list[Running | None] = [None] * limits.slots
+        self.computed_prefill_tokens = 0
+        self._admitted = 0
+        self.device = model.device
+        self._dtype = model.dtype
+        self._columns = torch.arange(0, device=self.device)
+
+    def running(self) -> Iterator[Running]:
+        """The sequences that hold a slot, by slot."""
+        return (seat for seat in self.seats if seat is not None)
+
+    @property
+    def busy(self) -> int:
+        """Slots taken."""
+        return sum(seat is not None for seat in self.seats)
+
+    def admit(self, sequence: Running) -> None:
+        """Give a sequence the first free slot; samples of one prompt share one prefill of it."""
+        sequence.slot = self.seats.index(None)
+        self.seats[sequence.slot] = sequence
+        if not sequence.spans:
+            sequence.spans.append((0, self.version, False))
+        self._admitted += 1
+        sequence.order = self._admitted
+        self.cache.reserve(sequence.target + 1)
+        if sequence.ready or sequence.generated:
+            return
+        for other in self.running():
+            same = other.request.prompt_token_ids == sequence.request.prompt_token_ids
+            if other is sequence or not same or not other.pure or other.leader is not None:
+                continue
+            if other.filled >= sequence.target:
+                self.cache.copy(other.slot, sequence.slot, sequence.target)
+                sequence.filled = sequence.target
+            elif not other.generated:
+                sequence.leader = other
+            else:
+                continue
+            return
+
+    def release(self, sequence: Running) -> None:
+        """Free a slot; those who waited for its prefill go on from where it stopped."""
+        self.seats[sequence.slot] = None
+        heir: Running | None = None
+        for other in self.running():
+            if other.leader is not sequence:
+                continue
+            other.leader = heir
+            if heir is None:
+                heir = other
+                self.cache.copy(sequence.slot, other.slot, sequence.filled)
+                other.filled = sequence.filled
+
+    def restart_prefill(self, sequence: Running) -> None:
+        """Throw a sequence's keys and values away, to compute them again under the lane's weights."""
+        sequence.filled, sequence.pure = 0, True
+
+    def prefill(self, budget: int) -> None:
+        """Compute at most `budget` prompt tokens (at least one piece), first come first served."""
+        chosen: list[tuple[Running, int]] = []
+        pending = [s for s in self.running() if not s.ready and s.leader is None]
+        for sequence in sorted(pending, key=lambda s: s.order):
+            piece = min(sequence.target - sequence.filled, self.limits.prefill_chunk_tokens)
+            if chosen and piece > budget:
+                break
+            budget -= piece
+            chosen.append((sequence, piece))
+        for batch in self._prefill_batches(chosen):
+            self._prefill_batch(batch)
+        for sequence in self.running():
+            if sequence.leader is not None and sequence.leader.ready:
+                self.cache.copy(sequence.leader.slot, sequence.slot, sequence.target)
+                sequence.filled, sequence.leader = sequence.target, None
+
+    def _padded(self, tokens: int) -> int:
+        """Length of a prompt piece in a forward."""
+        unit = self.limits.row_multiple if self.limits.deterministic else 1
+        return -(-tokens // unit) * unit
+
+    def _prefill_batches(self, chosen: list[tuple[Running, int]]) -> Iterator[list[tuple[Running, int]]]:
+        """Split pieces into forwards: of one shape in deterministic mode, else with little padding."""
+        by_shape = sorted(chosen, key=lambda c: (self._padded(c[1]), c[0].filled))
+        batch: list[tuple[Running, int]] = []
+        for sequence, piece in by_shape:
+            if batch:
+                first, first_piece = batch[0]
+                if self.limits.deterministic:
+                    fits = self._padded(piece) == self._padded(first_piece) and sequence.filled == first.filled
+                else:
+                    fits = piece <= 2 * first_piece + 8
+                if not fits:
+                    yield batch
+                    batch = []
+            batch.append((sequence, piece))
+        if batch:
+            yield batch
+
+    def _prefill_batch(self, batch: list[tuple[Running, int]]) -> None:
+        """One forward over pieces of prompts, right-padded; the base model only, since nothing is sampled."""
+        width = self._padded(max(piece for _, piece in batch))
+        starts = torch.tensor([s.filled for s, _ in batch], device=self.device)
+        tokens = []
+        for sequence, piece in batch:
+            ids = sequence.tokens(sequence.filled, sequence.filled + piece)
+            tokens.append(ids + ids[-1:] * (width - piece))
+        positions = starts[:, None] + torch.arange(width, device=self.device)
+        longest = max(s.filled for s, _ in batch) + width
+        self.cache.reserve(longest)
+        fresh = all(s.filled == 0 for s, _ in batch)
+        mask = None if fresh else self._mask(positions[:, None, :, None], longest)
+        rows = torch.tensor([s.slot for s, _ in batch], device=self.device)
+        self.cache.write = PrefillWrite(rows, positions, None if fresh else longest)
+        self.model.base_model(
+            input_ids=torch.tensor(tokens, device=self.device),
+            attention_mask=mask,
+            # Padding may lie behind the last position that the model has an embedding for.
+            position_ids=positions.clamp_max(self.limits.max_sequence_tokens - 1),
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        for sequence, piece in batch:
+            sequence.filled += piece
+            self.computed_prefill_tokens += piece
+
+    def decode(self, accept: Callable[[Running, int, float, bool], None]) -> None:
+        """Sample one token for every sequence whose prompt is computed.
+
+        Args:
+            accept: called for each of them with (sequence, token id, logprob, whether the logits were finite); it may
+                release the sequence.
+        """
+        ready = [s for s in self.running() if s.ready]
+        if not ready:
+            return
+        if not self.limits.deterministic:
+            self._close_gaps()
+        rows = self.limits.rows if self.limits.deterministic else self.busy
+        tokens, positions, sampling = [0] * rows, [0] * rows, [_IDLE] * rows
+        for s in self.running():
+            # A row in prefill is computed too and thrown away; what it writes is overwritten by its next piece.
+            positions[s.slot] = s.filled
+            if s.ready:
+                tokens[s.slot], sampling[s.slot] = s.last_token, s.sampling_row()
+        unit = 64 if self.limits.deterministic else 8
+        length = -(-(max(s.filled for s in ready) + 1) // unit) * unit
+        self.cache.reserve(max(length, max(positions) + 1))
+        at = torch.tensor(positions, device=self.device)
+        self.cache.write = DecodeWrite(self._arange(rows), at, length)
+        logits: Tensor = self.model(
+            input_ids=torch.tensor(tokens, device=self.device)[:, None],
+            attention_mask=self._mask(at[:, None, None, None], length),
+            position_ids=at[:, None].clamp_max(self.limits.max_sequence_tokens - 1),
+            past_key_values=self.cache,
+            use_cache=True,
+        ).logits[:, -1]
+        if not self.limits.deterministic and len(ready) < rows:
+            slots = [s.slot for s in ready]
+            logits, sampling = logits[slots], [sampling[i] for i in slots]
+            index = range(len(ready))
+        else:
+            index = [s.slot for s in ready]
+        sampled = sample_tokens(logits, sampling)
+        for sequence, i in zip(ready, index, strict=True):
+            sequence.filled += 1
+            accept(sequence, sampled.token_ids[i], sampled.logprobs[i], sampled.finite[i])
+
+    def _close_gaps(self) -> None:
+        """Move the last sequences into free slots in front of them."""
+        while self.seats[: self.busy].count(None):
+            hole = self.seats.index(None)
+            source = max(s.slot for s in self.running())
+            moved = self.seats[source]
+            if moved is not None:
+                self.cache.copy(source, hole, moved.filled)
+                self.seats[source], self.seats[hole], moved.slot = None, moved, hole
+
+    def _arange(self, n: int) -> Tensor:
+        """0..n-1 on the device, kept between steps."""
+        if len(self._columns) < n:
+            self._columns = torch.arange(max(n, 2 * len(self._columns)), device=self.device)
+        return self._columns[:n]
+
+    def _mask(self, last_key: Tensor, length: int) -> Tensor:
+        """Additive mask [..., length]: 0 for keys up to `last_key` (broadcast), minus infinity behind it."""
+        hidden = self._arange(length) > last_key
+        return torch.zeros(hidden.shape, dtype=self._dtype, device=self.device).masked_fill_(hidden, -math.inf)

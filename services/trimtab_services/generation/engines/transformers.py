@@ -1,0 +1,386 @@
+"""The embedded engine: continuous batching over any Hugging Face causal language model, on CPU or GPU.
+
+Collaborators: `lane` computes (slots, prefill, decode), `slot_cache` holds keys and values, `staging` checks new weights,
+`stops` finds stop strings, `..sampling` draws tokens. This module queues, admits, ends and swaps.
+
+Why not transformers' own continuous batching (`transformers.generation.continuous_batching`, read in 5.19)? It has
+log-probs (`return_logprobs`), but they are those after the logits processors, so top-p and top-k leak into them. It has
+one seed for the whole manager and draws with `torch.multinomial`: a sequence's tokens depend on its neighbours. It has no
+weight swap that keeps sequences running, no fixed shapes, and a manager thread of its own. It packs all tokens of a step
+into one row, so sdpa attention computes every query against every other sequence's keys and masks them: on a CPU it is
+slower than slots, and its cache must be sized by hand there.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Mapping
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from trimtab.errors import (
+    ConfigError,
+    FailedPrecondition,
+    InternalError,
+    InvalidRequest,
+    Reason,
+    SequenceTooLong,
+    Unsupported,
+)
+from trimtab.types import FinishReason, VersionSpan
+from trimtab_services.generation.engines.base import EngineLoad, FinishedSequence, SequenceRequest
+from trimtab_services.generation.engines.lane import Lane, LaneLimits, Running
+from trimtab_services.generation.engines.staging import staged_copy
+from trimtab_services.generation.engines.stops import ends_with_stop_string
+from trimtab_services.generation.sampling import uniforms
+
+__all__ = ["TransformersEngine"]
+
+
+class TransformersEngine:
+    """Continuous batching over slots; implements `engines.base.Engine`.
+
+    Args:
+        model: a causal language model with full attention in every layer; the engine owns it from now on.
+        version: of its weights.
+        tokenizer: needed for stop strings only.
+        eos_token_ids: ids that end a completion; None takes them from the model's generation config.
+        slots: sequences that run at once.
+        max_sequence_tokens: most tokens of prompt plus completion; None takes the model's context length.
+        prefill_tokens_per_step: most prompt tokens computed in one step, so that newcomers delay the running sequences
+            by a bounded time.
+        prefill_chunk_tokens: longest piece of one prompt in a forward.
+        deterministic: tokens and log-probs bit-equal whatever the neighbours, load, order or slot, on the same kind of
+            processor, torch build, thread count and slots.
+        kv_on_swap: what becomes of the keys and values of a sequence that goes on under new weights: "recompute" or
+            "keep".
+
+    Raises:
+        ConfigError: an argument is out of bounds.
+        Unsupported: the model has layers with a sliding window shorter than `max_sequence_tokens`, or a recurrent state.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        version: int = 0,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        eos_token_ids: tuple[int, ...] | None = None,
+        slots: int = 32,
+        max_sequence_tokens: int | None = None,
+        prefill_tokens_per_step: int = 512,
+        prefill_chunk_tokens: int = 256,
+        deterministic: bool = False,
+        kv_on_swap: Literal["recompute", "keep"] = "recompute",
+    ) -> None:
+        for field, value in (
+            ("slots", slots),
+            ("prefill_tokens_per_step", prefill_tokens_per_step),
+            ("prefill_chunk_tokens", prefill_chunk_tokens),
+        ):
+            if value < 1:
+                raise ConfigError(f"{field} is {value}; it must be at least 1", field=field, value=value, limit=">= 1")
+        if kv_on_swap not in ("recompute", "keep"):
+            raise ConfigError(
+                f"kv_on_swap is {kv_on_swap!r}; allowed are 'recompute' and 'keep'",
+                field="kv_on_swap",
+                value=kv_on_swap,
+                limit="recompute, keep",
+            )
+        self._max_sequence_tokens = _sequence_limit(model, max_sequence_tokens)
+        # Rows of a matrix product do not depend on their number when it is a multiple of 4 x threads (measured); 8 at
+        # least, so that vectorised loops meet no remainder.
+        multiple = max(8, 4 * torch.get_num_threads()) if model.device.type == "cpu" else 16
+        limits = LaneLimits(slots, self._max_sequence_tokens, prefill_chunk_tokens, deterministic, multiple)
+        self._lanes = [Lane(model.eval(), version, limits)]
+        self._limits = limits
+        self._tokenizer = tokenizer
+        self._eos = frozenset(_eos_token_ids(model) if eos_token_ids is None else eos_token_ids)
+        self._vocab = model.get_input_embeddings().num_embeddings
+        self._prefill_budget = prefill_tokens_per_step
+        self._keep_kv = kv_on_swap == "keep"
+        self._staged: tuple[int, PreTrainedModel] | None = None
+        self._waiting: list[tuple[int, int, SequenceRequest]] = []
+        self._arrivals = itertools.count()
+        self._held: dict[int, Running | None] = {}
+        self._finished: list[FinishedSequence] = []
+        self._decoded_tokens = 0
+        self._retired_prefill_tokens = 0
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The model that new sequences start on."""
+        return self._lanes[-1].model
+
+    @property
+    def version(self) -> int:
+        """The version that new sequences start on."""
+        return self._lanes[-1].version
+
+    @property
+    def staged_version(self) -> int | None:
+        """The version that the next `swap` brings in, or None."""
+        return self._staged[0] if self._staged else None
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether tokens and log-probs are bit-equal whatever the neighbours, the load and the order."""
+        return self._limits.deterministic
+
+    @property
+    def max_sequence_tokens(self) -> int:
+        """Most tokens of prompt plus completion."""
+        return self._max_sequence_tokens
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `step` has something to do."""
+        return bool(self._held)
+
+    def load(self) -> EngineLoad:
+        """Slots, queue and counters now."""
+        outstanding = 0
+        for _, _, request in self._waiting:
+            if request.sequence_id in self._held:
+                outstanding += len(request.prompt_token_ids) + request.sampling.max_new_tokens
+        for running in self._held.values():
+            if running is not None:
+                left = running.request.sampling.max_new_tokens - len(running.generated)
+                outstanding += left + max(running.target - running.filled, 0)
+        busy = sum(lane.busy for lane in self._lanes)
+        return EngineLoad(
+            slots=self._limits.slots,
+            busy_slots=busy,
+            waiting_sequences=len(self._held) - busy,
+            outstanding_tokens=outstanding,
+            computed_prefill_tokens=self._retired_prefill_tokens + sum(x.computed_prefill_tokens for x in self._lanes),
+            computed_decode_tokens=self._decoded_tokens,
+        )
+
+    def submit(self, request: SequenceRequest) -> None:
+        """Queue a sequence; see `Engine.submit`."""
+        self._check(request)
+        heapq.heappush(self._waiting, (request.priority, next(self._arrivals), request))
+        self._held[request.sequence_id] = None
+
+    def cancel(self, sequence_id: int) -> FinishedSequence | None:
+        """Drop a waiting or running sequence; see `Engine.cancel`."""
+        if sequence_id not in self._held:
+            return None
+        running = self._held.pop(sequence_id)
+        if running is None:
+            self._waiting = [entry for entry in self._waiting if entry[2].sequence_id != sequence_id]
+            heapq.heapify(self._waiting)
+            return FinishedSequence(sequence_id, (), np.empty(0, np.float32), FinishReason.CANCELLED, ())
+        next(lane for lane in self._lanes if running in lane.seats).release(running)
+        self._drop_drained_lanes()
+        return _finished(running, FinishReason.CANCELLED)
+
+    @torch.inference_mode()
+    def step(self) -> list[FinishedSequence]:
+        """One bounded piece of prefill and one token for every running sequence; see `Engine.step`."""
+        current = self._lanes[-1]
+        while self._waiting and sum(lane.busy for lane in self._lanes) < self._limits.slots:
+            running = self._start(heapq.heappop(self._waiting)[2])
+            self._held[running.request.sequence_id] = running
+            current.admit(running)
+        for lane in self._lanes:
+            lane.prefill(self._prefill_budget)
+            lane.decode(lambda *token, lane=lane: self._accept(lane, *token))
+        self._drop_drained_lanes()
+        finished, self._finished = self._finished, []
+        return finished
+
+    def stage(self, version: int, tensors: Mapping[str, Tensor]) -> None:
+        """Check new weights on a second copy; see `Engine.stage`. Replaces what was staged before."""
+        self._staged = None
+        self._staged = (version, staged_copy(self.model, version, tensors))
+
+    @torch.inference_mode()
+    def swap(self) -> int:
+        """Serve the staged weights from the next step on; see `Engine.swap`."""
+        if self._staged is None:
+            raise FailedPrecondition("nothing is staged to swap to", field="staged_version", limit="a staged version")
+        (version, model), self._staged = self._staged, None
+        old = self._lanes[-1]
+        if any(self._stays(s) for s in old.running()):
+            new = Lane(model, version, self._limits)
+            self._lanes.append(new)
+            for sequence in [s for s in old.running() if not self._stays(s)]:
+                slot = sequence.slot
+                old.release(sequence)
+                sequence.leader = None
+                self._renew(new, sequence)
+                new.admit(sequence)
+                if sequence.filled:
+                    new.cache.copy_from(old.cache, slot, sequence.slot, sequence.filled)
+        else:
+            old.model, old.version = model, version
+            for sequence in old.running():
+                self._renew(old, sequence)
+        return version
+
+    def renumber(self, version: int) -> None:
+        """Give the served weights another version number; see `Engine.renumber`."""
+        self._lanes[-1].version = version
+
+    def _stays(self, sequence: Running) -> bool:
+        """Whether a sequence finishes on the weights that it started on."""
+        return sequence.request.finish_on_version or self.deterministic
+
+    def _renew(self, lane: Lane, sequence: Running) -> None:
+        """Put a sequence under the lane's weights; its completion starts a new span there."""
+        kept = self._keep_kv and bool(sequence.generated)
+        if kept:
+            sequence.pure = False
+        else:
+            lane.restart_prefill(sequence)
+        start = len(sequence.generated)
+        sequence.spans = [span for span in sequence.spans if span[0] < start]
+        sequence.spans.append((start, lane.version, kept))
+
+    def _drop_drained_lanes(self) -> None:
+        """Let go of old weights as soon as no sequence needs them."""
+        for lane in self._lanes[:-1]:
+            if not lane.busy:
+                self._retired_prefill_tokens += lane.computed_prefill_tokens
+                self._lanes.remove(lane)
+
+    def _start(self, request: SequenceRequest) -> Running:
+        """A sequence about to take a slot."""
+        sampling = request.sampling
+        stop_ids = frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else self._eos)
+        return Running(
+            request=request,
+            uniforms=uniforms(request.seed, request.sample_index, np.arange(sampling.max_new_tokens)),
+            stop_ids=stop_ids,
+            suppressed=tuple(sorted(stop_ids)),
+        )
+
+    def _accept(self, lane: Lane, sequence: Running, token: int, logprob: float, finite: bool) -> None:
+        """Append a token and end the sequence where it must end."""
+        if not finite:
+            lane.release(sequence)
+            lane.cache.clear(sequence.slot)
+            error = InternalError(
+                f"logits of sequence {sequence.request.sequence_id} are not finite at token {len(sequence.generated)}"
+                f" under version {lane.version}",
+                reason=Reason.NOT_FINITE,
+                field="logits",
+                value="not finite",
+                limit="finite values",
+            )
+            self._held.pop(sequence.request.sequence_id)
+            self._finished.append(_finished(sequence, FinishReason.CANCELLED, error))
+            return
+        sequence.generated.append(token)
+        sequence.logprobs.append(logprob)
+        self._decoded_tokens += 1
+        sampling, n = sequence.request.sampling, len(sequence.generated)
+        stopped = token in sequence.stop_ids
+        if not stopped and sampling.stop_strings and self._tokenizer and n >= sampling.min_new_tokens:
+            stopped = ends_with_stop_string(self._tokenizer, sequence.generated, sampling.stop_strings)
+        if stopped or n >= sampling.max_new_tokens:
+            lane.release(sequence)
+            self._held.pop(sequence.request.sequence_id)
+            self._finished.append(_finished(sequence, FinishReason.STOP if stopped else FinishReason.LENGTH))
+
+    def _check(self, request: SequenceRequest) -> None:
+        """Refuse what cannot be computed, before it costs anything."""
+        prompt, sampling = request.prompt_token_ids, request.sampling
+        if request.sequence_id in self._held:
+            raise InvalidRequest(
+                f"sequence_id {request.sequence_id} is already held",
+                reason=Reason.DUPLICATE_ID,
+                field="sequence_id",
+                value=request.sequence_id,
+                limit="unique",
+            )
+        if not prompt:
+            raise InvalidRequest(
+                "prompt_token_ids is empty; at least 1 token is needed",
+                reason=Reason.EMPTY_PROMPT,
+                field="prompt_token_ids",
+                value=0,
+                limit=">= 1 token",
+            )
+        for field, ids in (("prompt_token_ids", prompt), ("sampling.stop_token_ids", sampling.stop_token_ids)):
+            for i, token in enumerate(ids):
+                if not 0 <= token < self._vocab:
+                    raise InvalidRequest(
+                        f"{field}[{i}] is {token}; the vocabulary has {self._vocab} tokens",
+                        reason=Reason.TOKEN_ID_OUT_OF_RANGE,
+                        field=f"{field}[{i}]",
+                        value=token,
+                        limit=self._vocab,
+                    )
+        wanted = len(prompt) + sampling.max_new_tokens
+        if wanted > self._max_sequence_tokens:
+            raise SequenceTooLong(
+                f"{len(prompt)} prompt tokens plus max_new_tokens {sampling.max_new_tokens} make {wanted} tokens; "
+                f"{self._max_sequence_tokens} are allowed",
+                field="prompt_token_ids",
+                value=wanted,
+                limit=self._max_sequence_tokens,
+            )
+        if sampling.stop_strings and self._tokenizer is None:
+            raise Unsupported(
+                "stop_strings need a tokenizer and this engine has none",
+                field="sampling.stop_strings",
+                value=sampling.stop_strings,
+                limit="empty",
+            )
+        uniforms(request.seed, request.sample_index, 0)  # refuses a seed or index that does not fit
+
+
+def _finished(sequence: Running, reason: FinishReason, error: InternalError | None = None) -> FinishedSequence:
+    """What the engine hands out; empty spans are left out."""
+    ends = [start for start, _, _ in sequence.spans[1:]] + [len(sequence.generated)]
+    spans = tuple(
+        VersionSpan(start_token=start, end_token=end, version=version, kv_kept=kept)
+        for (start, version, kept), end in zip(sequence.spans, ends, strict=True)
+        if end > start
+    )
+    logprobs = np.asarray(sequence.logprobs, dtype=np.float32)
+    return FinishedSequence(sequence.request.sequence_id, tuple(sequence.generated), logprobs, reason, spans, error)
+
+
+def _eos_token_ids(model: PreTrainedModel) -> tuple[int, ...]:
+    """The model's end-of-sequence ids; generation config first, then the model's config."""
+    for config in (model.generation_config, model.config):
+        found = getattr(config, "eos_token_id", None)
+        if found is not None:
+            return tuple(found) if isinstance(found, (list, tuple)) else (found,)
+    return ()
+
+
+def _sequence_limit(model: PreTrainedModel, wanted: int | None) -> int:
+    """Tokens that a slot may hold, checked against context length and attention kind."""
+    config = model.config.get_text_config()
+    context = getattr(config, "max_position_embeddings", None)
+    limit = wanted or context
+    if limit is None or limit < 2 or (context is not None and limit > context):
+        raise ConfigError(
+            f"max_sequence_tokens is {limit}; it must lie between 2 and the model's context of {context} tokens",
+            field="max_sequence_tokens",
+            value=limit,
+            limit=context,
+        )
+    window = getattr(config, "sliding_window", None) or limit
+    default = "sliding_attention" if getattr(config, "use_sliding_window", True) and window < limit else "full_attention"
+    kinds = set(getattr(config, "layer_types", None) or [default])
+    if kinds - {"full_attention", "sliding_attention"} or ("sliding_attention" in kinds and window < limit):
+        raise Unsupported(
+            f"the model has layers of kind {', '.join(sorted(kinds))} (window {window}); the slot cache holds full"
+            f" attention over {limit} tokens",
+            field="model",
+            value=", ".join(sorted(kinds)),
+            limit="full_attention",
+        )
+    return limit

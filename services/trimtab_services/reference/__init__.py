@@ -1,0 +1,1 @@
+"""ReferenceService: per-token log-probs of a frozen policy, batched across callers."""

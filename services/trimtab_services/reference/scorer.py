@@ -1,0 +1,113 @@
+"""Log-probs of token sequences under the served policy, without a tensor of [tokens, vocab]."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from trimtab.errors import InternalError, Reason, TrimtabError
+from trimtab.types import FloatArray, LogProbsOptions, ServedModel
+from trimtab_models.heads import hidden_states
+from trimtab_models.logprobs import TokenLogProbs, token_logprobs
+from trimtab_models.packing import pad_right
+from trimtab_services.runtime.slots import ModelSlot, ServedVersion
+
+__all__ = ["LogProbScorer", "Scored", "TargetSequence", "canary"]
+
+
+@dataclass(frozen=True, slots=True)
+class TargetSequence:
+    """Token ids, and from which on log-probs are wanted."""
+
+    token_ids: tuple[int, ...]
+    start_index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """What is known of one sequence's tokens from its start index on, and the version that computed it.
+
+    Attributes:
+        logprobs: float32 [tokens].
+        entropies: float32 [tokens] or None.
+        top_ids, top_logprobs: [tokens, n] or None.
+        served: the version.
+    """
+
+    logprobs: FloatArray
+    entropies: FloatArray | None
+    top_ids: np.ndarray | None
+    top_logprobs: FloatArray | None
+    served: ServedModel
+
+
+class LogProbScorer:
+    """Computes batches in the compute thread.
+
+    Args:
+        slot: holds the policy.
+        row_multiple: padded lengths and rows of the output layer are multiples of this.
+    """
+
+    def __init__(self, slot: ModelSlot, row_multiple: int) -> None:
+        self._slot = slot
+        self._row_multiple = row_multiple
+
+    @torch.inference_mode()
+    def compute(self, group: Hashable, sequences: Sequence[TargetSequence]) -> list[Scored | TrimtabError]:
+        """Log-probs of a batch, all with the options that its group is, by the version served when it begins."""
+        served = self._slot.current
+        options = group if isinstance(group, LogProbsOptions) else LogProbsOptions()
+        device = served.model.device
+        input_ids, lengths = pad_right([s.token_ids for s in sequences], multiple=self._row_multiple)
+        input_ids = input_ids.to(device)
+        hidden = hidden_states(served.model, input_ids)
+        starts = torch.tensor([s.start_index for s in sequences])
+        columns = torch.arange(input_ids.shape[1])
+        wanted = (columns >= starts[:, None]) & (columns < lengths[:, None])
+        rows, columns = (index.to(device) for index in wanted.nonzero(as_tuple=True))
+        found = token_logprobs(
+            served.model,
+            hidden[rows, columns - 1],
+            input_ids[rows, columns],
+            temperature=options.temperature,
+            entropy=options.entropy,
+            top_n=options.top_n,
+            row_multiple=self._row_multiple,
+        )
+        return _split(found, (lengths - starts).tolist(), served)
+
+
+@torch.inference_mode()
+def canary(served: ServedVersion) -> None:
+    """Computes the log-probs of a fixed sequence.
+
+    Raises:
+        InternalError: one is not finite.
+    """
+    ids = torch.arange(min(8, served.vocab_size), device=served.model.device)[None]
+    hidden = hidden_states(served.model, ids)[0, :-1]
+    logprobs = token_logprobs(served.model, hidden, ids[0, 1:]).logprobs
+    if not bool(torch.isfinite(logprobs).all()):
+        raise InternalError("canary: a log-prob is not finite; the version is not served", reason=Reason.NOT_FINITE)
+
+
+def _split(found: TokenLogProbs, counts: list[int], served: ServedVersion) -> list[Scored | TrimtabError]:
+    def parts(tensor: torch.Tensor | None) -> list[np.ndarray] | list[None]:
+        if tensor is None:
+            return [None] * len(counts)
+        return [part.cpu().numpy() for part in tensor.split(counts)]
+
+    results: list[Scored | TrimtabError] = []
+    rows = zip(
+        parts(found.logprobs), parts(found.entropies), parts(found.top_ids), parts(found.top_logprobs), strict=True
+    )
+    for logprobs, entropies, top_ids, top_logprobs in rows:
+        if logprobs is None or not np.isfinite(logprobs).all():
+            results.append(InternalError("a log-prob is not finite", reason=Reason.NOT_FINITE, field="logprobs"))
+        else:
+            results.append(Scored(logprobs, entropies, top_ids, top_logprobs, served.served))
+    return results

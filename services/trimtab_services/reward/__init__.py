@@ -1,0 +1,1 @@
+"""RewardService: scalar rewards of (prompt, completion) pairs, batched across callers."""

@@ -1,0 +1,366 @@
+"""Configuration of a service: one YAML file, the environment over it, options of the command line over both.
+
+`load_config` checks all of it before anything heavy is imported, and says in one line which key of which source is
+wrong, what was found and what is allowed. A service extends `ServiceConfig`, or `ModelServiceConfig` when it computes
+with a model. The environment variable of `tls.key_file` of the reward service is `TRIMTAB_REWARD__TLS__KEY_FILE`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings.exceptions import SettingsError
+
+from trimtab.errors import ConfigError
+
+__all__ = [
+    "FrozenModelConfig",
+    "LogConfig",
+    "ModelServiceConfig",
+    "ServerTLS",
+    "ServiceConfig",
+    "WeightsSource",
+    "WeightsTLS",
+    "check_exposure",
+    "is_loopback",
+    "load_config",
+]
+
+MEBIBYTE = 1024 * 1024
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ServerTLS(_Section):
+    """Certificates of a server; setting them turns TLS on for gRPC and HTTP, never for health and metrics."""
+
+    certificate_file: Path = Field(description="PEM chain, leaf first.")
+    key_file: Path = Field(description="PEM private key of the leaf.")
+    client_ca_file: Path | None = Field(
+        default=None, description="PEM roots of client certificates. Set: a client without one cannot connect (mTLS)."
+    )
+
+
+class WeightsTLS(_Section):
+    """How this service, as a client, reaches the weights service over TLS."""
+
+    ca_file: Path | None = Field(default=None, description="PEM roots. Unset: those of the system.")
+    certificate_file: Path | None = Field(default=None, description="PEM chain of the client certificate, for mTLS.")
+    key_file: Path | None = Field(default=None, description="PEM key of the client certificate, for mTLS.")
+
+
+class WeightsSource(_Section):
+    """The channel of a weights service that a model service follows."""
+
+    address: str = Field(min_length=1, description="host:port of the weights service's gRPC side.")
+    channel: str = Field(min_length=1, description="Channel to follow, such as `reward/serving`.")
+    token_file: Path | None = Field(default=None, description="File that holds the bearer token, re-read on change.")
+    tls: WeightsTLS | None = Field(default=None, description="TLS towards the weights service. Unset: plaintext.")
+
+
+class LogConfig(_Section):
+    """What is logged, and how."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least level logged.")
+    format: Literal["json", "text"] = Field(default="json", description="One JSON object, or one text line, a record.")
+    calls: bool = Field(default=True, description="One record for each finished call.")
+    prompts: bool = Field(default=False, description="Adds prompts and completions. Off: they are never logged.")
+
+
+class ServiceConfig(BaseSettings):
+    """What every service takes. Port 0 picks a free port; the ports taken are in the ready file and in the log."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid", frozen=True, env_nested_delimiter="__", protected_namespaces=(), arbitrary_types_allowed=False
+    )
+
+    host: str = Field(default="127.0.0.1", min_length=1, description="Address that all four ports listen on.")
+    advertise_host: str = Field(
+        default="", description="Host that others reach this server by. Empty: `host`, or the host's name for 0.0.0.0."
+    )
+    grpc_port: int = Field(default=50051, ge=0, le=65535, description="gRPC.")
+    health_port: int = Field(default=50052, ge=0, le=65535, description="Health over plaintext gRPC.")
+    http_port: int = Field(default=8080, ge=0, le=65535, description="HTTP side.")
+    metrics_port: int = Field(default=9090, ge=0, le=65535, description="Prometheus, plaintext.")
+    tls: ServerTLS | None = Field(default=None, description="TLS for gRPC and HTTP. Unset: plaintext.")
+    tokens_file: Path | None = Field(
+        default=None, description="YAML or JSON: token -> {name, scopes}. Re-read on change. Unset: no tokens are asked."
+    )
+    insecure: bool = Field(default=False, description="Allows to listen beyond loopback without TLS and tokens.")
+    replica: str = Field(default="", description="Name of this replica. Empty: service name, host and process id.")
+    ready_file: Path | None = Field(
+        default=None, description="Written once all four ports are live: JSON with their addresses and the pid."
+    )
+    drain_s: float = Field(default=30.0, ge=0, le=3600, description="Seconds that work in flight gets after SIGTERM.")
+    default_deadline_s: float = Field(
+        default=60.0, gt=0, le=86400, description="Seconds given to a call that carries no deadline."
+    )
+    max_request_bytes: int = Field(
+        default=64 * MEBIBYTE, ge=1024, le=2**31 - 1, description="Most bytes of one message in either direction."
+    )
+    threads: int = Field(
+        default=0,
+        ge=0,
+        le=1024,
+        description="Compute threads of the process (torch and OpenMP). 0: what torch chooses, one for each core.",
+    )
+    deterministic: bool = Field(
+        default=False, description="Equal requests get bit-equal answers whatever the load, at equal `threads`."
+    )
+    log: LogConfig = Field(default_factory=LogConfig, description="What is logged.")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Keeps the constructor pure: only `load_config` reads the environment."""
+        return (init_settings,)
+
+    @property
+    def reachable_host(self) -> str:
+        """Host that others reach this server by: `advertise_host`, else `host`, else this host's name."""
+        if self.advertise_host:
+            return self.advertise_host
+        return socket.gethostname() if self.host in ("0.0.0.0", "::") else self.host
+
+
+class ModelServiceConfig(ServiceConfig):
+    """What every service takes that computes with one model."""
+
+    model_folder: Path | None = Field(
+        default=None, description="Hugging Face folder to serve, as version 0. Exactly one of this and `weights`."
+    )
+    weights: WeightsSource | None = Field(default=None, description="Channel to follow instead of a fixed folder.")
+    model_name: str = Field(default="", description="Name of the model. Empty: the service's own default.")
+    cache_directory: Path | None = Field(
+        default=None, description="Where fetched versions are staged. Unset: a temporary folder."
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(default="float32", description="dtype of the weights.")
+    device: str = Field(default="cpu", min_length=1, description="torch device, such as `cpu` or `cuda:0`.")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ModelServiceConfig:
+        if (self.model_folder is None) == (self.weights is None):
+            found = "neither" if self.model_folder is None else "both"
+            raise ValueError(f"set exactly one of `model_folder` and `weights`; found {found}")
+        return self
+
+
+class FrozenModelConfig(ModelServiceConfig):
+    """What a service takes that computes items in batches."""
+
+    max_batch_tokens: int = Field(default=8192, ge=1, description="Most tokens of a batch, padding included.")
+    max_queue_tokens: int = Field(default=2_000_000, ge=1, description="Most tokens waiting.")
+    max_items_per_request: int = Field(default=4096, ge=1, description="Most items of one request.")
+
+
+ConfigT = TypeVar("ConfigT", bound=ServiceConfig)
+
+
+def load_config(
+    config_class: type[ConfigT],
+    service: str,
+    config_file: Path | None = None,
+    overrides: Mapping[str, object] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> ConfigT:
+    """Reads and checks the configuration of a service.
+
+    Args:
+        config_class: the service's model.
+        service: its short name, such as `reward`; decides the prefix of environment variables.
+        config_file: YAML mapping; None means no file.
+        overrides: values of command line options, by key; dots reach into sections (`weights.address`). None values
+            count as not given.
+        environment: instead of the process's own.
+
+    Returns:
+        The checked configuration.
+
+    Raises:
+        ConfigError: one line that names source, key, value and what is allowed.
+    """
+    variables = dict(os.environ if environment is None else environment)
+    prefix = f"TRIMTAB_{service.upper()}__"
+    layers: list[tuple[str, dict[str, Any]]] = []
+    if config_file is not None:
+        layers.append((str(config_file), _read_yaml(config_file)))
+    layers.append(("environment", _read_environment(config_class, prefix, variables)))
+    layers.append(("command line", _nest(overrides or {})))
+    merged: dict[str, Any] = {}
+    for _, layer in layers:
+        merged = _merge(merged, layer)
+    try:
+        config = config_class(**merged)
+    except ValidationError as error:
+        raise _explain(config_class, service, error, layers) from None
+    except TypeError as error:
+        raise ConfigError(f"{service} configuration: keys must be strings: {error}") from None
+    check_exposure(config)
+    return config
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a server that listens on `host` can only be reached from this host."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def check_exposure(config: ServiceConfig) -> None:
+    """Refuses a server that others could reach without authentication.
+
+    Raises:
+        ConfigError: not on loopback, without TLS and tokens, without mTLS, and not told to be insecure; or a TLS or
+            token file that cannot be read.
+    """
+    files = [("tokens_file", config.tokens_file)]
+    if config.tls is not None:
+        files += [(f"tls.{name}", getattr(config.tls, name)) for name in type(config.tls).model_fields]
+    for key, path in files:
+        if path is not None and not os.access(path, os.R_OK):
+            raise ConfigError(f"{key}: {path}: no such file, or it cannot be read", field=key, value=path)
+    if is_loopback(config.host) or config.insecure:
+        return
+    mutual = config.tls is not None and config.tls.client_ca_file is not None
+    if mutual or (config.tls is not None and config.tokens_file is not None):
+        return
+    has = [name for name, value in (("tls", config.tls), ("tokens_file", config.tokens_file)) if value is not None]
+    raise ConfigError(
+        f"host {config.host!r} can be reached from other hosts, so it needs `tls` and `tokens_file`, or `tls` with "
+        f"`client_ca_file` (mTLS), or an explicit `insecure: true`; found {' and '.join(has) or 'none of them'}",
+        field="host",
+        value=config.host,
+        limit="tls + tokens_file | tls.client_ca_file | insecure: true | a loopback address",
+    )
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}", field="config", value=path) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        line = " ".join(str(error).split())
+        raise ConfigError(f"{path}: not a YAML file: {line}", field="config", value=path) from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: must hold a mapping of keys, found a {type(content).__name__}", field="config")
+    return content
+
+
+def _read_environment(config_class: type[ServiceConfig], prefix: str, variables: dict[str, str]) -> dict[str, Any]:
+    """Values of the variables with the prefix, by pydantic-settings' own rules for nested keys and JSON."""
+    ours = {key: value for key, value in variables.items() if key.upper().startswith(prefix)}
+    for key in ours:
+        name = key[len(prefix) :].split("__")[0].lower()
+        if name not in config_class.model_fields:
+            raise ConfigError(
+                f"environment variable {key}: unknown key {name!r}; allowed: {_allowed(config_class)}",
+                field=key,
+                value=ours[key],
+                limit=_allowed(config_class),
+            )
+
+    class _Environment(EnvSettingsSource):
+        def _load_env_vars(self) -> Mapping[str, str | None]:
+            return {key.lower(): value for key, value in ours.items()}
+
+    try:
+        return _Environment(config_class, env_prefix=prefix, env_nested_delimiter="__", case_sensitive=False)()
+    except SettingsError as error:
+        raise ConfigError(f"environment variables {prefix}*: {' '.join(str(error).split())}") from None
+
+
+def _nest(overrides: Mapping[str, object]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for key, value in overrides.items():
+        if value is None:
+            continue
+        at = nested
+        *sections, last = key.split(".")
+        for section in sections:
+            at = at.setdefault(section, {})
+        at[last] = value
+    return nested
+
+
+def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        if isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = _merge(merged[key], value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _explain(
+    config_class: type[ServiceConfig],
+    service: str,
+    error: ValidationError,
+    layers: list[tuple[str, dict[str, Any]]],
+) -> ConfigError:
+    """One line for the first wrong key; says how many more there are."""
+    details = error.errors()
+    first = details[0]
+    key = ".".join(str(part) for part in first["loc"])
+    source = next((name for name, layer in reversed(layers) if _holds(layer, first["loc"])), layers[0][0])
+    more = f" ({len(details) - 1} more wrong keys)" if len(details) > 1 else ""
+    allowed = _allowed_for(config_class, first)
+    if first["type"] == "extra_forbidden":
+        message = f"{service} configuration ({source}): unknown key {key!r}; allowed: {allowed}{more}"
+    elif not key:
+        message = f"{service} configuration: {first['msg'].removeprefix('Value error, ')}{more}"
+    elif first["type"] == "missing":
+        message = f"{service} configuration ({source}): key {key!r} is missing{more}"
+    else:
+        reason = first["msg"][0].lower() + first["msg"][1:]
+        message = f"{service} configuration ({source}): key {key!r} has value {first['input']!r}: {reason}{more}"
+    value = "" if first["type"] == "missing" or not key else first["input"]
+    return ConfigError(message, field=key, value=value, limit=allowed)
+
+
+def _holds(layer: dict[str, Any], location: tuple[int | str, ...]) -> bool:
+    at: Any = layer
+    for part in location:
+        if not isinstance(at, dict) or part not in at:
+            return False
+        at = at[part]
+    return bool(location)
+
+
+def _allowed_for(config_class: type[ServiceConfig], details: ErrorDetails) -> str:
+    """The keys allowed beside an unknown one, or what pydantic says about a wrong value."""
+    if details["type"] != "extra_forbidden":
+        return details["msg"]
+    model: Any = config_class
+    for part in details["loc"][:-1]:
+        annotation = model.model_fields[str(part)].annotation
+        choices = [annotation, *getattr(annotation, "__args__", ())]
+        model = next((c for c in choices if isinstance(c, type) and issubclass(c, BaseModel)), config_class)
+    return _allowed(model)
+
+
+def _allowed(model: type[BaseModel]) -> str:
+    return ", ".join(sorted(model.model_fields))

@@ -1,0 +1,172 @@
+"""Around every gRPC call: name, caller, scope, state, deadline, metrics, log, and errors with their reason.
+
+One interceptor does all of it, so that a servicer only raises `trimtab.errors`. A `TrimtabError` becomes a status with
+`google.rpc.ErrorInfo`; anything else is a fault of ours: INTERNAL, with the trace in the log under the request's id.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager, nullcontext
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from trimtab.errors import REASONS, DeadlineExceeded, InternalError, TrimtabError
+from trimtab.rpc_errors import to_status
+from trimtab_services.runtime.auth import Identity, MethodPolicy, TokenTable, check_scope, policy_of
+from trimtab_services.runtime.calls import Call, begin_call, current_call, new_request_id
+from trimtab_services.runtime.state import Runtime
+
+__all__ = ["CallInterceptor", "as_trimtab_error"]
+
+_log = logging.getLogger(__name__)
+_calls = logging.getLogger("trimtab_services.calls")
+
+
+class CallInterceptor(grpc.aio.ServerInterceptor):
+    """Wraps the handler of every method of a server.
+
+    Args:
+        runtime: of the server.
+        tokens: the tokens file; None asks for no tokens.
+    """
+
+    def __init__(self, runtime: Runtime[Any], tokens: TokenTable | None) -> None:
+        self._runtime = runtime
+        self._tokens = tokens
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler:
+        """Returns the method's handler with everything above around it; None for unknown methods, as grpc expects."""
+        handler: Any = await continuation(handler_call_details)
+        if handler is None:
+            return handler
+        method = handler_call_details.method
+        make, inner = _constructor_of(handler)
+        wrapped = self._wrap_generator(inner, method) if _generates(inner) else self._wrap_coroutine(inner, method)
+        return make(wrapped, handler.request_deserializer, handler.response_serializer)
+
+    def _wrap_coroutine(self, inner: Callable[..., Any], method: str) -> Callable[..., Any]:
+        async def call(request: Any, context: Any) -> Any:
+            async with self._around(context, method):
+                return await inner(request, context)
+
+        return call
+
+    def _wrap_generator(self, inner: Callable[..., Any], method: str) -> Callable[..., Any]:
+        async def call(request: Any, context: Any) -> AsyncIterator[Any]:
+            async with self._around(context, method):
+                async with aclosing(inner(request, context)) as responses:
+                    async for response in responses:
+                        yield response
+
+        return call
+
+    @asynccontextmanager
+    async def _around(self, context: Any, method: str) -> AsyncIterator[None]:
+        policy = policy_of(method)
+        started = time.monotonic()
+        code = grpc.StatusCode.OK
+        limit: asyncio.Timeout | None = None
+        self._runtime.metrics.in_flight.inc()
+        try:
+            with self._runtime.activity if policy.is_work else nullcontext():
+                limit = asyncio.timeout(self._begin(context, method, policy))
+                async with limit:
+                    yield
+        except grpc.aio.AbortError:
+            code = _status_code(context.code())
+            raise
+        except asyncio.CancelledError:
+            left = context.time_remaining()
+            code = grpc.StatusCode.DEADLINE_EXCEEDED if left is not None and left <= 0 else grpc.StatusCode.CANCELLED
+            raise
+        except GeneratorExit:
+            code = grpc.StatusCode.CANCELLED
+            raise
+        except Exception as error:
+            if isinstance(error, TimeoutError) and limit is not None and limit.expired():
+                error = DeadlineExceeded(
+                    f"{method}: not done within the server's default deadline of "
+                    f"{self._runtime.config.default_deadline_s:g} s; the call carried none",
+                    limit=self._runtime.config.default_deadline_s,
+                )
+            known = as_trimtab_error(error)
+            code = REASONS[known.reason][0]
+            await context.abort_with_status(to_status(known, method))
+        finally:
+            self._finish(method, policy, code, time.monotonic() - started)
+
+    def _begin(self, context: Any, method: str, policy: MethodPolicy) -> float | None:
+        """Names the call, checks the caller and the state; returns the default deadline where it applies."""
+        metadata = {key: value for key, value in context.invocation_metadata() or ()}
+        request_id = str(metadata.get("x-request-id") or new_request_id())[:200]
+        remaining = context.time_remaining()
+        default = self._runtime.config.default_deadline_s if policy.has_default_deadline else None
+        left = default if remaining is None else remaining
+        deadline = None if left is None else time.monotonic() + left
+        begin_call(Call(method, request_id, context.peer() or "", deadline))
+        identity = self._identify(context, metadata, policy)
+        begin_call(Call(method, request_id, identity.name, deadline))
+        check_scope(identity, policy.scope)
+        if policy.is_work:
+            self._runtime.refuse_unless_serving()
+        return default if remaining is None else None
+
+    def _identify(self, context: Any, metadata: dict[str, Any], policy: MethodPolicy) -> Identity:
+        if self._tokens is not None and policy.needs_token:
+            return self._tokens.identify(metadata.get("authorization"))
+        names = context.auth_context().get("x509_common_name", [])
+        return Identity(names[0].decode(errors="replace") if names else context.peer() or "unknown")
+
+    def _finish(self, method: str, policy: MethodPolicy, code: grpc.StatusCode, seconds: float) -> None:
+        metrics = self._runtime.metrics
+        metrics.in_flight.dec()
+        short = method.rsplit("/", 1)[-1]
+        metrics.requests.labels(short, code.name).inc()
+        metrics.request_seconds.labels(short).observe(seconds)
+        if policy.is_work and self._runtime.config.log.calls:
+            _calls.info("%s %s", method, code.name, extra={"code": code.name, "duration_ms": round(seconds * 1e3, 3)})
+
+
+def as_trimtab_error(error: Exception) -> TrimtabError:
+    """The error as clients get it; one that is none of ours is logged with its trace and becomes INTERNAL."""
+    if isinstance(error, TrimtabError) and REASONS[error.reason][1] in type(error).__mro__:
+        return error
+    call = current_call()
+    request_id = call.request_id if call is not None else ""
+    _log.error("fault while serving", exc_info=error)
+    return InternalError(
+        f"fault of the service ({type(error).__name__}); its log has the trace under request id {request_id}",
+        metadata={"request_id": request_id},
+    )
+
+
+def _constructor_of(handler: Any) -> tuple[Callable[..., grpc.RpcMethodHandler], Callable[..., Any]]:
+    if handler.request_streaming and handler.response_streaming:
+        return grpc.stream_stream_rpc_method_handler, handler.stream_stream
+    if handler.request_streaming:
+        return grpc.stream_unary_rpc_method_handler, handler.stream_unary
+    if handler.response_streaming:
+        return grpc.unary_stream_rpc_method_handler, handler.unary_stream
+    return grpc.unary_unary_rpc_method_handler, handler.unary_unary
+
+
+def _generates(function: Callable[..., Any]) -> bool:
+    return inspect.isasyncgenfunction(function)
+
+
+def _status_code(code: Any) -> grpc.StatusCode:
+    """grpc.aio keeps the code of an aborted call as a number."""
+    if isinstance(code, grpc.StatusCode):
+        return code
+    return next((known for known in grpc.StatusCode if known.value[0] == code), grpc.StatusCode.UNKNOWN)

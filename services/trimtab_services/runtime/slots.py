@@ -1,0 +1,152 @@
+"""The frozen model that a service serves, and how a newer version takes its place.
+
+A slot holds one `ServedVersion`, replaced as a whole between two batches: a batch takes the slot's version once, so
+every result knows exactly which version computed it, and the old one goes on serving until the new one has proved
+itself on the canary. Used by the reward and the reference service; generation keeps its weights in an engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from trimtab.errors import NotFound, Reason, Unavailable, VersionUnavailable
+from trimtab.types import ServedModel, VersionRequirement
+from trimtab.v1 import info_pb2
+from trimtab_models.loading import max_sequence_tokens
+from trimtab_models.tokenizer import chat_template_digest, eos_token_ids, load_tokenizer, tokenizer_digest
+from trimtab_services.runtime.metrics import Metrics
+from trimtab_services.runtime.replica import ModelVersion
+
+__all__ = ["ModelSlot", "ServedVersion", "wrong_version"]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class ServedVersion:
+    """One version of a model, loaded.
+
+    Attributes:
+        served: name, version and digests, as replies carry them.
+        model: in evaluation mode.
+        tokenizer: of the model folder.
+        max_sequence_tokens: most tokens of one sequence.
+        vocab_size: every token id is below it.
+        eos_token_ids: ids that end a completion, ascending.
+    """
+
+    served: ServedModel
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    max_sequence_tokens: int
+    vocab_size: int
+    eos_token_ids: tuple[int, ...]
+
+
+class ModelSlot:
+    """Holds the version that is served.
+
+    Args:
+        name: of the model in requests and in GetInfo.
+        load_model: loads a model folder, in a thread.
+        canary: raises when the loaded model must not be served, such as for scores that are not finite.
+        metrics: of the server.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        load_model: Callable[[Path], PreTrainedModel],
+        canary: Callable[[ServedVersion], None],
+        metrics: Metrics,
+    ) -> None:
+        self.name = name
+        self._load_model = load_model
+        self._canary = canary
+        self._metrics = metrics
+        self._current: ServedVersion | None = None
+
+    @property
+    def current(self) -> ServedVersion:
+        """The version served now.
+
+        Raises:
+            Unavailable: there is none yet.
+        """
+        if self._current is None:
+            raise Unavailable(f"{self.name}: there is no version yet", reason=Reason.WAITING_FOR_VERSION)
+        return self._current
+
+    def named(self, model: str) -> ServedVersion:
+        """The version served under a name; empty is the default.
+
+        Raises:
+            NotFound: no such model.
+            Unavailable: there is no version yet.
+        """
+        if model not in ("", self.name):
+            raise NotFound(f"model: {model!r} is not served; {self.name!r} is", field="model", value=model)
+        return self.current
+
+    async def load(self, version: ModelVersion) -> None:
+        """Serves a version once it has passed the canary.
+
+        Raises:
+            TrimtabError: it cannot be served; the one before goes on serving.
+        """
+        try:
+            self._current = await asyncio.to_thread(self._prepare, version)
+        except BaseException:
+            self._metrics.swaps.labels(self.name, "failed").inc()
+            raise
+        self._metrics.swaps.labels(self.name, "ok").inc()
+        self._metrics.model_version.labels(self.name).set(version.version)
+
+    def describe(self, model: info_pb2.ModelInfo, dtype: str) -> None:
+        """Fills in the model's part of GetInfo."""
+        model.served.name = self.name
+        model.dtype = dtype
+        if (now := self._current) is None:
+            return
+        for field in ("version", "weights_digest", "tokenizer_digest", "chat_template_digest"):
+            setattr(model.served, field, getattr(now.served, field))
+        model.architecture = type(now.model).__name__
+        model.parameter_count = sum(parameter.numel() for parameter in now.model.parameters())
+        model.vocab_size = now.vocab_size
+        model.max_sequence_tokens = now.max_sequence_tokens
+        model.eos_token_ids.extend(now.eos_token_ids)
+
+    def _prepare(self, version: ModelVersion) -> ServedVersion:
+        folder = version.folder()
+        tokenizer = load_tokenizer(folder)
+        model = self._current.model if version.same_weights and self._current else self._load_model(folder)
+        prepared = ServedVersion(
+            served=ServedModel(
+                name=self.name,
+                version=version.version,
+                weights_digest=version.weights_digest,
+                tokenizer_digest=tokenizer_digest(tokenizer),
+                chat_template_digest=chat_template_digest(tokenizer),
+            ),
+            model=model,
+            tokenizer=tokenizer,
+            max_sequence_tokens=max_sequence_tokens(model),
+            vocab_size=model.get_input_embeddings().num_embeddings,
+            eos_token_ids=eos_token_ids(tokenizer, model.config, getattr(model, "generation_config", None)),
+        )
+        self._canary(prepared)
+        return prepared
+
+
+def wrong_version(requirement: VersionRequirement, served: ServedModel) -> VersionUnavailable:
+    """The error of a request whose version is not the one served."""
+    return VersionUnavailable(
+        f"version: {requirement} is asked for; this replica serves {served.version}",
+        field="version",
+        value=str(requirement),
+        limit=served.version,
+        metadata={"served_version": str(served.version)},
+    )

@@ -1,0 +1,50 @@
+"""Bidirectional item streams: every item answered as it is done, a bounded number in work, none lost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TypeVar
+
+__all__ = ["answer_stream"]
+
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+
+
+async def answer_stream(
+    requests: AsyncIterator[Request], answer: Callable[[Request], Awaitable[Response]], most: int
+) -> AsyncIterator[Response]:
+    """Answers requests out of order.
+
+    Args:
+        requests: read only while fewer than `most` are in work: a fast sender waits instead of filling the memory.
+        answer: makes the answer to one; item errors are part of it.
+        most: requests in work at once.
+
+    Yields:
+        Each answer as it is done; ends once the sender has ended and all are answered.
+    """
+    answers: asyncio.Queue[Response | None] = asyncio.Queue()
+    room = asyncio.Semaphore(most)
+
+    async def work(request: Request) -> None:
+        try:
+            await answers.put(await answer(request))
+        finally:
+            room.release()
+
+    async def read() -> None:
+        async with asyncio.TaskGroup() as group:
+            async for request in requests:
+                await room.acquire()
+                group.create_task(work(request))
+
+    reading = asyncio.create_task(read())
+    reading.add_done_callback(lambda _: answers.put_nowait(None))
+    try:
+        while (response := await answers.get()) is not None:
+            yield response
+        reading.result()
+    finally:
+        reading.cancel()

@@ -1,0 +1,26 @@
+"""Configuration of the weights service."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from trimtab_services.runtime.config import ServiceConfig
+
+__all__ = ["WeightsServiceConfig"]
+
+GIBIBYTE = 1024**3
+
+
+class WeightsServiceConfig(ServiceConfig):
+    """What `trimtab serve weights` takes."""
+
+    store: str = Field(
+        min_length=1, description="Folder of the store, or a URL that fsspec knows, such as s3://bucket/weights."
+    )
+    blob_grace_s: float = Field(
+        default=3600.0,
+        ge=0,
+        description="Seconds after its upload, or after a publisher asked for it, in which Prune leaves a blob alone.",
+    )
+    max_blob_bytes: int = Field(default=64 * GIBIBYTE, ge=1024, description="Most bytes of one uploaded blob.")
+    sign_of_life_s: float = Field(default=10.0, gt=0, description="Seconds between two messages of a quiet Watch.")
