@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from trimtab import convert
 from trimtab.errors import REASONS, InternalError, InvalidRequest, Reason
 from trimtab.types import (
@@ -34,8 +35,7 @@ from trimtab.types import (
 )
 from trimtab.v1 import errors_pb2, generation_pb2, info_pb2, reference_pb2, reward_pb2, types_pb2
 
-settings.register_profile("wire", max_examples=40, deadline=None)
-settings.load_profile("wire")
+few = settings(max_examples=40, deadline=None)
 
 INT32, INT64 = 2**31 - 1, 2**63 - 1
 TEXT = st.text(st.characters(codec="utf-8"), max_size=20)
@@ -109,16 +109,19 @@ def same(left: object, right: object) -> bool:
 # Requests
 
 
+@few
 @given(PROMPTS)
 def test_prompt(prompt) -> None:
     assert convert.prompt_from_message(through(convert.prompt_to_message(prompt))) == prompt
 
 
+@few
 @given(SAMPLING)
 def test_sampling(sampling: SamplingParams) -> None:
     assert convert.sampling_from_message(through(convert.sampling_to_message(sampling))) == sampling
 
 
+@few
 @given(VERSIONS)
 def test_version(version: VersionRequirement) -> None:
     assert convert.version_from_message(through(convert.version_to_message(version))) == version
@@ -135,6 +138,7 @@ GENERATION_PROMPTS = st.builds(
 )
 
 
+@few
 @given(
     st.builds(
         GenerateRequest,
@@ -165,6 +169,7 @@ SCORE_ITEMS = st.one_of(
 )
 
 
+@few
 @given(
     st.builds(
         ScoreRequest,
@@ -178,6 +183,7 @@ def test_score_request(request_: ScoreRequest) -> None:
     assert convert.score_request_from_message(through(convert.score_request_to_message(request_))) == request_
 
 
+@few
 @given(
     st.builds(
         RankRequest,
@@ -204,6 +210,7 @@ OPTIONS = st.builds(
 )
 
 
+@few
 @given(
     st.builds(
         LogProbsRequest,
@@ -244,6 +251,7 @@ ERRORS = st.builds(
 )
 
 
+@few
 @given(ERRORS)
 def test_item_error(error) -> None:
     assert same(convert.item_error_from_message(through(convert.item_error_to_message(error))), error)
@@ -273,6 +281,7 @@ COMPLETIONS = st.integers(1, 5).flatmap(
 )
 
 
+@few
 @given(
     st.one_of(
         st.builds(GenerateResult, prompt_id=TEXT, served=SERVED, completion=COMPLETIONS),
@@ -293,11 +302,13 @@ SCORES = st.builds(
 )
 
 
+@few
 @given(st.builds(ScoreResult, scores=st.lists(SCORES, max_size=4).map(tuple), served=SERVED, **TIMES))
 def test_score_result(result: ScoreResult) -> None:
     assert same(convert.score_result_from_message(through(convert.score_result_to_message(result))), result)
 
 
+@few
 @given(st.data(), st.integers(2, 4))
 def test_rank_result(data, count: int) -> None:
     result = data.draw(
@@ -318,6 +329,7 @@ TOP_TOKENS = st.integers(1, 3).flatmap(
 )
 
 
+@few
 @given(
     st.builds(
         LogProbsResult,

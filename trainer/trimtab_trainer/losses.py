@@ -98,11 +98,13 @@ def value_loss(
         token_count: completion tokens of the whole minibatch, the divisor.
         clip_range: None does not clip.
     """
+    # Masked before the arithmetic: what is not finite on padding would come back as a NaN gradient (0 * NaN).
+    values, old_values, returns = (torch.where(mask, tensor, 0.0) for tensor in (values, old_values, returns))
     error = (values - returns).square()
     if clip_range is not None:
         clipped = old_values + (values - old_values).clamp(-clip_range, clip_range)
         error = torch.maximum(error, (clipped - returns).square())
-    return 0.5 * torch.where(mask, error, 0.0).sum() / token_count
+    return 0.5 * error.sum() / token_count
 
 
 def importance_weights(
@@ -117,7 +119,7 @@ def importance_weights(
     Source: Ionides 2008, truncated importance sampling; per token as in asynchronous RLHF frameworks.
     """
     ratio = torch.where(mask, old_logprobs - generation_logprobs, 0.0).exp()
-    return ratio.clamp(max=cap)
+    return torch.where(mask, ratio.clamp(max=cap), 1.0)
 
 
 def token_mean(logprobs: Float[Tensor, " tokens"], *, token_count: int) -> Float[Tensor, ""]:

@@ -299,7 +299,7 @@ class RolloutDispatcher:
 
     async def _rewards(self, batch: list[Rollout]) -> list[float]:
         items = tuple(
-            ScoreItem.from_pair(prompt=rollout.prompt_token_ids, completion=rollout.token_ids) for rollout in batch
+            ScoreItem(prompt=rollout.prompt_token_ids, completion=rollout.token_ids) for rollout in batch
         )
         request = ScoreRequest(items=items)
         response = await self.reward.call(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import importlib
 import json
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -85,24 +86,24 @@ def _read(
 
 def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any] | DataError]]:
     """(number, row) from 1; a line that is no row comes as its error."""
-    if path.is_dir():
-        yield from enumerate(_library("datasets", path).load_from_disk(str(path)), 1)
-    elif path.suffix == ".parquet":
-        table = _library("pyarrow.parquet", path).ParquetFile(path)
-        yield from enumerate((row for batch in table.iter_batches() for row in batch.to_pylist()), 1)
-    else:
-        yield from _json_lines(path)
+    try:
+        if path.is_dir():
+            yield from enumerate(_library("datasets", path).load_from_disk(str(path)), 1)
+        elif path.suffix == ".parquet":
+            table = _library("pyarrow.parquet", path).ParquetFile(path)
+            yield from enumerate((row for batch in table.iter_batches() for row in batch.to_pylist()), 1)
+        else:
+            yield from _json_lines(path)
+    except (OSError, EOFError, ValueError, zlib.error) as error:  # ValueError: what pyarrow raises
+        raise DataError(f"{path}: cannot be read: {error}", field="path", value=path) from None
 
 
 def _json_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any] | DataError]]:
     opened = gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
-    try:
-        with opened as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield number, _json_row(line)
-    except (OSError, EOFError) as error:
-        raise DataError(f"{path}: cannot be read: {error}", field="path", value=path) from None
+    with opened as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield number, _json_row(line)
 
 
 def _json_row(line: bytes) -> Mapping[str, Any] | DataError:

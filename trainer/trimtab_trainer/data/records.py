@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import reprlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trimtab.errors import DataError, InvalidRequest
+from trimtab.errors import DataError
 from trimtab.types import ChatMessage
 
 __all__ = ["Demonstration", "Labeling", "Passage", "PromptRow", "PromptText", "Ranking", "prompt_key"]
@@ -102,8 +103,8 @@ class Ranking:
     def from_row(cls, row: Mapping[str, Any]) -> Ranking:
         """Reads any of the forms below.
 
-        `answers` with `labels` [{labeler, group, ranking}] or `ranks`; `prompt`/`chosen`/`rejected` (TRL), or only
-        `chosen`/`rejected` as whole dialogues (hh-rlhf); `context`/`completions[].rank` (NeMo-RL);
+        `answers` with `labels` [{labeler, group, ranking}] or `ranks`; `prompt`/`chosen`/`rejected` (TRL, texts or
+        turns), or only `chosen`/`rejected` as whole dialogues (TRL's turns, hh-rlhf's transcripts); `context`/`completions[].rank` (NeMo-RL);
         `prompt`/`answers[].rank` (Nectar).
 
         Raises:
@@ -123,11 +124,13 @@ class Ranking:
             labelings = _labelings(row, len(answers))
         _check_count(len(answers))
         key = row.get("prompt_id")
+        if key is not None and not isinstance(key, str | int):
+            raise _wrong("prompt_id", key, f"must be a text or a number, found {type(key).__name__}")
         return cls(
             prompt=prompt,
             answers=answers,
             labelings=labelings,
-            prompt_id=str(key) if key else prompt_key(prompt),
+            prompt_id=_unicode("prompt_id", str(key)) if key is not None and key != "" else prompt_key(prompt),
             category=_optional(row, "category"),
             source=_optional(row, "source"),
         )
@@ -140,18 +143,24 @@ def prompt_key(prompt: PromptText) -> str:
 
 
 def _prompt(row: Mapping[str, Any]) -> PromptText:
-    context = _optional(row, "context") if isinstance(row.get("context", ""), str) else ""
-    messages = row.get("messages")
-    if messages is not None:
-        turns = _messages("messages", messages)
-        if turns[-1].role != "user":
-            raise _wrong("messages", turns[-1].role, "the last turn must be the user's")
-        if context:  # it comes before the question
-            question = ChatMessage(role="user", content=f"{context}\n\n{turns[-1].content}")
-            turns = (*turns[:-1], question)
-        return turns
-    prompt = _text(row, "prompt")
+    field = "prompt" if row.get("messages") is None and isinstance(row.get("prompt"), list) else "messages"
+    if row.get(field) is not None:
+        return _after_context(row, _asking(field, _messages(field, row[field])))
+    context, prompt = _optional(row, "context"), _text(row, "prompt")
     return f"{context}\n\n{prompt}" if context else prompt
+
+
+def _asking(field: str, turns: tuple[ChatMessage, ...]) -> tuple[ChatMessage, ...]:
+    if turns[-1].role != "user":
+        raise _wrong(field, turns[-1].role, "the last turn must be the user's")
+    return turns
+
+
+def _after_context(row: Mapping[str, Any], turns: tuple[ChatMessage, ...]) -> tuple[ChatMessage, ...]:
+    context = _optional(row, "context")
+    if not context:
+        return turns
+    return (*turns[:-1], ChatMessage(role="user", content=f"{context}\n\n{turns[-1].content}"))
 
 
 def _answers(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -185,6 +194,8 @@ def _labeling(field: str, label: Any, count: int) -> Labeling:
         raise _wrong(f"{field}.ranking", ranking, "must be a list of tie groups, best first")
     ranks: dict[int, int] = {}
     for place, group in enumerate(ranking):
+        if not group:
+            raise _wrong(f"{field}.ranking[{place}]", group, "must name at least one answer")
         for index in _integers(f"{field}.ranking[{place}]", group):
             if not 0 <= index < count or index in ranks:
                 raise _wrong(
@@ -203,48 +214,62 @@ def _pair(row: Mapping[str, Any]) -> tuple[PromptText, tuple[str, ...], tuple[in
     if isinstance(chosen, list) and isinstance(rejected, list):
         before, better = _dialogue("chosen", chosen)
         before_worse, worse = _dialogue("rejected", rejected)
-        prompt: PromptText = _prompt(row) if "prompt" in row or "messages" in row else before
-        if "prompt" not in row and before != before_worse:
+        if before != before_worse:
             raise _wrong("rejected", rejected, "must have the same turns before the answer as `chosen`")
-        return prompt, (better, worse), (0, 1)
+        if not before:  # the turns are the answers only
+            return _prompt(row), (better, worse), (0, 1)
+        asked = row.get("prompt")
+        if isinstance(asked, str) and asked.strip() not in [turn.content.strip() for turn in before]:
+            raise _wrong("prompt", asked, "must be a turn of the dialogue in `chosen`")
+        if isinstance(asked, list) and _messages("prompt", asked) != before:
+            raise _wrong("prompt", asked, "must be the turns before the answer in `chosen`")
+        return _after_context(row, before), (better, worse), (0, 1)
     better, worse = _text(row, "chosen"), _text(row, "rejected")
-    if "prompt" in row or "messages" in row:
+    if row.get("prompt") is not None or row.get("messages") is not None:
         return _prompt(row), (better.strip(), worse.strip()), (0, 1)
     dialogue, better = _hh(better, "chosen")
     dialogue_worse, worse = _hh(worse, "rejected")
     if dialogue != dialogue_worse:
         raise _wrong("rejected", worse, "must have the same dialogue before the answer as `chosen`")
-    return dialogue, (better, worse), (0, 1)
+    return _after_context(row, dialogue), (better, worse), (0, 1)
 
 
-def _hh(transcript: str, field: str) -> tuple[PromptText, str]:
+def _hh(transcript: str, field: str) -> tuple[tuple[ChatMessage, ...], str]:
     """An hh-rlhf transcript as turns and the last answer."""
     before, mark, answer = transcript.rpartition(_HH_ASSISTANT)
     if not mark or not before.lstrip().startswith(_HH_HUMAN.strip()):
         raise _wrong(field, transcript, "without `prompt` it must be a transcript of Human: and Assistant: turns")
     turns = []
-    for part in before.split(_HH_HUMAN)[1:]:
+    for part in f"\n\n{before.lstrip()}".split(_HH_HUMAN)[1:]:
         human, *replies = part.split(_HH_ASSISTANT)
         turns.append({"role": "user", "content": human.strip()})
         turns += [{"role": "assistant", "content": reply.strip()} for reply in replies]
-    return _messages(field, turns), _text({field: answer.strip()}, field)
+    return _asking(field, _messages(field, turns)), _text({field: answer.strip()}, field)
 
 
 def _dialogue(field: str, turns: Any) -> tuple[tuple[ChatMessage, ...], str]:
     *before, last = _messages(field, turns)
-    if last.role != "assistant" or not before:
-        raise _wrong(field, turns, "must be turns that end in the assistant's answer")
+    if last.role != "assistant" or (before and before[-1].role != "user"):
+        raise _wrong(field, turns, "must be turns that end in the assistant's answer to the user")
     return tuple(before), last.content
 
 
 def _nemo(row: Mapping[str, Any]) -> tuple[PromptText, tuple[str, ...], tuple[int, ...]]:
-    prompt = _messages("context", row.get("context"))
+    prompt = _asking("context", _messages("context", row.get("context")))
     completions = row["completions"]
     if not isinstance(completions, list) or not all(isinstance(c, Mapping) for c in completions):
         raise _wrong("completions", completions, "must be a list of objects with `rank` and `completion`")
-    answers = tuple(_messages(f"completions[{i}].completion", c.get("completion"))[-1].content
-                    for i, c in enumerate(completions))  # fmt: skip
+    answers = tuple(
+        _only_answer(f"completions[{i}].completion", c.get("completion")) for i, c in enumerate(completions)
+    )
     return prompt, answers, _integers("completions[].rank", [c.get("rank") for c in completions])
+
+
+def _only_answer(field: str, turns: Any) -> str:
+    first, *more = _messages(field, turns)
+    if first.role != "assistant" or more:
+        raise _wrong(field, turns, "must be one turn, the assistant's")
+    return first.content
 
 
 def _nectar(row: Mapping[str, Any]) -> tuple[PromptText, tuple[str, ...], tuple[int, ...]]:
@@ -255,9 +280,17 @@ def _nectar(row: Mapping[str, Any]) -> tuple[PromptText, tuple[str, ...], tuple[
     prompt: PromptText = text
     if text.lstrip().startswith(_HH_HUMAN.strip()):  # a dialogue up to the answer, which stands in `answers`
         open_end = text if text.endswith(_HH_ASSISTANT.strip()) else text + _HH_ASSISTANT
-        prompt = _hh(f"{open_end} .", "prompt")[0]
-    answers = tuple(_text(entry, "answer") for entry in entries)
+        prompt = _after_context(row, _hh(f"{open_end} .", "prompt")[0])
+    elif _optional(row, "context"):
+        prompt = f"{row['context']}\n\n{text}"
+    answers = tuple(_text({name: entry.get("answer")}, name) for name, entry in _named("answers", "answer", entries))
     return prompt, answers, _integers("answers[].rank", [entry.get("rank") for entry in entries])
+
+
+def _named(items: str, key: str, entries: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Each entry with the path of its field, for errors."""
+    for index, entry in enumerate(entries):
+        yield f"{items}[{index}].{key}", entry
 
 
 def _dense(ranks: Sequence[int]) -> tuple[int, ...]:
@@ -278,17 +311,25 @@ def _messages(field: str, turns: Any) -> tuple[ChatMessage, ...]:
     for index, turn in enumerate(turns):
         if not isinstance(turn, Mapping):
             raise _wrong(f"{field}[{index}]", turn, "must be an object with `role` and `content`")
-        try:
-            made.append(ChatMessage(role=turn.get("role"), content=turn.get("content")))  # type: ignore[arg-type]
-        except InvalidRequest as error:
-            raise _wrong(f"{field}[{index}].{error.field}", error.value, error.message) from None
+        role, content = (
+            turn.get("role"),
+            _text({f"{field}[{index}].content": turn.get("content")}, f"{field}[{index}].content"),
+        )
+        if role not in ("system", "user", "assistant"):
+            raise _wrong(f"{field}[{index}].role", role, "must be system, user or assistant")
+        made.append(ChatMessage(role=role, content=content))
     return tuple(made)
 
 
 def _integers(field: str, values: Any) -> tuple[int, ...]:
-    if not isinstance(values, list) or not all(isinstance(v, int) and not isinstance(v, bool) for v in values):
+    if not isinstance(values, list) or not all(map(_is_whole, values)):
         raise _wrong(field, values, "must be a list of whole numbers")
-    return tuple(values)
+    return tuple(map(int, values))
+
+
+def _is_whole(value: object) -> bool:
+    """Whole numbers, those too that a table of floats holds."""
+    return (isinstance(value, int) and not isinstance(value, bool)) or (isinstance(value, float) and value.is_integer())
 
 
 def _text(row: Mapping[str, Any], key: str) -> str:
@@ -299,7 +340,7 @@ def _text(row: Mapping[str, Any], key: str) -> str:
         raise _wrong(key, value, f"must be a text, found {type(value).__name__}")
     if not value.strip():
         raise _wrong(key, value, "must not be empty")
-    return value
+    return _unicode(key, value)
 
 
 def _optional(row: Mapping[str, Any], key: str) -> str:
@@ -308,8 +349,17 @@ def _optional(row: Mapping[str, Any], key: str) -> str:
         return ""
     if not isinstance(value, str):
         raise _wrong(key, value, f"must be a text, found {type(value).__name__}")
+    return _unicode(key, value)
+
+
+def _unicode(key: str, value: str) -> str:
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise _wrong(key, value, f"has half a surrogate pair at character {error.start}: no Unicode text") from None
     return value
 
 
 def _wrong(field: str, value: object, reason: str) -> DataError:
-    return DataError(f"{field} {reason}", field=field, value=value)
+    shown = value if value is None or isinstance(value, str) else reprlib.repr(value)  # of any depth and length
+    return DataError(f"{field} {reason}", field=field, value=shown)
