@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from tiny_models import make_policy, make_tokenizer
 from trimtab_models.loading import reward_model_from_policy, save_model
 

@@ -1,4 +1,5 @@
-"""Hugging Face model folders in and out: safetensors only, nothing unpickled, nothing downloaded, nothing re-initialised.
+"""Hugging Face model folders in and out: safetensors only, nothing unpickled, nothing downloaded, nothing
+re-initialised.
 
 A reward model is saved in Hugging Face's own sequence-classification format with one label. Those classifiers have no
 head bias (a `score.bias` is dropped on load), so the offset that makes demonstrations score 0 is `reward_bias` in
@@ -14,6 +15,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -43,6 +45,7 @@ __all__ = [
     "save_model",
     "set_reward_bias",
     "sync_folder",
+    "vocab_size",
 ]
 
 DTYPES: Mapping[str, torch.dtype] = {
@@ -137,9 +140,7 @@ def reward_model_from_policy(
     config.pad_token_id = pad_token_id(tokenizer)
     _set_dropout(config, 0.0)
     with _quiet():
-        model = AutoModelForSequenceClassification.from_config(
-            config, dtype=DTYPES[dtype], attn_implementation="sdpa"
-        )
+        model = AutoModelForSequenceClassification.from_config(config, dtype=DTYPES[dtype], attn_implementation="sdpa")
     missing, unexpected = backbone(model).load_state_dict(backbone(policy).state_dict(), strict=False)
     if missing or unexpected:
         raise ModelFolderError(
@@ -178,7 +179,7 @@ def backbone(model: PreTrainedModel) -> nn.Module:
     return model.base_model
 
 
-def score_weight(model: PreTrainedModel) -> nn.Parameter:
+def score_weight(model: PreTrainedModel) -> Tensor:
     """The scalar head's weight [1, hidden] of a reward or value model.
 
     Raises:
@@ -191,7 +192,8 @@ def score_weight(model: PreTrainedModel) -> nn.Parameter:
             field="score",
             value=type(model).__name__,
         )
-    return head.weight
+    weight: Tensor = head.weight
+    return weight
 
 
 def reward_bias(model: PreTrainedModel) -> float:
@@ -205,21 +207,26 @@ def set_reward_bias(model: PreTrainedModel, bias: float) -> None:
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
-    """Writes a Hugging Face folder: model, config, tokenizer, template. It appears whole or not at all."""
+    """Writes a Hugging Face folder: model, config, tokenizer, template. It appears whole or not at all.
+
+    A folder of that name is replaced once the new one is whole and on disk; when writing fails it stays as it is.
+    """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(f".partial-{folder.name}-{uuid.uuid4().hex[:8]}")
+    suffix = f"{folder.name}-{uuid.uuid4().hex[:8]}"
+    partial, old = folder.with_name(f".partial-{suffix}"), folder.with_name(f".old-{suffix}")
     try:
         with _quiet():
             model.save_pretrained(partial)
             tokenizer.save_pretrained(partial)
         sync_folder(partial)
         if folder.exists():
-            shutil.rmtree(folder)
+            folder.rename(old)
         partial.rename(folder)
         _sync(folder.parent)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        for left_over in (partial, old):
+            shutil.rmtree(left_over, ignore_errors=True)
 
 
 def sync_folder(folder: Path) -> None:
@@ -239,8 +246,15 @@ def max_sequence_tokens(model: PreTrainedModel) -> int:
         if isinstance(value, int) and value > 0:
             return value
     raise ModelFolderError(
-        f"{type(model).__name__}: its configuration has none of {', '.join(_CONTEXT_KEYS)}", field="max_position_embeddings"
+        f"{type(model).__name__}: its configuration has none of {', '.join(_CONTEXT_KEYS)}",
+        field="max_position_embeddings",
     )
+
+
+def vocab_size(model: PreTrainedModel) -> int:
+    """Size of the vocabulary: every token id is below it."""
+    embeddings: Any = model.get_input_embeddings()
+    return int(embeddings.weight.shape[0])
 
 
 def named_parameter_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
@@ -275,7 +289,7 @@ def _load(
     _set_dropout(config, dropout)
     try:
         with _quiet():
-            model, report = loader.from_pretrained(
+            loaded: Any = loader.from_pretrained(
                 folder,
                 config=config,
                 dtype=DTYPES[dtype],
@@ -287,6 +301,7 @@ def _load(
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         line = " ".join(str(error).split())[:500]
         raise ModelFolderError(f"{folder}: cannot be loaded: {line}", field="folder", value=folder) from error
+    model, report = loaded
     problems = {key: sorted(map(str, names)) for key, names in report.items() if names}
     if problems:
         shown = "; ".join(f"{key.replace('_', ' ')}: {', '.join(names[:3])}" for key, names in problems.items())
@@ -303,7 +318,7 @@ def _config(folder: Path) -> PreTrainedConfig:
         raise ModelFolderError(f"{folder}: no model folder: it has no config.json", field="folder", value=folder)
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         line = " ".join(str(error).split())[:300]
         raise ModelFolderError(f"{folder}/config.json: {line}", field="config.json", value=folder) from error
 
@@ -313,18 +328,23 @@ def _check_safetensors(folder: Path) -> None:
     if not files:
         found = sorted(path.name for path in folder.iterdir())
         raise ModelFolderError(
-            f"{folder}: no *.safetensors file (found {', '.join(found[:8])}); pickled weights are never loaded, convert "
-            "them to safetensors",
+            f"{folder}: no *.safetensors file (found {', '.join(found[:8])}); pickled weights are never loaded, "
+            "convert them to safetensors",
             field="folder",
             value=folder,
         )
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        named = set(json.loads(index.read_text())["weight_map"].values())
+        try:
+            named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ModelFolderError(f"{index}: no index of tensors: {error!r}", field="folder", value=index) from error
         absent = sorted(named - {path.name for path in files})
         if absent:
             raise ModelFolderError(
-                f"{folder}: model.safetensors.index.json names {absent[0]}, which is not there", field="folder", value=absent
+                f"{folder}: model.safetensors.index.json names {absent[0]}, which is not there",
+                field="folder",
+                value=absent,
             )
     for path in files:
         try:
@@ -360,5 +380,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-

@@ -8,6 +8,7 @@ Logits are made for a chunk of tokens at a time and forgotten again, in the back
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,16 +66,18 @@ def token_logprobs(
             independent of how many neighbours it has (4 x threads on a CPU).
 
     Returns:
-        One entry for each token. `logprobs` is differentiable in hidden and in the output layer.
+        One entry for each token. `logprobs` is differentiable in hidden and in the output layer. A float64 model's are
+        float64.
     """
-    head = model.get_output_embeddings()
+    head: Any = model.get_output_embeddings()
     softcap = getattr(model.config, "final_logit_softcapping", None)
     weight, bias = head.weight, getattr(head, "bias", None)
     vocab = weight.shape[0]
     chunk = chunk_tokens or max(row_multiple, CHUNK_ELEMENTS // vocab // row_multiple * row_multiple)
 
     def one_chunk(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> tuple[Tensor, ...]:
-        logits = functional.linear(hidden, weight, bias).float()
+        logits = functional.linear(hidden, weight, bias)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if softcap:
             logits = torch.tanh(logits / softcap) * softcap
         logits = logits / temperature
@@ -90,7 +93,7 @@ def token_logprobs(
         return (logprobs, *extra)
 
     parts: list[tuple[Tensor, ...]] = []
-    needs_gradient = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+    needs_gradient = torch.is_grad_enabled() and any(t.requires_grad for t in (hidden, weight, bias) if t is not None)
     for rows, ids in zip(hidden.split(chunk), targets.split(chunk), strict=True):
         padding = -len(rows) % row_multiple
         if padding:
@@ -143,10 +146,11 @@ def completion_logprobs(
     found = token_logprobs(
         model, hidden[rows, targets_at - 1], input_ids[rows, targets_at], temperature=temperature, entropy=entropy
     )
-    logprobs = hidden.new_zeros(mask.shape, dtype=torch.float32).masked_scatter(mask, found.logprobs)
+    blank = found.logprobs.new_zeros(mask.shape)
+    logprobs = blank.masked_scatter(mask, found.logprobs)
     if found.entropies is None:
         return logprobs, None
-    return logprobs, hidden.new_zeros(mask.shape, dtype=torch.float32).masked_scatter(mask, found.entropies)
+    return logprobs, blank.masked_scatter(mask, found.entropies)
 
 
 def sequence_logprobs(
@@ -173,6 +177,4 @@ def sequence_logprobs(
     """
     hidden = hidden_states(model, input_ids, position_ids=position_ids, attention_mask=attention_mask)
     rows, columns = targets_mask.nonzero(as_tuple=True)
-    return token_logprobs(
-        model, hidden[rows, columns - 1], input_ids[rows, columns], temperature=temperature
-    ).logprobs
+    return token_logprobs(model, hidden[rows, columns - 1], input_ids[rows, columns], temperature=temperature).logprobs

@@ -188,5 +188,5 @@ def pack_shared_prompts(rankings: Sequence[tuple[Sequence[int], Sequence[Sequenc
 
 
 def _causal(allowed: Tensor) -> Tensor:
-    """[rows, seq, seq] -> [rows, 1, seq, seq], queries seeing no later key. Padding sees itself: no row is all false."""
+    """[rows, seq, seq] -> [rows, 1, seq, seq], no query sees a later key. Padding sees itself: no row is all false."""
     return (allowed & torch.ones(allowed.shape[-2:], dtype=torch.bool).tril())[:, None]

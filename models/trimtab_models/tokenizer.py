@@ -12,7 +12,7 @@ import json
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
@@ -40,15 +40,21 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     folder = Path(folder)
     if not (folder / "tokenizer.json").is_file() and not (folder / "tokenizer_config.json").is_file():
         raise ModelFolderError(
-            f"{folder}: no tokenizer: it has neither tokenizer.json nor tokenizer_config.json", field="folder", value=folder
+            f"{folder}: no tokenizer: it has neither tokenizer.json nor tokenizer_config.json",
+            field="folder",
+            value=folder,
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         line = " ".join(str(error).split())[:300]
-        raise ModelFolderError(f"{folder}: its tokenizer cannot be loaded: {line}", field="folder", value=folder) from error
+        raise ModelFolderError(
+            f"{folder}: its tokenizer cannot be loaded: {line}", field="folder", value=folder
+        ) from error
     if getattr(tokenizer, "backend_tokenizer", None) is None:
-        raise ModelFolderError(f"{folder}: its tokenizer has no tokenizer.json (fast backend)", field="folder", value=folder)
+        raise ModelFolderError(
+            f"{folder}: its tokenizer has no tokenizer.json (fast backend)", field="folder", value=folder
+        )
     if not isinstance(tokenizer.eos_token_id, int):
         raise ModelFolderError(f"{folder}: its tokenizer has no EOS token", field="eos_token", value=folder)
     return tokenizer
@@ -59,7 +65,7 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
 
     Padding and truncation settings do not count: they are never used here, and loading changes them.
     """
-    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    backend = json.loads(cast(Any, tokenizer).backend_tokenizer.to_str())
     for setting in ("padding", "truncation"):
         backend.pop(setting, None)
     return _sha256({"backend": backend, "bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id})
@@ -85,7 +91,8 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: PromptLike | Seque
     """Token ids of a prompt, up to where the completion begins.
 
     Args:
-        tokenizer: with a chat template, a text is rendered as one user message; without one it is taken as it is, behind
+        tokenizer: with a chat template, a text is rendered as one user message; without one it is taken as it is,
+        behind
             the BOS where the tokenizer's own post-processing starts with one.
         prompt: text, token ids (returned as they are) or a conversation that ends in a user turn.
 
@@ -107,7 +114,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: PromptLike | Seque
 
 def encode_completion(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Token ids of a completion's text, the EOS at the end, as in training."""
-    return [*_encode_text(tokenizer, text), int(tokenizer.eos_token_id)]
+    return [*_encode_text(tokenizer, text), int(cast(int, tokenizer.eos_token_id))]
 
 
 def encode_conversation(
@@ -126,7 +133,9 @@ def decode(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> str:
 
 def _messages(messages: Sequence[ChatMessage] | Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
     return [
-        {"role": m.role, "content": m.content} if isinstance(m, ChatMessage) else {"role": m["role"], "content": m["content"]}
+        {"role": m.role, "content": m.content}
+        if isinstance(m, ChatMessage)
+        else {"role": m["role"], "content": m["content"]}
         for m in messages
     ]
 
@@ -141,13 +150,13 @@ def _render(
     specials = [token for token in tokenizer.all_special_tokens if token]
     tainted = any(token in message["content"] for message in messages for token in specials)
     if not tainted:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+        text = _template_text(tokenizer, messages, add_generation_prompt)
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
     # A control token spelled out in a message: the template is rendered around place-holders, its own pieces are
     # encoded with control tokens, the messages without.
     marks = [f"\x02{secrets.token_hex(8)}\x03" for _ in messages]
     marked = [{"role": m["role"], "content": mark} for m, mark in zip(messages, marks, strict=True)]
-    text = tokenizer.apply_chat_template(marked, tokenize=False, add_generation_prompt=add_generation_prompt)
+    text = _template_text(tokenizer, marked, add_generation_prompt)
     ids: list[int] = []
     for message, mark in zip(messages, marks, strict=True):
         before, found, text = text.partition(mark)
@@ -160,6 +169,14 @@ def _render(
         ids += tokenizer(before, add_special_tokens=False)["input_ids"]
         ids += _encode_text(tokenizer, message["content"])
     return [*ids, *tokenizer(text, add_special_tokens=False)["input_ids"]]
+
+
+def _template_text(
+    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], add_generation_prompt: bool
+) -> str:
+    return cast(
+        str, tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+    )
 
 
 def _encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

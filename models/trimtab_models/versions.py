@@ -95,9 +95,7 @@ def publish_model(
     return publish_version(client, tensors, files, channels=channels, **_with_digests(tokenizer, options))
 
 
-def publish_folder(
-    client: Client, folder: str | Path, *, channels: list[str], **options: Any
-) -> weights_pb2.Manifest:
+def publish_folder(client: Client, folder: str | Path, *, channels: list[str], **options: Any) -> weights_pb2.Manifest:
     """Publishes a Hugging Face folder: the tensors of its safetensors files and every other file, weights aside.
 
     Hidden files and weights in other formats are left out.
@@ -211,9 +209,7 @@ def _model_files(
         if model.can_generate() and model.generation_config is not None:
             model.generation_config.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        return {
-            path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
-        }
+        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def _shards(folder: Path) -> list[Path]:

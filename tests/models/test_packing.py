@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from trimtab_models.heads import hidden_states, read_rewards, scores_of
 from trimtab_models.loading import load_policy, reward_model_from_policy
 from trimtab_models.packing import first_fit_decreasing, pack_documents, pack_shared_prompts, pad_right, unpad
@@ -66,9 +67,7 @@ def test_shared_prompt_equals_separate_in_value_and_gradient(request, shape: str
 
     rankings = [(ids(1, 9), [ids(1, 7) for _ in range(k)]) for k in (2, 5)]
     rows = pack_shared_prompts(rankings)
-    hidden = hidden_states(
-        model, rows.input_ids, position_ids=rows.position_ids, attention_mask=rows.attention_mask
-    )
+    hidden = hidden_states(model, rows.input_ids, position_ids=rows.position_ids, attention_mask=rows.attention_mask)
     shared = scores_of(model, hidden[rows.last_row, rows.last_column])
     separate_ids, lengths = pad_right([prompt + answer for prompt, answers in rankings for answer in answers])
     separate = read_rewards(model, separate_ids, lengths)

@@ -1,6 +1,7 @@
 """Tokenisation: templates, special tokens inside text, digests."""
 
 import pytest
+
 from tiny_models import make_tokenizer
 from trimtab.errors import InvalidRequest, Reason
 from trimtab.types import ChatMessage

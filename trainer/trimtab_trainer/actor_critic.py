@@ -191,9 +191,7 @@ class ActorCritic:
 
     def _values(self, micro: MicroBatch) -> Float[Tensor, "micro completion"]:
         with self.values.autocast():
-            return completion_values(
-                self.values.model, micro.input_ids, micro.prompt_lengths, micro.completion_lengths
-            )
+            return completion_values(self.values.model, micro.input_ids, micro.prompt_lengths, micro.completion_lengths)
 
     @torch.no_grad()
     def _move_average(self, decay: float) -> None:

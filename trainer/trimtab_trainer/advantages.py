@@ -80,7 +80,8 @@ def generalized_advantages(
     gamma: float,
     lam: float,
 ) -> tuple[Float[Tensor, "batch completion"], Float[Tensor, "batch completion"]]:
-    """GAE: A_t = sum over l of (gamma lam)^l delta_{t+l}, delta_t = r_t + gamma V_{t+1} - V_t, with V = 0 after the end.
+    """GAE: A_t = sum over l of (gamma lam)^l delta_{t+l}, delta_t = r_t + gamma V_{t+1} - V_t, with V = 0 after the
+    end.
 
     Source: Schulman et al. 2016 (arXiv 1506.02438), equations 11-16; InstructGPT C.4: no discount.
 

@@ -17,7 +17,9 @@ EXIT_STOPPED = 130
 
 @click.command()
 @click.argument("spec_file", type=click.Path(path_type=Path))
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key, such as ppo.iterations=20.")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key, such as ppo.iterations=20."
+)
 @click.option("--resume", is_flag=True, help="Go on where the run of this folder was stopped or killed.")
 @click.option("--check", is_flag=True, help="Only check the spec.")
 @click.option("--dir", "directory", type=click.Path(path_type=Path), help="The run's own folder; overrides the spec.")

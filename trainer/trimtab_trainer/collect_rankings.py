@@ -1,6 +1,7 @@
 """Rankings for the miniature: answers sampled by the generation service, ranked by openly simulated labelers.
 
-    prompts -> answers at several temperatures (generation) + answers with a known flaw -> rankings -> data/rankings.jsonl
+    prompts -> answers at several temperatures (generation) + answers with a known flaw -> rankings ->
+    data/rankings.jsonl
 
 The rows have exactly the form in which people's rankings come; from here on nothing knows that nobody was asked.
 """
@@ -11,6 +12,7 @@ import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -115,7 +117,7 @@ def _rank(
     config: CollectRankingsConfig,
     labelers: Sequence[Labeler],
     seed: int,
-) -> dict[str, object]:
+) -> dict[str, Any]:
     parsed = parse_prompt(prompt)
     flawed = corruptions(random.Random(f"{seed}/{prompt}"), parsed, count=config.corrupted_answers)
     candidates = [*sampled, *((text, True) for text in flawed)]

@@ -213,9 +213,7 @@ def preset_path(name: str) -> Path:
     return Path(str(resources.files("trimtab_trainer") / "presets" / f"{name}.yaml"))
 
 
-def load_run_spec(
-    path: str | Path, overrides: Sequence[str] = (), *, endpoints_file: Path | None = None
-) -> RunSpec:
+def load_run_spec(path: str | Path, overrides: Sequence[str] = (), *, endpoints_file: Path | None = None) -> RunSpec:
     """Reads and checks a run spec.
 
     Args:

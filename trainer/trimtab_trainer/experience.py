@@ -4,8 +4,8 @@ Rows keep the order of the prompts, whatever the order in which rollouts arrived
 (i, t) belongs to completion token t of rollout i, right-padded; `mask` is true on real tokens, by position and never by
 token id. The value at (i, t) is that of the state before token t.
 
-Minibatches are random; inside one, rollouts are sorted by length and cut into micro-batches by tokens, so that little is
-padded. `old_logprobs` are computed in the very micro-batches of the first update, which makes its ratio exactly 1.
+Minibatches are random; inside one, rollouts are sorted by length and cut into micro-batches by tokens, so that little
+is padded. `old_logprobs` are computed in the very micro-batches of the first update, which makes its ratio exactly 1.
 """
 
 from __future__ import annotations

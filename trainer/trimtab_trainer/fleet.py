@@ -91,7 +91,7 @@ class Fleet:
         return list(self._replicas.values())
 
     async def well(self) -> list[Replica]:
-        """Replicas that take work now, least outstanding work first; asks those not known to be well for their state."""
+        """Replicas that take work now, least outstanding work first; asks those not known to be well."""
         now = time.monotonic()
         candidates = [r for r in await self.replicas() if r.retry_at <= now]
         await asyncio.gather(*(self._greet(r) for r in candidates if r.info is None))

@@ -334,15 +334,11 @@ def _update(
     figures = UpdateFigures()
     policy_moves = state.iteration >= config.critic_warmup_iterations
     for epoch in range(config.epochs):
-        minibatches = (
-            plan if epoch == 0 else _plan(context, config, experience.rollouts, state.iteration, epoch=epoch)
-        )
+        minibatches = plan if epoch == 0 else _plan(context, config, experience.rollouts, state.iteration, epoch=epoch)
         for number, minibatch in enumerate(minibatches):
             ptx = _next_passages(context, config, data, minibatch, state) if policy_moves else []
             first = epoch == 0 and number == 0
-            agent.update(
-                minibatch, experience, ptx, config, figures, policy_moves=policy_moves, measure_norms=first
-            )
+            agent.update(minibatch, experience, ptx, config, figures, policy_moves=policy_moves, measure_norms=first)
     kl = _sequence_means(kl_penalties(experience.old_logprobs, experience.ref_logprobs, experience.mask))
     agent.kl.update(kl, len(experience.rollouts))
     return figures
@@ -381,8 +377,8 @@ def _check_logprobs(context: StageContext, config: PPOConfig, experience: Experi
             if not largest <= config.gate_tolerance:
                 raise Mismatch(
                     f"start-up check: log-probs of {name} and trainer differ by up to {largest:.3g} nats on the same "
-                    f"tokens; allowed by ppo.gate_tolerance: {config.gate_tolerance:g}. Training on this would optimise "
-                    "the difference",
+                    f"tokens; allowed by ppo.gate_tolerance: {config.gate_tolerance:g}. Training on this would "
+                    "optimise the difference",
                     field="ppo.gate_tolerance",
                     value=largest,
                     limit=config.gate_tolerance,
@@ -397,9 +393,7 @@ def _check_logprobs(context: StageContext, config: PPOConfig, experience: Experi
         )
 
 
-def _metrics(
-    experience: Experience, figures: UpdateFigures, agent: ActorCritic, clock: _Clock
-) -> dict[str, float]:
+def _metrics(experience: Experience, figures: UpdateFigures, agent: ActorCritic, clock: _Clock) -> dict[str, float]:
     mask, rollouts = experience.mask, experience.rollouts
     mismatch = (experience.generation_logprobs - experience.old_logprobs)[mask].abs()
     tokens = int(mask.sum())
@@ -485,7 +479,9 @@ def _saving_batch(context: StageContext, state: PPOState, experience: Experience
     with context.saving_batch(state.iteration + 1, batch):
         for name in ("scores", "advantages", "returns"):
             if not bool(torch.isfinite(getattr(experience, name)).all()):
-                raise TrainingDiverged(f"{name} of the batch are not finite", field=name, value=math.nan, limit="finite")
+                raise TrainingDiverged(
+                    f"{name} of the batch are not finite", field=name, value=math.nan, limit="finite"
+                )
         yield
 
 

@@ -1,4 +1,4 @@
-"""Prompts and pretraining passages as PPO takes them: token ids, nothing cut short, what is too long told or refused."""
+"""Prompts and pretraining passages as PPO takes them: token ids, nothing cut short, too long told or refused."""
 
 from __future__ import annotations
 

@@ -27,7 +27,6 @@ from trimtab_trainer.report import write_report
 __all__ = ["run_quickstart"]
 
 _RUN = "quickstart"
-_THREADS = {"generation": 1, "reward": 1, "reference": 1}
 _SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "tiny": {"generation": {"slots": 128, "deterministic": False}, "reward": {}, "reference": {}},
     "smollm2": {"generation": {"slots": 16}, "reward": {}, "reference": {}},
@@ -44,12 +43,12 @@ def run_quickstart(directory: Path, model: str, data_directory: Path | None, ove
     directory.mkdir(parents=True, exist_ok=True)
     spec_file = _write_spec(directory, model, data_directory, overrides)
     console = Console()
-    settings = {
-        name: {**values, "threads": 1 if model == "tiny" else 2} for name, values in _SETTINGS[model].items()
-    }
+    settings = {name: {**values, "threads": 1 if model == "tiny" else 2} for name, values in _SETTINGS[model].items()}
     began = time.monotonic()
     with LocalServices(directory, settings=settings, on_event=console.print) as services:
-        console.print(f"services are live after {time.monotonic() - began:.1f} s; addresses in {services.endpoints_file}")
+        console.print(
+            f"services are live after {time.monotonic() - began:.1f} s; addresses in {services.endpoints_file}"
+        )
         target = read_endpoints(directory)["trainer"][0]["grpc"]
         with Client(target) as client:
             ended = _run(client, spec_file, console)

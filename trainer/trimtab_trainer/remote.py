@@ -1,8 +1,8 @@
 """Reports a run's events to a TrainerService, whatever happens to the connection.
 
-The service acknowledges each event once it is on its disk; after a lost connection the run asks how far it came and goes
-on from there. The run never waits for the service: events stay on the run's own disk until the service is back. Orders
-(stop, checkpoint) come back on the same stream.
+The service acknowledges each event once it is on its disk; after a lost connection the run asks how far it came and
+goes on from there. The run never waits for the service: events stay on the run's own disk until the service is back.
+Orders (stop, checkpoint) come back on the same stream.
 """
 
 from __future__ import annotations

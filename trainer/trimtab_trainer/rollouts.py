@@ -262,7 +262,8 @@ class RolloutDispatcher:
         try:
             remaining_s = max(0.1, collection.deadline - time.monotonic())
             async for result in replica.client.generate(request, timeout_s=remaining_s):
-                self._add(by_id[result.prompt_id].prompt, result.completion, collection)
+                if result.completion is not None:
+                    self._add(by_id[result.prompt_id].prompt, result.completion, collection)
         except TrimtabError as error:
             if not worth_another_replica(error):
                 raise
@@ -298,9 +299,7 @@ class RolloutDispatcher:
                 collection.scored[key] = replace(rollout, reward=reward, ref_logprobs=logprobs)
 
     async def _rewards(self, batch: list[Rollout]) -> list[float]:
-        items = tuple(
-            ScoreItem(prompt=rollout.prompt_token_ids, completion=rollout.token_ids) for rollout in batch
-        )
+        items = tuple(ScoreItem(prompt=rollout.prompt_token_ids, completion=rollout.token_ids) for rollout in batch)
         request = ScoreRequest(items=items)
         response = await self.reward.call(
             lambda client: client.score(request, timeout_s=_SCORE_TIMEOUT_S), cost=_token_count(batch)
@@ -377,7 +376,7 @@ def _token_count(batch: list[Rollout]) -> int:
 
 
 def _first_error(errors: BaseExceptionGroup) -> BaseException:
-    """The first error of ours in a group, else the first of any kind: one cause is reported, the rest follow from it."""
+    """The first error of ours in a group, else the first of any kind: one cause is told, the rest follow from it."""
     leaves: list[BaseException] = []
     pending: list[BaseException] = [errors]
     while pending:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -46,9 +47,7 @@ def sample_and_save(
         RolloutPrompt(str(i), p.token_ids, seed=int(np.random.SeedSequence([_SAMPLES_SEED, i]).generate_state(1)[0]))
         for i, p in enumerate(prompts)
     ]
-    sampling = SamplingParams(
-        temperature=config.sampling.temperature, max_new_tokens=config.sampling.max_new_tokens
-    )
+    sampling = SamplingParams(temperature=config.sampling.temperature, max_new_tokens=config.sampling.max_new_tokens)
     rollouts = services.rollouts.collect(batch, sampling, VersionRequirement(exactly=version), score=True)
     rows = [_row(prompt, rollout, tokenizer) for prompt, rollout in zip(prompts, rollouts, strict=True)]
     folder = context.spec.directory / "samples"
@@ -68,7 +67,7 @@ def sample_and_save(
 def evaluate_pretraining(
     context: StageContext, config: PPOConfig, model: PreTrainedModel, passages: Sequence[Example], name: str
 ) -> dict[str, float]:
-    """Loss on held-out pretraining text, nats per token: the alignment tax is how much it rises. Nothing for no text."""
+    """Loss on held-out pretraining text, nats per token: its rise is the alignment tax. Nothing for no text."""
     if not passages:
         return {}
     loss = mean_loss(model, passages, micro_batch_tokens=config.micro_batch_tokens)
@@ -81,7 +80,7 @@ def read_figures(directory: Path) -> dict[str, dict[str, float]]:
     return {path.stem: json.loads(path.read_text()) for path in sorted((directory / "samples").glob("*.json"))}
 
 
-def _row(prompt: PromptExample, rollout: Rollout, tokenizer: PreTrainedTokenizerBase) -> dict[str, object]:
+def _row(prompt: PromptExample, rollout: Rollout, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     reference = rollout.ref_logprobs if rollout.ref_logprobs is not None else rollout.generation_logprobs
     return {
         "prompt": prompt.text,

@@ -1,4 +1,5 @@
-"""The services as a run sees them: rollouts from three fleets, versions into the weights service, checks before any work.
+"""The services as a run sees them: rollouts from three fleets, versions into the weights service, checks before any
+work.
 
 Everything that must agree is asked and compared at the start: tokenizers by digest, limits by number. A mismatch ends
 the run here, with both values, before a model is trained.
@@ -118,9 +119,7 @@ class Services:
         Raises:
             Unavailable: a replica did not serve it in time; the message has its state and its last swap error.
         """
-        manifest = publish_folder(
-            self.weights, folder, channels=[CHANNELS[service]], run=self._run, stage=self._stage
-        )
+        manifest = publish_folder(self.weights, folder, channels=[CHANNELS[service]], run=self._run, stage=self._stage)
         self._wait_served(self._fleet(service), manifest.weights_digest, manifest.version)
         return int(manifest.version)
 
@@ -155,8 +154,8 @@ class Services:
                 for model in info.models:
                     if 0 < model.max_sequence_tokens < tokens:
                         raise Mismatch(
-                            f"{name} at {address} takes sequences of at most {model.max_sequence_tokens} tokens; prompts "
-                            f"and completions of this run reach {tokens}",
+                            f"{name} at {address} takes sequences of at most {model.max_sequence_tokens} tokens; "
+                            f"prompts and completions of this run reach {tokens}",
                             field=f"services.{name}",
                             value=tokens,
                             limit=model.max_sequence_tokens,

@@ -1,8 +1,8 @@
 """The engine's thread: commands in from the event loop, finished sequences out to it.
 
 An engine may be touched by one thread only. The host owns that thread: it runs what callers ask for between two steps,
-steps as long as there is work, and hands each finished sequence to the call that waits for it. Admission and the version
-check happen in the same command, so what is promised to a caller cannot change before its sequences are in.
+steps as long as there is work, and hands each finished sequence to the call that waits for it. Admission and the
+version check happen in the same command, so what is promised to a caller cannot change before its sequences are in.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ class EngineHost:
             return
         excess = held + wanted - self._max_queue_tokens
         raise Overloaded(
-            f"prompts: {wanted} tokens were asked for while {held} are held; allowed are {self._max_queue_tokens} in all",
+            f"prompts: {wanted} tokens are asked for while {held} are held; allowed: {self._max_queue_tokens} in all",
             field="prompts",
             value=wanted,
             limit=self._max_queue_tokens,

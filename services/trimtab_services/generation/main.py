@@ -43,6 +43,4 @@ async def build(runtime: Runtime[GenerationConfig]) -> Service:
 
 def serve(config_file: Path | None, overrides: Mapping[str, object] | None = None) -> int:
     """Runs the service in the foreground; returns the exit code."""
-    return run_service(
-        "generation", "trimtab.v1.GenerationService", GenerationConfig, build, config_file, overrides
-    )
+    return run_service("generation", "trimtab.v1.GenerationService", GenerationConfig, build, config_file, overrides)

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from trimtab.errors import InvalidRequest, Reason, SequenceTooLong, Unavailable
 from trimtab.types import SamplingParams, ServedModel
 from trimtab.v1 import info_pb2
-from trimtab_models.loading import load_policy
+from trimtab_models.loading import load_policy, vocab_size
 from trimtab_models.tokenizer import chat_template_digest, eos_token_ids, load_tokenizer, tokenizer_digest
 from trimtab_services.generation.config import GenerationConfig
 from trimtab_services.generation.engines.base import Engine, EngineLoad
@@ -160,7 +160,7 @@ class PolicyHolder:
             architecture=type(model).__name__,
             parameter_count=sum(parameter.numel() for parameter in model.parameters()),
             dtype=config.dtype,
-            vocab_size=model.get_input_embeddings().num_embeddings,
+            vocab_size=vocab_size(model),
             max_sequence_tokens=engine.max_sequence_tokens,
             eos_token_ids=eos,
         )

@@ -110,7 +110,8 @@ class SampledTokens:
 
     Attributes:
         token_ids: [rows].
-        logprobs: [rows] in nats, from float32 logits: log-softmax of logits / temperature, over the whole vocabulary, before
+        logprobs: [rows] in nats, from float32 logits: log-softmax of logits / temperature, over the whole vocabulary,
+        before
             suppression, top-k and top-p. A greedy row states it at temperature 1. Not finite where `finite` is False.
         finite: [rows] bool; False where the logits hold NaN or infinity, and then the token means nothing.
     """

@@ -1,4 +1,4 @@
-"""GenerationService: checks a request, waits for the version it asks for, streams each completion the moment it ends."""
+"""GenerationService: checks a request, waits for its version, streams each completion the moment it ends."""
 
 from __future__ import annotations
 
@@ -187,7 +187,8 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         served: ServedModel = self._policy.served
         last = done.version_spans[-1].version if done.version_spans else served.version
         return GenerateResult(
-            sequence.prompt_id, served if served.version == last else replace(served, version=last, weights_digest=""),
+            sequence.prompt_id,
+            served if served.version == last else replace(served, version=last, weights_digest=""),
             completion=completion,
         )
 

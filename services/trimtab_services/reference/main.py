@@ -37,6 +37,4 @@ async def build(runtime: Runtime[FrozenModelConfig]) -> Service:
 
 def serve(config_file: Path | None, overrides: Mapping[str, object] | None = None) -> int:
     """Runs the service in the foreground; returns the exit code."""
-    return run_service(
-        "reference", "trimtab.v1.ReferenceService", FrozenModelConfig, build, config_file, overrides
-    )
+    return run_service("reference", "trimtab.v1.ReferenceService", FrozenModelConfig, build, config_file, overrides)

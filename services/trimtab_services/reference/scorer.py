@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from trimtab.errors import InternalError, Reason, TrimtabError
-from trimtab.types import FloatArray, LogProbsOptions, ServedModel
+from trimtab.types import FloatArray, ServedModel
 from trimtab_models.heads import hidden_states
 from trimtab_models.logprobs import TokenLogProbs, token_logprobs
 from trimtab_models.packing import pad_right
@@ -57,10 +57,12 @@ class LogProbScorer:
         self._row_multiple = row_multiple
 
     @torch.inference_mode()
-    def compute(self, group: Hashable, sequences: Sequence[TargetSequence]) -> list[Scored | TrimtabError]:
-        """Log-probs of a batch, all with the options that its group is, by the version served when it begins."""
+    def compute(
+        self, group: tuple[float, bool, int], sequences: Sequence[TargetSequence]
+    ) -> list[Scored | TrimtabError]:
+        """Log-probs of a batch, by the version served when it begins; `group`: temperature, entropy, top_n."""
+        temperature, entropy, top_n = group
         served = self._slot.current
-        options = group if isinstance(group, LogProbsOptions) else LogProbsOptions()
         device = served.model.device
         input_ids, lengths = pad_right([s.token_ids for s in sequences], multiple=self._row_multiple)
         input_ids = input_ids.to(device)
@@ -73,9 +75,9 @@ class LogProbScorer:
             served.model,
             hidden[rows, columns - 1],
             input_ids[rows, columns],
-            temperature=options.temperature,
-            entropy=options.entropy,
-            top_n=options.top_n,
+            temperature=temperature,
+            entropy=entropy,
+            top_n=top_n,
             row_multiple=self._row_multiple,
         )
         return _split(found, (lengths - starts).tolist(), served)

@@ -90,7 +90,12 @@ class ReferenceServicer(reference_pb2_grpc.ReferenceServiceServicer):
             return TargetSequence(item.token_ids, item.start_index), len(item.token_ids)
 
         done = await compute_items(
-            self._service.scheduler, items, prepare, group=options, priority=priority, per_item_errors=per_item_errors
+            self._service.scheduler,
+            items,
+            prepare,
+            group=(options.temperature, options.entropy, options.top_n),
+            priority=priority,
+            per_item_errors=per_item_errors,
         )
         answered = served.served
         for one in done:

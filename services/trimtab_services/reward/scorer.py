@@ -100,7 +100,5 @@ def _token_ids(item: ScoreItem, served: ServedVersion) -> Sequence[int]:
 
 def _scored(reward: float, served: ServedVersion) -> Scored | TrimtabError:
     if reward != reward or reward in (float("inf"), float("-inf")):
-        return InternalError(
-            f"the score is {reward}; scores must be finite", reason=Reason.NOT_FINITE, value=reward
-        )
+        return InternalError(f"the score is {reward}; scores must be finite", reason=Reason.NOT_FINITE, value=reward)
     return Scored(reward, served.served)

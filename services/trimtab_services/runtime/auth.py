@@ -56,7 +56,11 @@ METHODS: Mapping[str, MethodPolicy] = {
     **_methods("grpc.health.v1.Health", "", "Check List", needs_token=False, is_work=False),
     **_methods("grpc.health.v1.Health", "", "Watch", needs_token=False, is_work=False, has_default_deadline=False),
     **_methods(
-        "grpc.reflection.v1alpha.ServerReflection", "", "ServerReflectionInfo", is_work=False, has_default_deadline=False
+        "grpc.reflection.v1alpha.ServerReflection",
+        "",
+        "ServerReflectionInfo",
+        is_work=False,
+        has_default_deadline=False,
     ),
     **_methods("trimtab.v1.InfoService", "", "GetInfo", is_work=False),
     **_methods("trimtab.v1.GenerationService", "generate", "Generate"),
@@ -71,9 +75,7 @@ METHODS: Mapping[str, MethodPolicy] = {
         "weights.publish",
         "AcquireLease ReleaseLease FindMissingBlobs Publish SetChannel Pin Prune",
     ),
-    **_methods(
-        "trimtab.v1.TrainerService", "runs", "StartRun GetRun ListRuns StopRun ResumeRun CheckpointRun"
-    ),
+    **_methods("trimtab.v1.TrainerService", "runs", "StartRun GetRun ListRuns StopRun ResumeRun CheckpointRun"),
     **_methods("trimtab.v1.TrainerService", "runs", "WatchRun ReportEvents", has_default_deadline=False),
 }
 """Policy of every gRPC method by its full name. A method that is not here is refused: it fails closed."""
@@ -186,7 +188,9 @@ def _read_tokens(path: Path) -> dict[bytes, Identity]:
         kind = type(error).__name__  # never the text: a parser's message may quote a token
         raise ConfigError(f"tokens_file: {path}: cannot be read ({kind})", field="tokens_file", value=path) from None
     if not isinstance(content, dict) or not content:
-        raise ConfigError(f"tokens_file: {path}: must map at least one token to its name and scopes", field="tokens_file")
+        raise ConfigError(
+            f"tokens_file: {path}: must map at least one token to its name and scopes", field="tokens_file"
+        )
     identities: dict[bytes, Identity] = {}
     for number, (token, entry) in enumerate(content.items(), start=1):
         identities[_digest(str(token))] = _read_identity(path, number, entry)

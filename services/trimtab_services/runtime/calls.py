@@ -1,6 +1,7 @@
 """The call being served: who made it, what it is called in logs, and until when its answer is of use.
 
-The interceptor of `errors.py` (gRPC) and the middleware of `http.py` set it; servicers, the scheduler and the log read it.
+The interceptor of `errors.py` (gRPC) and the middleware of `http.py` set it; servicers, the scheduler and the log read
+it.
 """
 
 from __future__ import annotations
@@ -58,5 +59,3 @@ def rename_call(request_id: str) -> None:
     call = _current.get()
     if call is not None and request_id:
         _current.set(replace(call, request_id=request_id[:200]))
-
-

@@ -95,7 +95,8 @@ class ServiceConfig(BaseSettings):
     metrics_port: int = Field(default=9090, ge=0, le=65535, description="Prometheus, plaintext.")
     tls: ServerTLS | None = Field(default=None, description="TLS for gRPC and HTTP. Unset: plaintext.")
     tokens_file: Path | None = Field(
-        default=None, description="YAML or JSON: token -> {name, scopes}. Re-read on change. Unset: no tokens are asked."
+        default=None,
+        description="YAML or JSON: token -> {name, scopes}. Re-read on change. Unset: no tokens are asked.",
     )
     insecure: bool = Field(default=False, description="Allows to listen beyond loopback without TLS and tokens.")
     replica: str = Field(default="", description="Name of this replica. Empty: service name, host and process id.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -30,7 +30,7 @@ class FrozenModelService:
         self,
         runtime: Runtime[Any],
         slot: ModelSlot,
-        compute: Callable[[Hashable, list[Any]], Sequence[Any]],
+        compute: Callable[[Any, list[Any]], Sequence[Any]],
     ) -> None:
         self._config: FrozenModelConfig = runtime.config
         self.slot = slot

@@ -1,12 +1,14 @@
 """Health over `grpc.health.v1`, under the names that kubelet and load balancers ask for.
 
-    startup     SERVING once the process has left LOADING; waiting for a first version counts as started
-    liveness    the process itself, never its peers: NOT_SERVING only in state FAILED, so that it is restarted
-    readiness   SERVING only in state SERVING: a verified model is loaded and the server does not drain
-    "" and the service's full name: as readiness
+startup     SERVING once the process has left LOADING; waiting for a first version counts as started
+liveness    the process itself, never its peers: NOT_SERVING only in state FAILED, so that it is restarted
+readiness   SERVING only in state SERVING: a verified model is loaded and the server does not drain
+"" and the service's full name: as readiness
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 from grpc_health.v1 import health, health_pb2
 
@@ -29,11 +31,12 @@ class HealthBoard:
     """
 
     def __init__(self, full_name: str) -> None:
-        self.servicer = health.aio.HealthServicer()
+        asyncio_health: Any = vars(health)["aio"]  # put there at run time: type checkers do not see it
+        self.servicer = asyncio_health.HealthServicer()
         self._ready_names = ("", full_name, "readiness")
         self._started = False
 
-    async def follow(self, state: info_pb2.ServiceState) -> None:
+    async def follow(self, state: info_pb2.ServiceState.ValueType) -> None:
         """Sets every name as the state demands."""
         self._started = self._started or state != info_pb2.SERVICE_STATE_LOADING
         ready = state == info_pb2.SERVICE_STATE_SERVING

@@ -1,6 +1,7 @@
 """JSON logs on standard error: one object a line, with the request's id and caller.
 
-Prompts and completions never appear unless `log.prompts` is set: code that may log one asks `Runtime.config.log.prompts`.
+Prompts and completions never appear unless `log.prompts` is set: code that may log one asks
+`Runtime.config.log.prompts`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", 
 
 
 class _Formatter(logging.Formatter):
-    """Writes time, level, logger, message, request_id, caller, whatever `extra` holds, and the trace of an exception."""
+    """Writes time, level, logger, message, request_id, caller, what `extra` holds, and the trace of an exception."""
 
     def __init__(self, as_json: bool, replica: str) -> None:
         super().__init__()

@@ -61,9 +61,7 @@ class ModelVersion:
         manifest: what the store says of it; None for a folder.
     """
 
-    def __init__(
-        self, folder: Path, *, fetched: FetchedVersion | None = None, same_weights: bool = False
-    ) -> None:
+    def __init__(self, folder: Path, *, fetched: FetchedVersion | None = None, same_weights: bool = False) -> None:
         self.version = fetched.version if fetched is not None else 0
         self.weights_digest = fetched.weights_digest if fetched is not None else ""
         self.same_weights = same_weights

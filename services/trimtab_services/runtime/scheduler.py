@@ -182,7 +182,9 @@ class Scheduler(Generic[PayloadT, ResultT]):
         """
         submission = self._admit(works, level_of(priority), deadline, caller)
         try:
-            async with asyncio.timeout_at(None if deadline is None else self._loop.time() + deadline - time.monotonic()):
+            async with asyncio.timeout_at(
+                None if deadline is None else self._loop.time() + deadline - time.monotonic()
+            ):
                 await submission.future
         except TimeoutError:
             self._withdraw(submission, "deadline")
@@ -224,9 +226,7 @@ class Scheduler(Generic[PayloadT, ResultT]):
             self._condition.notify()
         await asyncio.to_thread(self._thread.join)
 
-    def _admit(
-        self, works: Sequence[Work[PayloadT]], level: int, deadline: float | None, caller: str
-    ) -> _Submission:
+    def _admit(self, works: Sequence[Work[PayloadT]], level: int, deadline: float | None, caller: str) -> _Submission:
         total = sum(work.tokens for work in works)
         now = time.monotonic()
         submission = _Submission(len(works), self._loop)

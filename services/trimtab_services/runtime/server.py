@@ -25,7 +25,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import grpc
 import grpc.aio
@@ -108,6 +108,8 @@ class Server(Generic[ConfigT]):
         tokens = TokenTable(config.tokens_file) if config.tokens_file is not None else None
         options = [
             ("grpc.so_reuseport", 0),
+            # clients ping a silent peer every 20 s; the default takes that for an attack on a stream without data
+            ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
             ("grpc.max_receive_message_length", config.max_request_bytes),
             ("grpc.max_send_message_length", config.max_request_bytes),
         ]

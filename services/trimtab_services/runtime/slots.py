@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trimtab.errors import NotFound, Reason, Unavailable, VersionUnavailable
 from trimtab.types import ServedModel, VersionRequirement
 from trimtab.v1 import info_pb2
-from trimtab_models.loading import max_sequence_tokens
+from trimtab_models.loading import max_sequence_tokens, vocab_size
 from trimtab_models.tokenizer import chat_template_digest, eos_token_ids, load_tokenizer, tokenizer_digest
 from trimtab_services.runtime.metrics import Metrics
 from trimtab_services.runtime.replica import ModelVersion
@@ -134,7 +134,7 @@ class ModelSlot:
             model=model,
             tokenizer=tokenizer,
             max_sequence_tokens=max_sequence_tokens(model),
-            vocab_size=model.get_input_embeddings().num_embeddings,
+            vocab_size=vocab_size(model),
             eos_token_ids=eos_token_ids(tokenizer, model.config, getattr(model, "generation_config", None)),
         )
         self._canary(prepared)

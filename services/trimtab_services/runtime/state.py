@@ -1,9 +1,9 @@
 """Where a server is in its life, and what that means for health and for calls.
 
-    LOADING -> SERVING                       a model from a folder, or a service without one
-    LOADING -> WAITING_FOR_VERSION -> SERVING    a model from a channel
-    any -> DRAINING                          SIGTERM; the end
-    any -> FAILED                            cannot serve; the reason is in GetInfo and in the log
+LOADING -> SERVING                       a model from a folder, or a service without one
+LOADING -> WAITING_FOR_VERSION -> SERVING    a model from a channel
+any -> DRAINING                          SIGTERM; the end
+any -> FAILED                            cannot serve; the reason is in GetInfo and in the log
 """
 
 from __future__ import annotations
@@ -97,12 +97,12 @@ class Runtime(Generic[ConfigT]):
         self.draining = asyncio.Event()
         self.health = HealthBoard(full_name)
         self.ports = Ports(0, 0, 0, 0)
-        self._state = State.SERVICE_STATE_LOADING
+        self._state: info_pb2.ServiceState.ValueType = State.SERVICE_STATE_LOADING
         self._reason = "starting"
         self._channel = ""
 
     @property
-    def state(self) -> State:
+    def state(self) -> info_pb2.ServiceState.ValueType:
         """Where the server is in its life."""
         return self._state
 
@@ -122,7 +122,7 @@ class Runtime(Generic[ConfigT]):
         host = self.config.reachable_host
         return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
 
-    async def set_state(self, state: State, reason: str = "", *, channel: str = "") -> None:
+    async def set_state(self, state: info_pb2.ServiceState.ValueType, reason: str = "", *, channel: str = "") -> None:
         """Moves the service to a state: GetInfo, health, metrics and refusals follow. A drain is final.
 
         Args:
@@ -168,6 +168,6 @@ class Runtime(Generic[ConfigT]):
         )
 
 
-def state_name(state: int) -> str:
+def state_name(state: info_pb2.ServiceState.ValueType) -> str:
     """Name of a state without its prefix, such as `SERVING`."""
-    return State.Name(state).removeprefix(_PREFIX)  # pyright: ignore[reportArgumentType]
+    return State.Name(state).removeprefix(_PREFIX)

@@ -14,7 +14,9 @@ __all__ = ["TrainerServiceConfig"]
 class TrainerServiceConfig(ServiceConfig):
     """What `trimtab serve trainer` takes besides what every service takes."""
 
-    directory: Path = Field(default=Path("runs"), description="Volume of the runs: events, checkpoints, models, reports.")
+    directory: Path = Field(
+        default=Path("runs"), description="Volume of the runs: events, checkpoints, models, reports."
+    )
     endpoints_file: Path | None = Field(
         default=None,
         description="endpoints.json given to runs whose spec names no services. Unset: such a spec is refused.",

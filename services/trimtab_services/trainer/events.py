@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import sqlalchemy as sa
+from sqlalchemy import event
 
 from trimtab.errors import FailedPrecondition, InvalidRequest, NotFound
 from trimtab.v1 import trainer_pb2 as pb
@@ -54,7 +55,7 @@ class RunRow:
 
     number: int
     name: str
-    state: pb.RunState
+    state: pb.RunState.ValueType
     error: str
     spec_yaml: str
     create_time: float
@@ -93,7 +94,7 @@ class EventStore:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._engine = sa.create_engine(f"sqlite:///{path}", connect_args={"check_same_thread": False})
 
-        @sa.event.listens_for(self._engine, "connect")
+        @event.listens_for(self._engine, "connect")
         def durable(connection, record) -> None:
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=FULL")  # an acknowledged event survives a power cut
@@ -164,7 +165,7 @@ class EventStore:
         with self._engine.connect() as connection:
             return [RunRow(**row) for row in connection.execute(query).mappings()]
 
-    def set_state(self, name: str, state: pb.RunState, *, error: str = "", pid: int | None = None) -> RunRow:
+    def set_state(self, name: str, state: pb.RunState.ValueType, *, error: str = "", pid: int | None = None) -> RunRow:
         """Moves a run to a state and notes its process.
 
         Raises:
@@ -177,7 +178,7 @@ class EventStore:
             connection.execute(_runs.update().where(_runs.c.name == name).values(**values))
         return self.run(name)
 
-    def append(self, name: str, event: pb.RunEvent) -> int:
+    def append(self, name: str, run_event: pb.RunEvent) -> int:
         """Keeps an event, once, and moves the run's state, stage and step with it; returns the last number kept.
 
         Raises:
@@ -187,20 +188,22 @@ class EventStore:
         run = self.run(name)
         with self._engine.begin() as connection:
             last = self._last_sequence(connection, run.number)
-            if event.sequence <= last:
+            if run_event.sequence <= last:
                 return last
-            if event.sequence != last + 1:
+            if run_event.sequence != last + 1:
                 raise InvalidRequest(
-                    f"event.sequence: {event.sequence} leaves a gap; {last + 1} is next",
+                    f"event.sequence: {run_event.sequence} leaves a gap; {last + 1} is next",
                     field="event.sequence",
-                    value=event.sequence,
+                    value=run_event.sequence,
                     limit=last + 1,
                 )
             connection.execute(
-                _events.insert().values(run=run.number, sequence=event.sequence, payload=event.SerializeToString())
+                _events.insert().values(
+                    run=run.number, sequence=run_event.sequence, payload=run_event.SerializeToString()
+                )
             )
-            connection.execute(_runs.update().where(_runs.c.number == run.number).values(**_progress(run, event)))
-        return event.sequence
+            connection.execute(_runs.update().where(_runs.c.number == run.number).values(**_progress(run, run_event)))
+        return run_event.sequence
 
     def last_sequence(self, name: str) -> int:
         """Number of the run's last event, 0 when it has none."""

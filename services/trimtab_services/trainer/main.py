@@ -41,6 +41,4 @@ def describe(response: info_pb2.GetInfoResponse) -> None:
 
 def serve(config_file: Path | None, overrides: Mapping[str, object] | None = None) -> int:
     """Runs the service in the foreground; returns the exit code."""
-    return run_service(
-        "trainer", "trimtab.v1.TrainerService", TrainerServiceConfig, build, config_file, overrides
-    )
+    return run_service("trainer", "trimtab.v1.TrainerService", TrainerServiceConfig, build, config_file, overrides)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from trimtab.errors import FailedPrecondition, InvalidRequest, NotFound
 from trimtab.v1 import trainer_pb2 as pb
 from trimtab_services.trainer.events import EventStore

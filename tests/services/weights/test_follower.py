@@ -131,9 +131,7 @@ def test_cache_is_bounded(client: Client, service: RunningStore, tmp_path: Path)
     assert len(list((tmp_path / "cache" / "versions").iterdir())) == 2
 
 
-def test_folder_of_a_version_loads(
-    client: Client, service: RunningStore, tmp_path: Path, llama_folder: Path
-) -> None:
+def test_folder_of_a_version_loads(client: Client, service: RunningStore, tmp_path: Path, llama_folder: Path) -> None:
     loader = Loader()
 
     async def scenario() -> None:

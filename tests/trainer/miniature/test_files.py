@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
 from trimtab_trainer.miniature.demonstrations import FLAWED_SHARE, corruptions
 from trimtab_trainer.miniature.files import Sizes, demonstration_rows, documents, write_datasets
 from trimtab_trainer.miniature.gold import gold

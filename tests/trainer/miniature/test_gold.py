@@ -1,6 +1,7 @@
 """The gold score, criterion by criterion, on answers made by hand."""
 
 import pytest
+
 from trimtab.errors import DataError
 from trimtab_trainer.miniature.gold import CRITERIA, WEIGHTS, gold, parse_answer
 

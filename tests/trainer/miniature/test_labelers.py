@@ -5,6 +5,7 @@ import random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from trimtab.errors import DataError
 from trimtab_trainer.miniature.demonstrations import corruptions
 from trimtab_trainer.miniature.gold import CRITERIA

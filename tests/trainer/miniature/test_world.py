@@ -5,6 +5,7 @@ import random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from trimtab.errors import DataError
 from trimtab_trainer.miniature.gold import gold
 from trimtab_trainer.miniature.prose import cloze_items, make_document

@@ -103,9 +103,9 @@ class Ranking:
     def from_row(cls, row: Mapping[str, Any]) -> Ranking:
         """Reads any of the forms below.
 
-        `answers` with `labels` [{labeler, group, ranking}] or `ranks`; `prompt`/`chosen`/`rejected` (TRL, texts or
-        turns), or only `chosen`/`rejected` as whole dialogues (TRL's turns, hh-rlhf's transcripts); `context`/`completions[].rank` (NeMo-RL);
-        `prompt`/`answers[].rank` (Nectar).
+        `answers` with `labels` [{labeler, group, ranking}] or `ranks`; `prompt`/`chosen`/`rejected` as texts or as
+        turns (TRL); only `chosen`/`rejected` as whole dialogues, turns (TRL) or transcripts (hh-rlhf);
+        `context`/`completions[].rank` (NeMo-RL); `prompt`/`answers[].rank` (Nectar).
 
         Raises:
             DataError: names the field and what is wrong with it.
@@ -205,7 +205,8 @@ def _labeling(field: str, label: Any, count: int) -> Labeling:
     if len(ranks) != count:
         raise _wrong(f"{field}.ranking", ranking, f"names {len(ranks)} of {count} answers")
     return Labeling(
-        tuple(ranks[index] for index in range(count)), _optional(label, "labeler"), _optional(label, "group")
+        tuple(ranks[index] for index in range(count)),
+        *(_optional({f"{field}.{key}": label.get(key)}, f"{field}.{key}") for key in ("labeler", "group")),
     )
 
 

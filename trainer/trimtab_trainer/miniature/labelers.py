@@ -21,7 +21,6 @@ from statistics import NormalDist
 from typing import Any
 
 from trimtab.errors import DataError
-
 from trimtab_trainer.miniature.gold import CRITERIA, WEIGHTS, gold
 
 NOISE = 0.2

@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from trimtab.v1 import trainer_pb2 as pb
 
 __all__ = ["RunDisplay"]
 
 _SHOWN = 4
+_FIRST = (
+    "reward", "held_out_reward", "mean_kl", "held_out_kl", "loss", "held_out_loss", "accuracy", "accuracy_low",
+    "accuracy_high", "labeler_agreement", "rankings", "pretraining_loss", "ended_fraction", "completion_tokens",
+    "ptx_loss", "explained_variance", "learning_rate", "gradient_norm",
+)  # fmt: skip
+"""Figures that people look for first, in this order; the rest follows by name."""
 
 
 class RunDisplay:
@@ -50,7 +66,9 @@ class RunDisplay:
             case "stage_done":
                 self._print(f"{event.stage}: {_figures(event.stage_done.metrics, most=8)}")
             case "message":
-                prefix = {pb.SEVERITY_WARNING: "warning: ", pb.SEVERITY_ERROR: "error: "}.get(event.message.severity, "")
+                prefix = {pb.SEVERITY_WARNING: "warning: ", pb.SEVERITY_ERROR: "error: "}.get(
+                    event.message.severity, ""
+                )
                 self._print(f"{event.stage + ': ' if event.stage else ''}{prefix}{event.message.text}")
             case "run_ended":
                 state = pb.RunState.Name(event.run_ended.state).removeprefix("RUN_STATE_")
@@ -67,6 +85,7 @@ class RunDisplay:
         self._progress.console.print(line, markup=False, highlight=False)
 
 
-def _figures(metrics: object, most: int = _SHOWN) -> str:
-    shown = list(dict(metrics).items())[:most]  # type: ignore[call-overload]  # a protobuf map
+def _figures(metrics: Mapping[str, float], most: int = _SHOWN) -> str:
+    order = {name: place for place, name in enumerate(_FIRST)}
+    shown = sorted(metrics.items(), key=lambda item: (order.get(item[0], len(order)), item[0]))[:most]
     return "  ".join(f"{name} {value:.4g}" for name, value in shown)

@@ -35,7 +35,9 @@ def status(directory: Path, as_json: bool) -> None:
     console = Console()
     table = Table("service", "address", "state", "version", "lag", "waiting", "running", "")
     for one in replicas:
-        table.add_row(*(str(one[k]) for k in ("service", "address", "state", "version", "lag", "waiting", "running", "note")))
+        table.add_row(
+            *(str(one[k]) for k in ("service", "address", "state", "version", "lag", "waiting", "running", "note"))
+        )
     console.print(table)
     runs = Table("run", "state", "stage", "step", "error")
     for run in found["runs"]:

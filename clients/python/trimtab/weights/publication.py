@@ -272,9 +272,7 @@ def _upload_missing(
                 target.put(digest, blobs[digest])
 
 
-def _fetch_tensors(
-    manifest: weights_pb2.Manifest, blobs: BlobCache, source: BlobClient
-) -> dict[str, TensorData]:
+def _fetch_tensors(manifest: weights_pb2.Manifest, blobs: BlobCache, source: BlobClient) -> dict[str, TensorData]:
     maps: dict[str, memoryview] = {}
     tensors: dict[str, TensorData] = {}
     for entry in manifest.tensors:

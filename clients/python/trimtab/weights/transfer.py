@@ -275,6 +275,4 @@ def _error(response: httpx.Response, digest: str) -> TrimtabError:
 
 
 def _corrupt(digest: str, found: str) -> CorruptData:
-    return CorruptData(
-        f"blob {digest}: the bytes have SHA-256 {found}", field="digest", value=found, limit=digest
-    )
+    return CorruptData(f"blob {digest}: the bytes have SHA-256 {found}", field="digest", value=found, limit=digest)

@@ -6,7 +6,8 @@ decides who enters (`TransformersEngine`); the lane computes. Two ideas carry it
 - **Prefill never samples.** It computes keys and values of all tokens but the last; the last one is the query of the
   next decode step. So a first token, a later one and one after a weight swap come from the same code and, in
   deterministic mode, the same shapes.
-- **Rows are dense.** Without determinism the running sequences sit in slots 0..n-1 (a freed slot is refilled or the last
+- **Rows are dense.** Without determinism the running sequences sit in slots 0..n-1 (a freed slot is refilled or the
+last
   one moves into it), and a step computes n rows. In deterministic mode every slot is computed in every step, since a
   kernel's rounding may depend on the number of rows.
 """
@@ -131,7 +132,9 @@ class Lane:
         cache: a cache to take over; None makes a new one.
     """
 
-    def __init__(self, model: PreTrainedModel, version: int, limits: LaneLimits, cache: SlotCache | None = None) -> None:
+    def __init__(
+        self, model: PreTrainedModel, version: int, limits: LaneLimits, cache: SlotCache | None = None
+    ) -> None:
         self.model = model
         self.version = version
         self.limits = limits

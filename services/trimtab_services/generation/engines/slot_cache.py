@@ -1,15 +1,14 @@
 """A key-value cache of slots: each row of the batch writes at its own position.
 
 Hugging Face's dynamic cache appends to all rows at once and concatenates, so a batch must start and end together and
-each step copies the whole cache. Here a slot is a row of one preallocated tensor per layer, a sequence lives in one slot
-from its first to its last token, and a step writes one position per row and reads views.
+each step copies the whole cache. Here a slot is a row of one preallocated tensor per layer, a sequence lives in one
+slot from its first to its last token, and a step writes one position per row and reads views.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from transformers import Cache
 
@@ -150,6 +149,6 @@ class SlotCache(Cache):
         """Keys and offset of a prefill that reads only itself."""
         return query_length, 0
 
-    def get_max_length(self, layer_idx: int = 0) -> int:
+    def get_max_length(self, layer_idx: int | None = 0) -> int:
         """No maximum: slots grow."""
         return -1

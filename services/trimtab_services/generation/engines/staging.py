@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from trimtab.errors import CorruptData, Mismatch, Reason
+from trimtab_models.loading import vocab_size
 
 __all__ = ["model_tensors", "staged_copy"]
 
@@ -109,8 +110,7 @@ def _check_tensor(name: str, old: Tensor, new: Tensor, version: int) -> None:
 @torch.inference_mode()
 def _canary(model: PreTrainedModel, version: int) -> None:
     """Finite logits on a fixed prompt: ids spread evenly over the vocabulary."""
-    vocab = model.get_input_embeddings().num_embeddings
-    ids = torch.arange(_CANARY_TOKENS, device=model.device) * vocab // _CANARY_TOKENS
+    ids = torch.arange(_CANARY_TOKENS, device=model.device) * vocab_size(model) // _CANARY_TOKENS
     logits = model(input_ids=ids[None], use_cache=False).logits
     if not torch.isfinite(logits).all():
         raise CorruptData(

@@ -1,14 +1,14 @@
 """The embedded engine: continuous batching over any Hugging Face causal language model, on CPU or GPU.
 
-Collaborators: `lane` computes (slots, prefill, decode), `slot_cache` holds keys and values, `staging` checks new weights,
-`stops` finds stop strings, `..sampling` draws tokens. This module queues, admits, ends and swaps.
+Collaborators: `lane` computes (slots, prefill, decode), `slot_cache` holds keys and values, `staging` checks new
+weights, `stops` finds stop strings, `..sampling` draws tokens. This module queues, admits, ends and swaps.
 
 Why not transformers' own continuous batching (`transformers.generation.continuous_batching`, read in 5.19)? It has
 log-probs (`return_logprobs`), but they are those after the logits processors, so top-p and top-k leak into them. It has
-one seed for the whole manager and draws with `torch.multinomial`: a sequence's tokens depend on its neighbours. It has no
-weight swap that keeps sequences running, no fixed shapes, and a manager thread of its own. It packs all tokens of a step
-into one row, so sdpa attention computes every query against every other sequence's keys and masks them: on a CPU it is
-slower than slots, and its cache must be sized by hand there.
+one seed for the whole manager and draws with `torch.multinomial`: a sequence's tokens depend on its neighbours. It has
+no weight swap that keeps sequences running, no fixed shapes, and a manager thread of its own. It packs all tokens of a
+step into one row, so sdpa attention computes every query against every other sequence's keys and masks them: on a CPU
+it is slower than slots, and its cache must be sized by hand there.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from trimtab.errors import (
     Unsupported,
 )
 from trimtab.types import FinishReason, VersionSpan
+from trimtab_models.loading import vocab_size
 from trimtab_services.generation.engines.base import EngineLoad, FinishedSequence, SequenceRequest
 from trimtab_services.generation.engines.lane import Lane, LaneLimits, Running
 from trimtab_services.generation.engines.staging import staged_copy
@@ -62,7 +63,8 @@ class TransformersEngine:
 
     Raises:
         ConfigError: an argument is out of bounds.
-        Unsupported: the model has layers with a sliding window shorter than `max_sequence_tokens`, or a recurrent state.
+        Unsupported: the model has layers with a sliding window shorter than `max_sequence_tokens`, or a recurrent
+        state.
     """
 
     def __init__(
@@ -102,7 +104,7 @@ class TransformersEngine:
         self._limits = limits
         self._tokenizer = tokenizer
         self._eos = frozenset(_eos_token_ids(model) if eos_token_ids is None else eos_token_ids)
-        self._vocab = model.get_input_embeddings().num_embeddings
+        self._vocab = vocab_size(model)
         self._prefill_budget = prefill_tokens_per_step
         self._keep_kv = kv_on_swap == "keep"
         self._staged: tuple[int, PreTrainedModel] | None = None
@@ -373,7 +375,9 @@ def _sequence_limit(model: PreTrainedModel, wanted: int | None) -> int:
             limit=context,
         )
     window = getattr(config, "sliding_window", None) or limit
-    default = "sliding_attention" if getattr(config, "use_sliding_window", True) and window < limit else "full_attention"
+    default = (
+        "sliding_attention" if getattr(config, "use_sliding_window", True) and window < limit else "full_attention"
+    )
     kinds = set(getattr(config, "layer_types", None) or [default])
     if kinds - {"full_attention", "sliding_attention"} or ("sliding_attention" in kinds and window < limit):
         raise Unsupported(

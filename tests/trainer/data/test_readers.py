@@ -1,0 +1,196 @@
+"""Dataset files: encodings, broken files, bad rows counted and told, and the real files."""
+
+import gzip
+import json
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from trimtab.errors import ConfigError, DataError
+from trimtab_trainer.data import read_demonstrations, read_pretraining, read_prompts, read_rankings
+from trimtab_trainer.data.check import describe_dataset
+
+GOOD = b'{"prompt": "a"}\n'
+
+
+def prompts(path: Path, content: bytes, **options) -> list[str]:
+    path.write_bytes(content)
+    return [row.prompt for row in read_prompts(path, **options)]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "rows.jsonl"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"prompt": "a"}\n{"prompt": "b"}\n',
+        b'{"prompt": "a"}\n{"prompt": "b"}',
+        b'{"prompt": "a"}\r\n{"prompt": "b"}\r\n',
+        b'\xef\xbb\xbf{"prompt": "a"}\n{"prompt": "b"}\n',
+        b'\n  \n{"prompt": "a"}\n\n\r\n{"prompt": "b"}\n\n',
+    ],
+    ids=["plain", "no last newline", "CRLF", "BOM", "blank lines"],
+)
+def test_line_ends_and_marks(path: Path, content: bytes) -> None:
+    assert prompts(path, content) == ["a", "b"]
+
+
+def test_unicode_line_separators_are_text(path: Path) -> None:
+    text = "one\u2028two\u0085three é 🙂"
+    assert prompts(path, json.dumps({"prompt": text}, ensure_ascii=False).encode()) == [text]
+    assert prompts(path, json.dumps({"prompt": text}).encode()) == [text]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b"{", "not a JSON object"),
+        (b'{"prompt": "a"} x', "not a JSON object"),
+        (b"[1]", "a JSON object is expected, found list"),
+        (b'"a"', "a JSON object is expected, found str"),
+        (b"null", "a JSON object is expected, found NoneType"),
+        (b'{"prompt": "\xff"}', "not UTF-8 at byte 12"),
+        (b'{"prompt": "\\ud800"}', "prompt has half a surrogate pair"),
+        (b'{"prompt": "\x01"}', "not a JSON object"),
+        (b"[" * 200_000, "not a JSON object"),
+        (b'{"prompt": ' + b"9" * 5000 + b"}", "not a JSON object"),
+        (b'{"text": "a"}', "prompt is missing"),
+    ],
+    ids=lambda value: value[:12].decode("latin-1") if isinstance(value, bytes) else "",
+)
+def test_bad_line_names_file_line_and_reason(path: Path, line: bytes, reason: str) -> None:
+    with pytest.raises(DataError) as caught:
+        prompts(path, GOOD + b"\n" + line + b"\n" + GOOD)
+    assert caught.value.message.startswith(f"{path}:3: {reason}")
+    told: list[str] = []
+    assert prompts(path, GOOD + b"\n" + line + b"\n" + GOOD, skip_bad_rows=1, warn=told.append) == ["a", "a"]
+    assert len(told) == 1 and told[0].startswith(f"{path}:3: {reason}") and told[0].endswith("the row is left out")
+
+
+def test_bad_rows_are_counted_and_each_is_told(path: Path) -> None:
+    content = b'{"prompt": ""}\n' + GOOD + b"oops\n" + GOOD + b'{"prompt": 1}\n'
+    told: list[str] = []
+    assert prompts(path, content, skip_bad_rows=3, warn=told.append) == ["a", "a"]
+    assert [text.split(":")[1] for text in told] == ["1", "3", "5"]
+    told.clear()
+    with pytest.raises(DataError, match=":5: prompt must be a text.*; 2 bad rows are tolerated"):
+        prompts(path, content, skip_bad_rows=2, warn=told.append)
+    assert len(told) == 2
+
+
+def test_no_rows(path: Path) -> None:
+    for content in (b"", b"\n\n"):
+        with pytest.raises(DataError, match="has no rows"):
+            prompts(path, content)
+    with pytest.raises(DataError, match="has no rows"):
+        prompts(path, b"oops", skip_bad_rows=1)
+
+
+def test_no_file(path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such file"):
+        read_prompts(path)
+
+
+class TestGzip:
+    def test_read(self, tmp_path: Path) -> None:
+        assert prompts(tmp_path / "rows.jsonl.gz", gzip.compress(GOOD) + gzip.compress(GOOD)) == ["a", "a"]
+
+    def test_truncated_at_every_byte(self, tmp_path: Path) -> None:
+        whole = gzip.compress(GOOD * 3)
+        for end in range(1, len(whole)):
+            with pytest.raises(DataError):
+                prompts(tmp_path / "rows.jsonl.gz", whole[:end])
+
+    def test_damaged_at_every_byte(self, tmp_path: Path) -> None:
+        """Never another error, and never other rows: the checksum sees to it."""
+        whole = gzip.compress(b"".join(b'{"prompt": "%d"}\n' % n for n in range(40)), mtime=0)
+        expected = [str(n) for n in range(40)]
+        for position in range(len(whole)):
+            damaged = bytearray(whole)
+            damaged[position] ^= 0x55
+            try:
+                assert prompts(tmp_path / "rows.jsonl.gz", bytes(damaged)) == expected
+            except DataError:
+                pass
+
+    def test_no_gzip_at_all(self, tmp_path: Path) -> None:
+        with pytest.raises(DataError, match="cannot be read"):
+            prompts(tmp_path / "rows.jsonl.gz", GOOD)
+
+
+def test_damaged_parquet(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow", reason="Parquet needs pyarrow")
+    with pytest.raises(DataError, match="cannot be read"):
+        prompts(tmp_path / "rows.parquet", b"PAR1 no")
+
+
+def test_parquet(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="Parquet needs pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    rows = [{"prompt": "p", "answers": ["a", "b"], "ranks": [2, 1]}]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    assert read_rankings(tmp_path / "rows.parquet")[0].labelings[0].ranks == (1, 0)
+
+
+LINES = st.lists(
+    st.one_of(
+        st.binary(max_size=40),
+        st.text(max_size=20).map(lambda text: text.encode("utf-8", "replace")),
+        st.sampled_from([b'{"prompt": "', b'{"messages": [', b'{"answers": ["a", "b"], "ranks": [', b"\xef\xbb\xbf{}"]),
+    ),
+    max_size=6,
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(lines=LINES, suffix=st.sampled_from([".jsonl", ".jsonl.gz"]), skip=st.integers(0, 10))
+def test_arbitrary_bytes_raise_nothing_but_data_errors(tmp_path: Path, lines, suffix: str, skip: int) -> None:
+    file = tmp_path / f"fuzz{suffix}"
+    file.write_bytes(b"\n".join(lines))
+    for read in (read_prompts, read_demonstrations, read_rankings, read_pretraining):
+        told: list[str] = []
+        try:
+            rows = read(file, skip_bad_rows=skip, warn=told.append)
+        except DataError as error:
+            assert str(file) in error.message
+        else:
+            assert rows and len(told) <= skip
+
+
+def test_describe(path: Path) -> None:
+    rows = [
+        {"prompt": "p", "answers": ["a", "bb", "c"], "labels": [{"ranking": [[0, 1], [2]], "group": "train"}]},
+        {"prompt": "p", "answers": ["a", "b"], "ranks": [1, 2]},
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)) + "\noops\n")
+    told: list[str] = []
+    found = describe_dataset("rankings", path, skip_bad_rows=1, warn=told.append)
+    assert (found["rows"], found["bad_rows"], found["different_prompts"]) == (2, len(told), 1)
+    assert (found["decided_pairs"], found["tied_pairs"], found["labelings"]) == (3, 1, 2)
+    assert found["answers_per_prompt"] == {2: 1, 3: 1} and found["groups"] == {"train": 1, "none": 1}
+
+
+REAL = [
+    ("comparisons.jsonl.gz", read_rankings),
+    ("rankings.jsonl.gz", read_rankings),
+    ("demonstrations.jsonl.gz", read_demonstrations),
+    ("prompts.jsonl.gz", read_prompts),
+    ("pretrain.jsonl.gz", read_pretraining),
+]
+
+
+@pytest.mark.parametrize(("name", "read"), REAL, ids=[name for name, _ in REAL])
+def test_real_files_have_no_bad_row(name: str, read) -> None:
+    root = Path(__file__).parents[3]
+    file = Path(os.environ.get("TRIMTAB_DATA", root.parent / "shared" / "data")) / name
+    if not file.is_file():
+        pytest.skip(f"{file} is not there; TRIMTAB_DATA names the folder of the real data")
+    rows = read(file)
+    with gzip.open(file, "rb") as lines:
+        assert len(rows) == sum(1 for line in lines if line.strip())
