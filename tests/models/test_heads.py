@@ -67,7 +67,7 @@ def test_score_is_the_dot_product_less_the_offset(model) -> None:
 @torch.no_grad()
 def test_values_are_read_before_each_completion_token(model) -> None:
     ids, lengths = pad_right(sequences()[1:4])  # 9, 4, 17 tokens
-    prompts, completions = torch.tensor([3, 1, 10]), torch.tensor([6, 3, 5])
+    prompts, completions = torch.tensor([3, 1, 12]), torch.tensor([6, 3, 5])
     found = completion_values(model, ids, prompts, completions)
     everywhere = scores_of(model, hidden_states(model, ids))
     assert found.dtype == torch.float32 and found.shape == (3, 6)

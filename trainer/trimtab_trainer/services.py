@@ -136,7 +136,7 @@ class Services:
                     theirs = model.served.tokenizer_digest
                     if theirs and theirs != own:
                         raise Mismatch(
-                            f"{name} at {address} serves {model.served.name} with tokenizer {theirs}; the run's is {own}, "
+                            f"{name} at {address} has {model.served.name} with tokenizer {theirs}; the run's is {own}, "
                             "and token ids travel between them",
                             field=f"services.{name}",
                             value=theirs,

@@ -1,0 +1,21 @@
+"""The stubs in the package are those that the protos give."""
+
+import filecmp
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_stubs_are_fresh(tmp_path: Path) -> None:
+    if not (ROOT / ".venv-protos/bin/protoc-gen-mypy_grpc").exists():
+        pytest.skip("the proto tools are not installed; `make protos` installs them")
+    done = subprocess.run([ROOT / "protos/generate.sh", tmp_path], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    made, kept = tmp_path / "trimtab/v1", ROOT / "clients/python/trimtab/v1"
+    names = {path.name for path in made.iterdir()}
+    assert names and names == {path.name for path in kept.glob("*_pb2*.py*")}
+    _, different, failed = filecmp.cmpfiles(made, kept, names, shallow=False)
+    assert not different and not failed, f"stale: {different or failed}; `make protos` makes them anew"
