@@ -119,8 +119,8 @@ def test_the_bare_error(served, call) -> None:
     )  # fmt: skip
 
 
-def test_a_local_error_in_a_server_has_a_code_too() -> None:
-    assert to_status(ConfigError("x", field="y")).code is grpc.StatusCode.INVALID_ARGUMENT
+def test_a_local_error_is_a_fault_of_the_server() -> None:
+    assert to_status(ConfigError("x", field="y")).code is grpc.StatusCode.INTERNAL
 
 
 @CALLS

@@ -25,7 +25,7 @@ def spec(directory: Path) -> RunSpec:
             f"directory={directory}",
             "stages=[pretrain]",
             "threads=1",
-            "miniature={pretrain: 1500, pretrain_held_out: 50, demonstrations: 1, prompts: 1, prompts_held_out: 1}",
+            "miniature={pretrain: 2500, pretrain_held_out: 50, demonstrations: 1, prompts: 1, prompts_held_out: 1}",
             "pretrain.max_steps=40",
             "pretrain.optimizer.warmup_steps=5",
             "pretrain.checkpoint_every=10",

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from trimtab import Client
-from trimtab.cli.display import RunDisplay
+from trimtab.cli.display import RunDisplay, follow_run
 from trimtab.errors import ConfigError, FailedPrecondition
 from trimtab.local import LocalServices, read_endpoints
 from trimtab.v1 import trainer_pb2 as pb
@@ -99,7 +99,6 @@ def _run(client: Client, spec_file: Path, console: Console) -> pb.Run:
     """Starts or resumes the run and follows it to its end; Ctrl-C asks it to stop and waits for its checkpoint."""
     text = spec_file.read_text()
     run = client.start_run(pb.StartRunRequest(name=_RUN, spec_yaml=text), timeout_s=120).run
-    after = 0
     if run.state in (pb.RUN_STATE_STOPPED, pb.RUN_STATE_FAILED):
         try:
             run = client.resume_run(pb.ResumeRunRequest(name=_RUN)).run
@@ -109,9 +108,7 @@ def _run(client: Client, spec_file: Path, console: Console) -> pb.Run:
     with RunDisplay(console) as display:
         while True:
             try:
-                for reply in client.watch_run(pb.WatchRunRequest(name=_RUN, after_sequence=after), timeout_s=86400):
-                    after = reply.event.sequence
-                    display.show(reply.event)
+                follow_run(client, _RUN, display)
                 break
             except KeyboardInterrupt:
                 console.print("stopping after this step; a checkpoint is saved")

@@ -72,7 +72,7 @@ class FileResolver:
                 replicas = json.loads(self._path.read_text(encoding="utf-8")).get(self._service, [])
                 self._addresses = sorted({str(replica["grpc"]) for replica in replicas})
                 self._stamp = stamp
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             pass
         return list(self._addresses)
 

@@ -33,10 +33,11 @@ def to_status(error: TrimtabError, method: str = "") -> grpc.Status:
         error: any error of the tree; local ones (ConfigError, ...) are INTERNAL faults of the server.
         method: full name of the method, for metadata.
     """
-    code = REASONS[error.reason][0]
+    reason = error.reason if isinstance(error, REASONS[error.reason][1]) else Reason.INTERNAL
+    code = REASONS[reason][0]
     metadata = {"field": error.field, "value": error.value, "limit": error.limit, "method": method, **error.metadata}
     info = error_details_pb2.ErrorInfo(
-        reason=error.reason.value, domain=DOMAIN, metadata={key: value for key, value in metadata.items() if value}
+        reason=reason.value, domain=DOMAIN, metadata={key: value for key, value in metadata.items() if value}
     )
     details = [_packed(info)]
     if code is grpc.StatusCode.INVALID_ARGUMENT and error.field:

@@ -109,7 +109,7 @@ class Server(Generic[ConfigT]):
         options = [
             ("grpc.so_reuseport", 0),
             # clients ping a silent peer every 20 s; the default takes that for an attack on a stream without data
-            ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+            ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
             ("grpc.max_receive_message_length", config.max_request_bytes),
             ("grpc.max_send_message_length", config.max_request_bytes),
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 
 from rich.console import Console
@@ -16,11 +17,15 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from trimtab.client import Client
+from trimtab.errors import DeadlineExceeded, Unavailable
 from trimtab.v1 import trainer_pb2 as pb
 
-__all__ = ["RunDisplay"]
+__all__ = ["RunDisplay", "follow_run"]
 
 _SHOWN = 4
+_WATCH_S = 3600.0
+_PATIENCE_S = 60.0
 _FIRST = (
     "reward", "held_out_reward", "mean_kl", "held_out_kl", "loss", "held_out_loss", "accuracy", "accuracy_low",
     "accuracy_high", "labeler_agreement", "rankings", "pretraining_loss", "ended_fraction", "completion_tokens",
@@ -83,6 +88,31 @@ class RunDisplay:
 
     def _print(self, line: str) -> None:
         self._progress.console.print(line, markup=False, highlight=False)
+
+
+def follow_run(client: Client, name: str, display: RunDisplay, *, after_sequence: int = 0) -> None:
+    """Shows a run's events until it has ended; a lost connection is made again, and no event is missed or shown twice.
+
+    Raises:
+        Unavailable: the service was away for a minute.
+        NotFound: no such run.
+    """
+    away_since: float | None = None
+    while True:
+        try:
+            request = pb.WatchRunRequest(name=name, after_sequence=after_sequence)
+            for reply in client.watch_run(request, timeout_s=_WATCH_S):
+                away_since = None
+                after_sequence = reply.event.sequence
+                display.show(reply.event)
+            run = client.get_run(pb.GetRunRequest(name=name)).run
+            if run.state in (pb.RUN_STATE_STOPPED, pb.RUN_STATE_SUCCEEDED, pb.RUN_STATE_FAILED):
+                return
+        except (Unavailable, DeadlineExceeded):
+            away_since = away_since or time.monotonic()
+            if time.monotonic() - away_since > _PATIENCE_S:
+                raise
+        time.sleep(0.5)
 
 
 def _figures(metrics: Mapping[str, float], most: int = _SHOWN) -> str:

@@ -10,13 +10,11 @@ from rich.console import Console
 from rich.table import Table
 
 from trimtab.cli.connect import client_of, connection_options
-from trimtab.cli.display import RunDisplay
+from trimtab.cli.display import RunDisplay, follow_run
 from trimtab.errors import ConfigError
 from trimtab.v1 import trainer_pb2 as pb
 
 __all__ = ["runs"]
-
-_WATCH_S = 7 * 86400.0
 
 
 @click.group()
@@ -88,8 +86,7 @@ def resume(name: str, **connection: Any) -> None:
 
 def _watch(client: Any, name: str) -> None:
     with RunDisplay(Console()) as display:
-        for reply in client.watch_run(pb.WatchRunRequest(name=name), timeout_s=_WATCH_S):
-            display.show(reply.event)
+        follow_run(client, name, display)
 
 
 def _state(run: pb.Run) -> str:

@@ -1,0 +1,242 @@
+"""What the services cost: generation over its bare engine, reward and reference over bare forwards.
+
+Each side has the same model (10.5 M parameters, random), the same work, the same number of threads, and runs in turn
+several times in one run; the service is a process of its own, called over gRPC from this one. The last line is one JSON
+object: `ratio` is the worst service's throughput over its bare side's, `overhead` what each adds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from tokenizers import Tokenizer, models
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from trimtab import Client
+from trimtab.types import (
+    GenerateRequest,
+    GenerationPrompt,
+    LogProbsItem,
+    LogProbsRequest,
+    SamplingParams,
+    ScoreItem,
+    ScoreRequest,
+    ServiceState,
+)
+from trimtab_models.heads import hidden_states, read_rewards
+from trimtab_models.loading import load_policy, load_reward_model, reward_model_from_policy, save_model
+from trimtab_models.logprobs import token_logprobs
+from trimtab_models.packing import pad_right
+from trimtab_services.generation.engines.base import SequenceRequest
+from trimtab_services.generation.engines.transformers import TransformersEngine
+
+VOCAB = 8192
+BATCH_TOKENS = 8192
+GOALS = {"generation": 0.03, "reward": 0.05, "reference": 0.05}
+
+Sequences = list[tuple[int, ...]]
+
+
+def make_folders(folder: Path) -> tuple[Path, Path]:
+    """A policy and a reward model with random weights, and a tokenizer that only names its ids."""
+    torch.manual_seed(7)
+    config = LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=256,
+        intermediate_size=688,
+        num_hidden_layers=8,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+        max_position_embeddings=1024,
+        pad_token_id=0,
+        bos_token_id=None,
+        eos_token_id=1,
+    )
+    words = {f"w{i}": i for i in range(2, VOCAB)} | {"<pad>": 0, "<eos>": 1}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="<pad>")), pad_token="<pad>", eos_token="<eos>"
+    )
+    save_model(LlamaForCausalLM(config), tokenizer, folder / "policy")
+    reward = reward_model_from_policy(folder / "policy", tokenizer=tokenizer, seed=7)
+    save_model(reward, tokenizer, folder / "reward")
+    return folder / "policy", folder / "reward"
+
+
+@contextmanager
+def service(name: str, model_folder: Path, directory: Path, threads: int) -> Iterator[Client]:
+    """One service as a process, once it serves."""
+    ready = directory / f"{name}.json"
+    config = {
+        "model_folder": str(model_folder),
+        "threads": threads,
+        "ready_file": str(ready),
+        **{f"{port}_port": 0 for port in ("grpc", "health", "http", "metrics")},
+    }
+    path = directory / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(config))
+    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "trimtab", "serve", name, "--config", str(path)],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        while not ready.exists():
+            if process.poll() is not None:
+                raise SystemExit(f"{name} ended with exit code {process.returncode}")
+            time.sleep(0.05)
+        with Client(json.loads(ready.read_text())["grpc"], timeout_s=600) as client:
+            while client.info().state is not ServiceState.SERVING:
+                time.sleep(0.05)
+            yield client
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def generation_sides(
+    folder: Path, client: Client, work: list[tuple[tuple[int, ...], int]]
+) -> dict[str, Callable[[], int]]:
+    """Completions with their own limits: by the engine in this process, and by the service."""
+    engine = TransformersEngine(load_policy(folder), slots=32)
+
+    def bare() -> int:
+        for index, (prompt, limit) in enumerate(work):
+            sampling = SamplingParams(max_new_tokens=limit, ignore_eos=True)
+            engine.submit(SequenceRequest(index, prompt, sampling, seed=index))
+        made = 0
+        while engine.has_work:
+            made += sum(len(done.token_ids) for done in engine.step())
+        return made
+
+    prompts = tuple(
+        GenerationPrompt(prompt_id=str(index), prompt=prompt, seed=index, max_new_tokens=limit)
+        for index, (prompt, limit) in enumerate(work)
+    )
+    request = GenerateRequest(prompts=prompts, sampling=SamplingParams(ignore_eos=True))
+
+    def served() -> int:
+        return sum(len(r.completion.token_ids) for r in client.generate(request) if r.completion is not None)
+
+    return {"bare": bare, "service": served}
+
+
+def batches(sequences: Sequences) -> Iterator[Sequences]:
+    """Length-sorted batches within a token budget: the best that a bare loop can do with all of them at hand."""
+    ordered = sorted(sequences, key=len, reverse=True)
+    while ordered:
+        fit = max(1, BATCH_TOKENS // len(ordered[0]))
+        yield ordered[:fit]
+        ordered = ordered[fit:]
+
+
+def reward_sides(folder: Path, client: Client, sequences: Sequences) -> dict[str, Callable[[], int]]:
+    """Rewards of whole sequences."""
+    model = load_reward_model(folder)
+
+    @torch.inference_mode()
+    def bare() -> int:
+        for batch in batches(sequences):
+            read_rewards(model, *pad_right(batch)).tolist()
+        return len(sequences)
+
+    request = ScoreRequest(items=tuple(ScoreItem(token_ids=ids) for ids in sequences))
+    return {"bare": bare, "service": lambda: len(client.score(request).scores)}
+
+
+def reference_sides(folder: Path, client: Client, sequences: Sequences) -> dict[str, Callable[[], int]]:
+    """Log-probs of the second half of each sequence."""
+    model = load_policy(folder)
+
+    @torch.inference_mode()
+    def bare() -> int:
+        for batch in batches(sequences):
+            input_ids, lengths = pad_right(batch)
+            hidden = hidden_states(model, input_ids)
+            columns = torch.arange(input_ids.shape[1])
+            wanted = (columns >= (lengths // 2)[:, None]) & (columns < lengths[:, None])
+            rows, at = wanted.nonzero(as_tuple=True)
+            token_logprobs(model, hidden[rows, at - 1], input_ids[rows, at]).logprobs.tolist()
+        return len(sequences)
+
+    items = tuple(LogProbsItem(token_ids=ids, start_index=len(ids) // 2) for ids in sequences)
+    request = LogProbsRequest(items=items)
+    return {"bare": bare, "service": lambda: len(client.logprobs(request).results)}
+
+
+def measure(sides: dict[str, Callable[[], int]], repeats: int) -> dict[str, float]:
+    """Median throughput of each side, run in turn; the first pass warms up."""
+    rates: dict[str, list[float]] = {name: [] for name in sides}
+    for repeat in range(repeats + 1):
+        for name, once in sides.items():
+            start = time.perf_counter()
+            count = once()
+            if repeat:
+                rates[name].append(count / (time.perf_counter() - start))
+    return {name: statistics.median(values) for name, values in rates.items()}
+
+
+def main() -> None:
+    """Measures the three services and prints the figures."""
+    parser = argparse.ArgumentParser(description=str(__doc__))
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--sequences", type=int, default=256)
+    args = parser.parse_args()
+    threads = torch.get_num_threads()
+    draw = random.Random(7)
+
+    def ids(low: int, high: int) -> tuple[int, ...]:
+        return tuple(draw.randrange(2, VOCAB) for _ in range(draw.randint(low, high)))
+
+    sequences = [ids(32, 256) for _ in range(args.sequences)]
+    work = [(ids(8, 128), draw.randint(8, 128)) for _ in range(64)]
+    results: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        policy, reward = make_folders(directory)
+        for kind, folder in (("generation", policy), ("reward", reward), ("reference", policy)):
+            with service(kind, folder, directory, threads) as client:
+                if kind == "generation":
+                    sides = generation_sides(folder, client, work)
+                elif kind == "reward":
+                    sides = reward_sides(folder, client, sequences)
+                else:
+                    sides = reference_sides(folder, client, sequences)
+                results[kind] = measure(sides, args.repeats)
+            print(
+                f"{kind:<12} bare {results[kind]['bare']:.1f}/s  service {results[kind]['service']:.1f}/s", flush=True
+            )
+    ratios = {kind: rates["service"] / rates["bare"] for kind, rates in results.items()}
+    print(
+        json.dumps(
+            {
+                "benchmark": "service_overhead",
+                "ratio": round(min(ratios.values()), 3),
+                "goal": round(1 - max(GOALS.values()), 3),
+                "overhead": {kind: round(1 - ratio, 3) for kind, ratio in ratios.items()},
+                "goals": GOALS,
+                "per_second": {kind: {k: round(v, 1) for k, v in rates.items()} for kind, rates in results.items()},
+                "threads": threads,
+                "load_1m": round(os.getloadavg()[0], 2),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
