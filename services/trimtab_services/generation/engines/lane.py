@@ -16,11 +16,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
 from trimtab_services.generation.engines.base import SequenceRequest
@@ -287,13 +289,14 @@ class Lane:
         self.cache.reserve(max(length, max(positions) + 1))
         at = torch.tensor(positions, device=self.device)
         self.cache.write = DecodeWrite(self._arange(rows), at, length)
-        logits: Tensor = self.model(
-            input_ids=torch.tensor(tokens, device=self.device)[:, None],
-            attention_mask=self._mask(at[:, None, None, None], length),
-            position_ids=at[:, None].clamp_max(self.limits.max_sequence_tokens - 1),
-            past_key_values=self.cache,
-            use_cache=True,
-        ).logits[:, -1]
+        with self._attention():
+            logits: Tensor = self.model(
+                input_ids=torch.tensor(tokens, device=self.device)[:, None],
+                attention_mask=self._mask(at[:, None, None, None], length),
+                position_ids=at[:, None].clamp_max(self.limits.max_sequence_tokens - 1),
+                past_key_values=self.cache,
+                use_cache=True,
+            ).logits[:, -1]
         if not self.limits.deterministic and len(ready) < rows:
             slots = [s.slot for s in ready]
             logits, sampling = logits[slots], [sampling[i] for i in slots]
@@ -304,6 +307,14 @@ class Lane:
         for sequence, i in zip(ready, index, strict=True):
             sequence.filled += 1
             accept(sequence, sampled.token_ids[i], sampled.logprobs[i], sampled.finite[i])
+
+    def _attention(self) -> AbstractContextManager[object]:
+        """What a decode step's attention runs on: the plain matrix products in deterministic mode.
+
+        The fused CPU kernel gives each thread a scratch buffer whose alignment differs, and with it the rounding: equal
+        rows came out unequal by one unit in the last place when different threads computed them.
+        """
+        return sdpa_kernel(SDPBackend.MATH) if self.limits.deterministic else nullcontext()
 
     def _close_gaps(self) -> None:
         """Move the last sequences into free slots in front of them."""
