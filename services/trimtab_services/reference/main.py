@@ -19,13 +19,13 @@ async def build(runtime: Runtime[FrozenModelConfig]) -> Service:
     from trimtab_models.loading import load_policy
     from trimtab_services.reference.scorer import LogProbScorer, canary
     from trimtab_services.reference.servicer import ReferenceServicer
-    from trimtab_services.runtime.frozen import FrozenModelService, row_multiple
+    from trimtab_services.runtime.frozen import BatchShapes, FrozenModelService
     from trimtab_services.runtime.slots import ModelSlot
 
     config = runtime.config
     load = partial(load_policy, dtype=config.dtype, device=config.device)
     slot = ModelSlot(config.model_name or "reference", load, canary, runtime.metrics)
-    service = FrozenModelService(runtime, slot, LogProbScorer(slot, row_multiple(config)).compute)
+    service = FrozenModelService(runtime, slot, LogProbScorer(slot, BatchShapes.of(config)).compute)
     servicer = ReferenceServicer(config, service)
     return Service(
         handlers=[partial(reference_pb2_grpc.add_ReferenceServiceServicer_to_server, servicer)],

@@ -13,6 +13,7 @@ from trimtab.types import FloatArray, ServedModel
 from trimtab_models.heads import hidden_states
 from trimtab_models.logprobs import TokenLogProbs, token_logprobs
 from trimtab_models.packing import pad_right
+from trimtab_services.runtime.frozen import BatchShapes
 from trimtab_services.runtime.slots import ModelSlot, ServedVersion
 
 __all__ = ["LogProbScorer", "Scored", "TargetSequence", "canary"]
@@ -49,24 +50,34 @@ class LogProbScorer:
 
     Args:
         slot: holds the policy.
-        row_multiple: padded lengths and rows of the output layer are multiples of this.
+        shapes: what batches are computed in.
     """
 
-    def __init__(self, slot: ModelSlot, row_multiple: int) -> None:
+    def __init__(self, slot: ModelSlot, shapes: BatchShapes) -> None:
         self._slot = slot
-        self._row_multiple = row_multiple
+        self._shapes = shapes
 
     @torch.inference_mode()
     def compute(
         self, group: tuple[float, bool, int], sequences: Sequence[TargetSequence]
     ) -> list[Scored | TrimtabError]:
         """Log-probs of a batch, by the version served when it begins; `group`: temperature, entropy, top_n."""
-        temperature, entropy, top_n = group
         served = self._slot.current
+        results: list[Scored | TrimtabError] = [InternalError("not computed")] * len(sequences)
+        for positions in self._shapes.split([len(sequence.token_ids) for sequence in sequences]):
+            found = self._forward([sequences[position] for position in positions], served, *group)
+            for position, result in zip(positions, found, strict=True):
+                results[position] = result
+        return results
+
+    def _forward(
+        self, sequences: Sequence[TargetSequence], served: ServedVersion, temperature: float, entropy: bool, top_n: int
+    ) -> list[Scored | TrimtabError]:
         device = served.model.device
-        input_ids, lengths = pad_right([s.token_ids for s in sequences], multiple=self._row_multiple)
+        input_ids, lengths = pad_right([s.token_ids for s in sequences], multiple=self._shapes.multiple)
         input_ids = input_ids.to(device)
-        hidden = hidden_states(served.model, input_ids)
+        with self._shapes.attention():
+            hidden = hidden_states(served.model, input_ids)
         starts = torch.tensor([s.start_index for s in sequences])
         columns = torch.arange(input_ids.shape[1])
         wanted = (columns >= starts[:, None]) & (columns < lengths[:, None])
@@ -78,7 +89,7 @@ class LogProbScorer:
             temperature=temperature,
             entropy=entropy,
             top_n=top_n,
-            row_multiple=self._row_multiple,
+            row_multiple=self._shapes.multiple,
         )
         return _split(found, (lengths - starts).tolist(), served)
 

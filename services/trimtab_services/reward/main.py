@@ -19,13 +19,13 @@ async def build(runtime: Runtime[FrozenModelConfig]) -> Service:
     from trimtab_models.loading import load_reward_model
     from trimtab_services.reward.scorer import Scorer, canary
     from trimtab_services.reward.servicer import RewardServicer
-    from trimtab_services.runtime.frozen import FrozenModelService, row_multiple
+    from trimtab_services.runtime.frozen import BatchShapes, FrozenModelService
     from trimtab_services.runtime.slots import ModelSlot
 
     config = runtime.config
     load = partial(load_reward_model, dtype=config.dtype, device=config.device)
     slot = ModelSlot(config.model_name or "reward", load, canary, runtime.metrics)
-    service = FrozenModelService(runtime, slot, Scorer(slot, row_multiple(config)).compute)
+    service = FrozenModelService(runtime, slot, Scorer(slot, BatchShapes.of(config)).compute)
     servicer = RewardServicer(config, service)
     return Service(
         handlers=[partial(reward_pb2_grpc.add_RewardServiceServicer_to_server, servicer)],

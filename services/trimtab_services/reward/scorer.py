@@ -12,6 +12,7 @@ from trimtab.types import ScoreItem, ServedModel, TruncationSide
 from trimtab_models.heads import check_finite, hidden_states, scores_of
 from trimtab_models.packing import pad_right
 from trimtab_models.tokenizer import encode_completion, encode_conversation, encode_prompt
+from trimtab_services.runtime.frozen import BatchShapes
 from trimtab_services.runtime.scoring import check_token_ids
 from trimtab_services.runtime.slots import ModelSlot, ServedVersion
 
@@ -39,23 +40,31 @@ class Scorer:
 
     Args:
         slot: holds the reward model.
-        row_multiple: padded length is a multiple of this.
+        shapes: what batches are computed in.
     """
 
-    def __init__(self, slot: ModelSlot, row_multiple: int) -> None:
+    def __init__(self, slot: ModelSlot, shapes: BatchShapes) -> None:
         self._slot = slot
-        self._row_multiple = row_multiple
+        self._shapes = shapes
 
     @torch.inference_mode()
     def compute(self, group: object, sequences: Sequence[TokenSequence]) -> list[Scored | TrimtabError]:
         """Rewards of a batch, all by the version that is served when it begins."""
         served = self._slot.current
-        device = served.model.device
-        input_ids, lengths = pad_right([s.token_ids for s in sequences], multiple=self._row_multiple)
-        hidden = hidden_states(served.model, input_ids.to(device))
-        rows = torch.arange(len(sequences), device=device)
-        rewards = scores_of(served.model, hidden[rows, lengths.to(device) - 1]).tolist()
+        rewards = [0.0] * len(sequences)
+        for positions in self._shapes.split([len(sequence.token_ids) for sequence in sequences]):
+            found = self._forward([sequences[position] for position in positions], served)
+            for position, reward in zip(positions, found, strict=True):
+                rewards[position] = reward
         return [_scored(reward, served) for reward in rewards]
+
+    def _forward(self, sequences: Sequence[TokenSequence], served: ServedVersion) -> list[float]:
+        device = served.model.device
+        input_ids, lengths = pad_right([s.token_ids for s in sequences], multiple=self._shapes.multiple)
+        with self._shapes.attention():
+            hidden = hidden_states(served.model, input_ids.to(device))
+        rows = torch.arange(len(sequences), device=device)
+        return scores_of(served.model, hidden[rows, lengths.to(device) - 1]).tolist()
 
 
 @torch.inference_mode()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from trimtab.v1 import info_pb2
 from trimtab_services.runtime.config import FrozenModelConfig, ModelServiceConfig
@@ -14,7 +17,7 @@ from trimtab_services.runtime.scheduler import Scheduler
 from trimtab_services.runtime.slots import ModelSlot
 from trimtab_services.runtime.state import Runtime
 
-__all__ = ["FrozenModelService", "row_multiple"]
+__all__ = ["BatchShapes", "FrozenModelService"]
 
 
 class FrozenModelService:
@@ -62,12 +65,38 @@ class FrozenModelService:
             torch.set_num_threads(self._config.threads)
 
 
-def row_multiple(config: ModelServiceConfig) -> int:
-    """Rows of a matrix product are padded to a multiple of this, so that a row does not depend on its neighbours.
+@dataclass(frozen=True, slots=True)
+class BatchShapes:
+    """The shapes that batches are computed in.
 
-    With T threads on a CPU, results change with the row count unless it is a multiple of 4 T (measured); only
-    deterministic mode pays for that.
+    With T threads on a CPU, rows of a matrix product change with the row count unless it is a multiple of 4 T, and the
+    fused attention kernel rounds by the alignment of each thread's buffer (both measured). Deterministic mode pads to
+    such multiples, computes sequences of one padded length together, and uses plain matrix products for attention.
+
+    Attributes:
+        multiple: padded lengths, and rows of the output layer, are multiples of this.
+        deterministic: whether results may not depend on neighbours in the last bit.
     """
-    if not config.deterministic:
-        return 1
-    return 4 * torch.get_num_threads() if config.device == "cpu" else 16
+
+    multiple: int
+    deterministic: bool
+
+    @classmethod
+    def of(cls, config: ModelServiceConfig) -> BatchShapes:
+        """As a service's configuration asks for."""
+        if not config.deterministic:
+            return cls(1, False)
+        return cls(4 * torch.get_num_threads() if config.device == "cpu" else 16, True)
+
+    def split(self, lengths: Sequence[int]) -> list[list[int]]:
+        """Positions of the sequences that are computed in one forward: all of them, or those of one padded length."""
+        if not self.deterministic:
+            return [list(range(len(lengths)))]
+        groups: dict[int, list[int]] = {}
+        for position, length in enumerate(lengths):
+            groups.setdefault(length + -length % self.multiple, []).append(position)
+        return list(groups.values())
+
+    def attention(self) -> AbstractContextManager[object]:
+        """What the attention of a forward runs on."""
+        return sdpa_kernel(SDPBackend.MATH) if self.deterministic else nullcontext()
