@@ -323,7 +323,8 @@ def _explain(
     layers: list[tuple[str, dict[str, Any]]],
 ) -> ConfigError:
     """One line for the first wrong key; says how many more there are."""
-    details = error.errors()
+    # an unknown key first: it is often the misspelt name of one that is missing
+    details = sorted(error.errors(), key=lambda detail: detail["type"] != "extra_forbidden")
     first = details[0]
     key = ".".join(str(part) for part in first["loc"])
     source = next((name for name, layer in reversed(layers) if _holds(layer, first["loc"])), layers[0][0])
