@@ -88,10 +88,8 @@ def service(name: str, model_folder: Path, directory: Path, threads: int) -> Ite
     }
     path = directory / f"{name}.yaml"
     path.write_text(yaml.safe_dump(config))
-    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
     process = subprocess.Popen(
         [sys.executable, "-m", "trimtab", "serve", name, "--config", str(path)],
-        env=environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -196,6 +194,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--sequences", type=int, default=256)
+    parser.add_argument("--only", choices=sorted(GOALS), help="one service only")
     args = parser.parse_args()
     threads = torch.get_num_threads()
     draw = random.Random(7)
@@ -210,6 +209,8 @@ def main() -> None:
         directory = Path(name)
         policy, reward = make_folders(directory)
         for kind, folder in (("generation", policy), ("reward", reward), ("reference", policy)):
+            if args.only not in (None, kind):
+                continue
             with service(kind, folder, directory, threads) as client:
                 if kind == "generation":
                     sides = generation_sides(folder, client, work)

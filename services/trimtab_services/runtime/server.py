@@ -266,12 +266,11 @@ async def _run(config: ConfigT, name: str, full_name: str, build: Build[ConfigT]
 
 
 def _limit_threads(threads: int) -> None:
-    """Sets the process's thread budget before torch is imported; the compute thread applies it to torch itself.
+    """Sets the number of compute threads, before torch is imported.
 
-    Waiting OpenMP threads sleep: spinning ones slow every neighbour on the host down.
+    How idle OpenMP threads wait is left to the environment: a server that owns its cores is fastest when they spin;
+    `trimtab up`, whose servers share cores, lets them sleep (`OMP_WAIT_POLICY=PASSIVE`).
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("KMP_BLOCKTIME", "0")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if threads:
         os.environ["OMP_NUM_THREADS"] = str(threads)
