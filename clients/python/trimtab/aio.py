@@ -64,8 +64,15 @@ class AsyncClient:
     ) -> None:
         self.target = target
         self.timeout_s = timeout_s
+        self.tls = tls
+        self.insecure = insecure
         self._token = Token(token) if isinstance(token, str) else token
         self._channel = open_aio_channel(target, tls, self._token, insecure)
+
+    @property
+    def token(self) -> Token | None:
+        """The bearer token that calls carry; the HTTP side of the same server takes it too."""
+        return self._token
 
     async def close(self) -> None:
         """Closes the connection; calls in flight end with Cancelled."""

@@ -62,8 +62,15 @@ class Client:
     ) -> None:
         self.target = target
         self.timeout_s = timeout_s
+        self.tls = tls
+        self.insecure = insecure
         self._token = Token(token) if isinstance(token, str) else token
         self._channel = open_channel(target, tls, self._token, insecure)
+
+    @property
+    def token(self) -> Token | None:
+        """The bearer token that calls carry; the HTTP side of the same server takes it too."""
+        return self._token
 
     def close(self) -> None:
         """Closes the connection; calls in flight end with Cancelled."""

@@ -201,9 +201,7 @@ class Follower:
 
         def fetch() -> FetchedVersion:
             with Client(source.address, token=token, tls=tls, insecure=insecure) as client:
-                fetched = fetch_version(
-                    client, version=wanted, cache=directory, token=token, tls=tls, insecure=insecure, timeout_s=_FETCH_S
-                )
+                fetched = fetch_version(client, version=wanted, cache=directory, timeout_s=_FETCH_S)
             self._trim(directory, fetched)
             return fetched
 

@@ -167,7 +167,7 @@ def test_weights_service_that_restarts_is_found_again(tmp_path: Path, tokens_fil
 
 def _publish_with_token(target: str, seed: int) -> None:
     with Client(target, token="writer-token") as client:
-        publish_version(client, make_tensors(seed), {}, channels=[CHANNEL], token="writer-token")
+        publish_version(client, make_tensors(seed), {}, channels=[CHANNEL])
 
 
 def test_roll_back_is_followed(client: Client, service: RunningStore, tmp_path: Path) -> None:

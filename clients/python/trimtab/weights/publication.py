@@ -20,7 +20,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trimtab.channel import TLSConfig, Token
 from trimtab.client import Client
 from trimtab.errors import CorruptData, DeadlineExceeded, FailedPrecondition, InvalidRequest, Reason
 from trimtab.v1 import weights_pb2
@@ -83,15 +82,12 @@ def publish_version(
     chat_template_digest: str = "",
     metrics: Mapping[str, float] | None = None,
     publish_id: str = "",
-    token: str | Token | None = None,
-    tls: TLSConfig | None = None,
-    insecure: bool = False,
     timeout_s: float = 600.0,
 ) -> weights_pb2.Manifest:
     """Uploads what the store does not have yet, then commits a version and moves the channels.
 
     Args:
-        client: of the weights service.
+        client: of the weights service; the HTTP side is reached with its token and TLS.
         tensors: the weights; names are unique.
         files: every other file of the model folder by its relative path.
         channels: channels to move to the new version; at least one.
@@ -102,7 +98,6 @@ def publish_version(
         metrics: finite figures to look at later.
         publish_id: name of this publication: a caller that repeats one after a crash gets the version it made then.
             Empty: a new name, so only retries within this call are safe.
-        token, tls, insecure: for the HTTP side, as the client has them for gRPC.
         timeout_s: for all of it, in seconds.
 
     Returns:
@@ -140,7 +135,7 @@ def publish_version(
     tries = 0
     while True:
         tries += 1
-        _upload_missing(client, blobs, give_up, token=token, tls=tls, insecure=insecure)
+        _upload_missing(client, blobs, give_up)
         try:
             return client.publish(request, timeout_s=_left(give_up, timeout_s)).manifest
         except FailedPrecondition as error:
@@ -154,18 +149,14 @@ def fetch_version(
     version: int | None = None,
     channel: str | None = None,
     cache: Path | None = None,
-    token: str | Token | None = None,
-    tls: TLSConfig | None = None,
-    insecure: bool = False,
     timeout_s: float = 600.0,
 ) -> FetchedVersion:
     """Downloads a version and checks every blob, tensor and file against its digest.
 
     Args:
-        client: of the weights service.
+        client: of the weights service; the HTTP side is reached with its token and TLS.
         version, channel: which one; exactly one of both.
         cache: folder of blobs that later fetches reuse; None: a temporary one that lives as long as the result.
-        token, tls, insecure: for the HTTP side, as the client has them for gRPC.
         timeout_s: for all of it, in seconds.
 
     Raises:
@@ -191,7 +182,7 @@ def fetch_version(
     temporary = tempfile.TemporaryDirectory(prefix="trimtab-weights-") if cache is None else None
     blobs = BlobCache(Path(temporary.name) if temporary is not None else cache or Path())
     left = _left(give_up, timeout_s)
-    with BlobClient(reply.blobs_url, token=token, tls=tls, timeout_s=left, insecure=insecure) as source:
+    with _blobs(client, reply.blobs_url, left) as source:
         tensors = _fetch_tensors(manifest, blobs, source)
         files = {entry.path: blobs.fetch(entry.digest, source).read_bytes() for entry in manifest.files}
     return FetchedVersion(manifest, tensors, files, temporary)
@@ -255,10 +246,6 @@ def _upload_missing(
     client: Client,
     blobs: Mapping[str, Sequence[memoryview]],
     give_up: float,
-    *,
-    token: str | Token | None,
-    tls: TLSConfig | None,
-    insecure: bool,
 ) -> None:
     digests = sorted(blobs)
     for start in range(0, len(digests), _PAGE):
@@ -267,7 +254,7 @@ def _upload_missing(
         if not reply.missing:
             continue
         left = _left(give_up, math.inf)
-        with BlobClient(reply.blobs_url, token=token, tls=tls, timeout_s=left, insecure=insecure) as target:
+        with _blobs(client, reply.blobs_url, left) as target:
             for digest in reply.missing:
                 target.put(digest, blobs[digest])
 
@@ -303,3 +290,8 @@ def _left(give_up: float, most: float) -> float:
     if left <= 0:
         raise DeadlineExceeded("weights: the transfer is not done within timeout_s", field="timeout_s")
     return min(left, most)
+
+
+def _blobs(client: Client, blobs_url: str, timeout_s: float) -> BlobClient:
+    """The HTTP side of a client's server, with the client's own token and TLS."""
+    return BlobClient(blobs_url, token=client.token, tls=client.tls, timeout_s=timeout_s, insecure=client.insecure)
