@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
 from tiny_models import make_policy, make_tokenizer
-from trimtab.errors import ConfigError, Mismatch
+from trimtab.errors import DataError, Mismatch
 from trimtab_models.heads import read_rewards
 from trimtab_models.loading import load_reward_model, reward_model_from_policy, save_model
 from trimtab_models.tokenizer import encode_completion, encode_prompt, load_tokenizer, tokenizer_digest
@@ -105,7 +105,7 @@ def examples() -> list[RankingExample]:
         answers = tuple(ids(rng.randint(1, 6)) for _ in range(count))
         ranks = tuple(rng.randint(0, 3) for _ in range(count - 1)) + (4,)
         more = (("b", tuple(rng.sample(range(count), count))),) if number % 2 else ()
-        made.append(RankingExample(str(number), ids(rng.randint(3, 9)), answers, (("a", ranks), *more)))
+        made.append(RankingExample(str(number), "", ids(rng.randint(3, 9)), answers, (("a", ranks), *more)))
     return made
 
 
@@ -192,9 +192,9 @@ def test_it_learns_and_demonstrations_have_mean_zero(tmp_path: Path, llama_folde
 def test_groups_are_told_apart(tmp_path: Path, llama_folder: Path, data: Path, go: Go) -> None:
     outcome = go(spec(tmp_path, llama_folder, data, groups=["expert"], epochs=8))
     by_group = outcome.results["reward_model"].details["accuracy_by_group"]
-    assert set(by_group) == {"expert", "random"}  # those not trained on are measured too
-    assert by_group["expert"]["value"] > 0.85 > by_group["random"]["value"]
-    assert outcome.results["reward_model"].metrics["accuracy"] == by_group["expert"]["value"]
+    assert set(by_group) == {"own expert", "own random"}  # those not trained on are measured too
+    assert by_group["own expert"]["value"] > 0.85 > by_group["own random"]["value"]
+    assert outcome.results["reward_model"].metrics["accuracy"] == by_group["own expert"]["value"]
 
 
 def test_stopped_and_resumed_is_bit_for_bit_the_same(tmp_path: Path, llama_folder: Path, data: Path, go: Go) -> None:
@@ -229,7 +229,7 @@ def test_a_reward_model_can_go_on(tmp_path: Path, llama_folder: Path, data: Path
 
 
 def test_no_rankings_left_names_the_filters(tmp_path: Path, llama_folder: Path, data: Path, go: Go) -> None:
-    with pytest.raises(ConfigError, match="groups"):
+    with pytest.raises(DataError, match="groups: the rows have no nobody"):
         go(spec(tmp_path, llama_folder, data, groups=["nobody"]))
 
 

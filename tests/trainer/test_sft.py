@@ -207,7 +207,7 @@ def test_stopped_and_resumed_is_bit_for_bit_the_same(tmp_path: Path, llama_folde
 
 
 def test_a_row_that_is_too_long_is_an_error_or_told(tmp_path: Path, llama_folder: Path, data: Path, go: Go) -> None:
-    with pytest.raises(DataError, match="demonstrations.jsonl.*allowed: 24"):
+    with pytest.raises(DataError, match="demonstrations.jsonl: 2 of 24 rows are longer than 24 tokens"):
         go(spec(tmp_path / "error", llama_folder, data, max_tokens=24))
     outcome = go(spec(tmp_path / "left", llama_folder, data, max_tokens=24, too_long="leave_out"))
     left = 24 - outcome.results["sft"].metrics["demonstrations"]

@@ -64,12 +64,15 @@ def shaped_rewards(
 ) -> Float[Tensor, "batch completion"]:
     """Per-token rewards: -kl_coef * penalty, plus the score on the last real token, which the reward model read.
 
+    A row without a real token has no token to land on and stays 0.
+
     Source: InstructGPT 3.5, equation 2; Ziegler et al. 2019, equation 2.
     """
     rewards = torch.where(mask, -kl_coef * penalties, 0.0)
     rows = torch.arange(len(scores), device=scores.device)
-    last = mask.sum(-1) - 1
-    return rewards.index_put((rows, last), scores, accumulate=True)
+    last = (mask.sum(-1) - 1).clamp(min=0)
+    landing = torch.where(mask.any(-1), scores, 0.0)  # -1 would be the last column: padding
+    return rewards.index_put((rows, last), landing, accumulate=True)
 
 
 def generalized_advantages(
@@ -115,6 +118,8 @@ def whiten(
     Source: Ziegler et al. 2019, code (`whiten`); Huang et al. 2024 (N+). Padding comes back as 0.
     """
     chosen = values[mask]
+    if not chosen.numel():
+        return torch.zeros_like(values)
     mean = chosen.mean()
     whitened = (values - mean) * torch.rsqrt(chosen.var(unbiased=False) + 1e-8)
     if not shift_mean:
@@ -129,8 +134,10 @@ def explained_variance(
 ) -> float:
     """1 - Var(returns - values) / Var(returns): 1 is a perfect critic, 0 a constant one, below 0 worse than that.
 
-    0 where the returns do not vary.
+    0 where the returns do not vary, or where there is none.
     """
+    if not mask.any():
+        return 0.0
     variance = returns[mask].var(unbiased=False)
     if float(variance) == 0.0:
         return 0.0

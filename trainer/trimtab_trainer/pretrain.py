@@ -14,6 +14,7 @@ from trimtab_models.tokenizer import load_tokenizer
 from trimtab_trainer.checkpoint import Snapshot, capture_random_state, restore_random_state
 from trimtab_trainer.config import PretrainConfig
 from trimtab_trainer.context import StageContext, StageResult
+from trimtab_trainer.data import read_pretraining
 from trimtab_trainer.examples import Reading, document_examples
 from trimtab_trainer.language_modeling import Example, counted_tokens, example_tensors, mean_loss, train_on
 from trimtab_trainer.optimization import Learner, prepare_for_training, seed_step, shuffled
@@ -27,8 +28,8 @@ def pretrain(context: StageContext, config: PretrainConfig) -> StageResult:
     tokenizer = load_tokenizer(folder)
     model = load_policy(folder, dtype="float32", device=context.spec.device)
     reading = Reading.of(context, config, tokenizer, max_sequence_tokens(model))
-    text = document_examples(context.spec.path(config.text), reading)
-    held_out = document_examples(context.spec.path(config.held_out), reading) if config.held_out else []
+    text = _read(context, config.text, reading)
+    held_out = _read(context, config.held_out, reading) if config.held_out else []
     seed = context.seed(config.seed)
     batches = _batches(text, config, seed)
     prepare_for_training(model, dropout=config.dropout, gradient_checkpointing=context.spec.gradient_checkpointing)
@@ -63,6 +64,13 @@ def pretrain(context: StageContext, config: PretrainConfig) -> StageResult:
     if held_out:
         metrics["held_out_loss"] = mean_loss(model, held_out, micro_batch_tokens=config.micro_batch_tokens)
     return StageResult(model=context.relative(context.models / "model"), metrics=metrics)
+
+
+def _read(context: StageContext, written: str, reading: Reading) -> list[Example]:
+    path = context.spec.path(written)
+    return document_examples(
+        path, read_pretraining(path, skip_bad_rows=reading.skip_bad_rows, warn=reading.warn), reading
+    )
 
 
 def _batches(text: Sequence[Example], config: PretrainConfig, seed: int) -> list[list[int]]:

@@ -12,8 +12,9 @@ from trimtab_models.tokenizer import encode_completion, encode_prompt
 from trimtab_trainer.config import PPOConfig
 from trimtab_trainer.context import StageContext
 from trimtab_trainer.data import PromptRow, read_pretraining, read_prompts
-from trimtab_trainer.data.records import PromptText, prompt_key
-from trimtab_trainer.examples import first_of, split_held_out
+from trimtab_trainer.data.records import PromptText
+from trimtab_trainer.data.splits import split_by_prompt
+from trimtab_trainer.examples import first_of
 from trimtab_trainer.language_modeling import Example, passages
 
 __all__ = ["PromptExample", "passage_examples", "prompt_examples"]
@@ -47,8 +48,7 @@ def prompt_examples(
     if config.prompts_held_out is not None:
         train, held_out = found, _read(context, config, config.prompts_held_out, tokenizer)
     else:
-        keyed = [(prompt_key(example.prompt), example) for example in found]
-        train, held_out = split_held_out(keyed, config.held_out_fraction, seed=seed)
+        train, held_out = split_by_prompt(found, config.held_out_fraction, seed=seed)
     return (
         first_of(train, config.limit, seed=seed, name="ppo/limit"),
         first_of(held_out, config.evaluation_prompts, seed=seed, name="ppo/held_out"),

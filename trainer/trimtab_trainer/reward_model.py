@@ -37,6 +37,8 @@ from trimtab_models.tokenizer import load_tokenizer, tokenizer_digest
 from trimtab_trainer.checkpoint import Snapshot, capture_random_state, restore_random_state
 from trimtab_trainer.config import RewardModelConfig
 from trimtab_trainer.context import StageContext, StageResult
+from trimtab_trainer.data import Ranking, read_demonstrations, read_rankings
+from trimtab_trainer.data.splits import in_groups, keep_groups, keep_sources, split_by_prompt
 from trimtab_trainer.evaluation import RankedAnswers, pair_agreement, ranking_accuracy
 from trimtab_trainer.examples import (
     RankingExample,
@@ -44,7 +46,6 @@ from trimtab_trainer.examples import (
     demonstration_examples,
     first_of,
     ranking_examples,
-    split_held_out,
 )
 from trimtab_trainer.losses import ranking_loss
 from trimtab_trainer.optimization import Learner, prepare_for_training, seed_step, shuffled, token_micro_batches
@@ -165,33 +166,38 @@ def _read_rankings(
     context: StageContext, config: RewardModelConfig, reading: Reading
 ) -> tuple[list[RankingExample], list[RankingExample]]:
     """Rankings to train on, of the groups asked for, and those held out, of every group."""
-    path = context.spec.path(config.rankings)
-    found = ranking_examples(path, reading, sources=config.sources)
     seed = context.seed(config.seed)
+    path = other = context.spec.path(config.rankings)
+    train_rows = _read_sources(context, config, path)
     if config.rankings_held_out is not None:
-        train = [example for _, example in found]
         other = context.spec.path(config.rankings_held_out)
-        held_out = [example for _, example in ranking_examples(other, reading, sources=config.sources)]
+        held_out_rows = _read_sources(context, config, other)
     else:
-        train, held_out = split_held_out(found, config.held_out_fraction, seed=seed)
+        train_rows, held_out_rows = split_by_prompt(train_rows, config.held_out_fraction, seed=seed)
+    train = ranking_examples(path, keep_groups(train_rows, config.groups), reading)
+    held_out = ranking_examples(other, held_out_rows, reading)
     return (
         first_of(_decided(context, config, path, train), config.limit, seed=seed, name="reward_model/limit"),
         first_of(held_out, config.limit_held_out, seed=seed, name="reward_model/limit_held_out"),
     )
 
 
+def _read_sources(context: StageContext, config: RewardModelConfig, path: Path) -> list[Ranking]:
+    rows = read_rankings(path, skip_bad_rows=config.skip_bad_rows, warn=context.warn)
+    return rows if config.sources is None else keep_sources(rows, config.sources)
+
+
 def _decided(
     context: StageContext, config: RewardModelConfig, path: Path, examples: Sequence[RankingExample]
 ) -> list[RankingExample]:
-    """The examples with the labels of the groups asked for; wholly tied ones teach nothing, are left out and told.
+    """The examples with a decided pair; wholly tied ones teach nothing, are left out and told.
 
     Raises:
         ConfigError: none is left.
     """
-    labelled = [example for example in (e.of_groups(config.groups) for e in examples) if example.rankings]
-    decided = [example for example in labelled if example.decided]
-    if len(decided) < len(labelled):
-        context.warn(f"{path}: {len(labelled) - len(decided)} of {len(labelled)} rankings are wholly tied and left out")
+    decided = [example for example in examples if example.decided]
+    if len(decided) < len(examples):
+        context.warn(f"{path}: {len(examples) - len(decided)} of {len(examples)} rankings are wholly tied and left out")
     if not decided:
         raise ConfigError(
             f"{path}: no decided ranking is left to train on; reward_model.groups is {config.groups}, "
@@ -209,12 +215,13 @@ def _set_offset(context: StageContext, config: RewardModelConfig, model: PreTrai
         return 0.0
     seed = context.seed(config.seed)
     path = context.spec.path(config.demonstrations)
-    rows = [example for _, example in demonstration_examples(path, reading)]
+    demonstrations = read_demonstrations(path, skip_bad_rows=config.skip_bad_rows, warn=context.warn)
+    rows = demonstration_examples(path, demonstrations, reading)
     rows = first_of(rows, config.offset_rows, seed=seed, name="reward_model/offset")
     total = 0.0
     for positions in token_micro_batches([len(row.token_ids) for row in rows], config.micro_batch_tokens):
         micro = [
-            RankingExample("", row.token_ids[: row.first], (row.token_ids[row.first :],), ())
+            RankingExample("", "", row.token_ids[: row.first], (row.token_ids[row.first :],), ())
             for row in (rows[position] for position in positions)
         ]
         total += sum(float(rewards[0]) for rewards in score_answers(model, micro))
@@ -288,12 +295,14 @@ def _evaluate(
     metrics: dict[str, float] = {}
     details: dict[str, Any] = {}
     for name, scores in (("accuracy", _scores(context, config, model, held_out)), ("longer_wins", lengths)):
-        ranked = [
-            RankedAnswers(example.prompt_id, group, ranks, score)
-            for example, score in zip(held_out, scores, strict=True)
-            for group, ranks in example.rankings
-        ]
-        trained = [one for one in ranked if config.groups is None or one.group in config.groups]
+        ranked = []
+        trained = []
+        for example, score in zip(held_out, scores, strict=True):
+            for group, ranks in example.rankings:
+                label = " ".join(filter(None, (example.source, group)))
+                ranked.append(RankedAnswers(example.prompt_id, label, ranks, score))
+                if in_groups(example.source, group, config.groups):
+                    trained.append(ranked[-1])
         if overall := ranking_accuracy(trained, samples=config.bootstrap_samples, seed=seed, by_group=False):
             metrics |= overall[""].metrics(name)
             details[name] = asdict(overall[""])

@@ -22,7 +22,9 @@ from trimtab_models.tokenizer import load_tokenizer
 from trimtab_trainer.checkpoint import Snapshot, capture_random_state, restore_random_state
 from trimtab_trainer.config import OptimizerConfig, SFTConfig
 from trimtab_trainer.context import StageContext, StageResult
-from trimtab_trainer.examples import Reading, demonstration_examples, document_examples, first_of, split_held_out
+from trimtab_trainer.data import read_demonstrations, read_pretraining
+from trimtab_trainer.data.splits import split_by_prompt
+from trimtab_trainer.examples import Reading, demonstration_examples, document_examples, first_of
 from trimtab_trainer.language_modeling import Example, counted_tokens, example_tensors, mean_loss, passages, train_on
 from trimtab_trainer.optimization import Learner, prepare_for_training, seed_step, shuffled
 
@@ -180,14 +182,18 @@ def _read(context: StageContext, config: SFTConfig, tokenizer: PreTrainedTokeniz
     seed = context.seed(config.seed)
     most = max_sequence_tokens(load_policy(folder))
     reading = Reading.of(context, config, tokenizer, most)
-    demonstrations = demonstration_examples(context.spec.path(config.demonstrations), reading)
-    train, held_out = split_held_out(demonstrations, config.held_out_fraction, seed=seed)
+    path = context.spec.path(config.demonstrations)
+    rows = read_demonstrations(path, skip_bad_rows=config.skip_bad_rows, warn=context.warn)
+    sides = split_by_prompt(rows, config.held_out_fraction, seed=seed)
+    train, held_out = (demonstration_examples(path, side, reading) for side in sides)
     pretraining = []
     if config.pretraining is not None and (
         config.pretraining_mix or (config.rl_init and config.rl_init.pretraining_mix)
     ):
         # documents may be longer than the context: they are read as passages
-        documents = document_examples(context.spec.path(config.pretraining), replace(reading, max_tokens=None))
+        path = context.spec.path(config.pretraining)
+        passage_rows = read_pretraining(path, skip_bad_rows=config.skip_bad_rows, warn=context.warn)
+        documents = document_examples(path, passage_rows, replace(reading, max_tokens=None))
         pretraining = passages([document.token_ids for document in documents], config.pretraining_tokens)
     return _Data(first_of(train, config.limit, seed=seed, name="sft/limit"), held_out, pretraining)
 

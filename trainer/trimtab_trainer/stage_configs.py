@@ -208,7 +208,11 @@ class RewardModelConfig(TrainingStage):
         description="After training the offset is set so that these have mean reward 0 (InstructGPT 3.5). null: none.",
     )
     offset_rows: Positive = Field(default=500, description="Demonstrations that the offset is measured on, at most.")
-    groups: tuple[str, ...] | None = Field(default=None, description="Labeler groups to train on. null: all.")
+    groups: tuple[str, ...] | dict[str, tuple[str, ...]] | None = Field(
+        default=None,
+        description="Labeler groups to train on: a list, or a list for some values of `source`. null: all. The others "
+        "still measure.",
+    )
     sources: tuple[str, ...] | None = Field(default=None, description="Values of `source` to keep. null: all rows.")
     limit: int | None = Field(default=None, ge=1, description="Only the first rankings of the seeded order. null: all.")
     limit_held_out: int | None = Field(default=None, ge=1, description="Likewise of the held-out ones. null: all.")

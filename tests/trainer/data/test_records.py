@@ -87,7 +87,8 @@ def test_prompt_id_of_numbers(prompt_id) -> None:
 
 def test_equal_prompts_have_equal_keys() -> None:
     one, two = (ranking(prompt="p", answers=["a", x], ranks=[1, 2]) for x in "bc")
-    assert one.prompt_id == two.prompt_id == prompt_key("p") != prompt_key((user("p"),))
+    assert one.prompt_id == two.prompt_id == prompt_key("p") == prompt_key((user("p"),))
+    assert prompt_key((user("p"), assistant("a"), user("p"))) not in (prompt_key("p"), prompt_key((user("q"),)))
 
 
 CHOSEN = (("yes", "no"), (Labeling((0, 1)),))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import importlib
 import json
+import logging
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -21,16 +22,19 @@ __all__ = ["read_demonstrations", "read_pretraining", "read_prompts", "read_rank
 
 Row = TypeVar("Row")
 
+_BOM = b"\xef\xbb\xbf"
+_log = logging.getLogger(__name__)
+
 
 def read_demonstrations(
-    path: Path, *, skip_bad_rows: int = 0, warn: Callable[[str], None] = lambda text: None
+    path: Path, *, skip_bad_rows: int = 0, warn: Callable[[str], None] = _log.warning
 ) -> list[Demonstration]:
     """Demonstrations of a file, in its order.
 
     Args:
         path: the file or folder.
         skip_bad_rows: bad rows tolerated.
-        warn: takes one sentence for each of them.
+        warn: takes one sentence for each of them; they are logged as warnings where nobody else takes them.
 
     Raises:
         ConfigError: no such file, or its format needs a library that is not installed.
@@ -39,22 +43,18 @@ def read_demonstrations(
     return _read(path, Demonstration.from_row, skip_bad_rows, warn)
 
 
-def read_rankings(
-    path: Path, *, skip_bad_rows: int = 0, warn: Callable[[str], None] = lambda text: None
-) -> list[Ranking]:
+def read_rankings(path: Path, *, skip_bad_rows: int = 0, warn: Callable[[str], None] = _log.warning) -> list[Ranking]:
     """Rankings of a file, in its order; arguments and errors as `read_demonstrations`."""
     return _read(path, Ranking.from_row, skip_bad_rows, warn)
 
 
-def read_prompts(
-    path: Path, *, skip_bad_rows: int = 0, warn: Callable[[str], None] = lambda text: None
-) -> list[PromptRow]:
+def read_prompts(path: Path, *, skip_bad_rows: int = 0, warn: Callable[[str], None] = _log.warning) -> list[PromptRow]:
     """Prompts of a file, in its order; arguments and errors as `read_demonstrations`."""
     return _read(path, PromptRow.from_row, skip_bad_rows, warn)
 
 
 def read_pretraining(
-    path: Path, *, skip_bad_rows: int = 0, warn: Callable[[str], None] = lambda text: None
+    path: Path, *, skip_bad_rows: int = 0, warn: Callable[[str], None] = _log.warning
 ) -> list[Passage]:
     """Pretraining passages of a file, in its order; arguments and errors as `read_demonstrations`."""
     return _read(path, Passage.from_row, skip_bad_rows, warn)
@@ -88,7 +88,7 @@ def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any] | DataError]]:
     """(number, row) from 1; a line that is no row comes as its error."""
     try:
         if path.is_dir():
-            yield from enumerate(_library("datasets", path).load_from_disk(str(path)), 1)
+            yield from enumerate(_saved_dataset(path), 1)
         elif path.suffix == ".parquet":
             table = _library("pyarrow.parquet", path).ParquetFile(path)
             yield from enumerate((row for batch in table.iter_batches() for row in batch.to_pylist()), 1)
@@ -102,13 +102,14 @@ def _json_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any] | DataError
     opened = gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
     with opened as file:
         for number, line in enumerate(file, 1):
+            line = line.removeprefix(_BOM)
             if line.strip():
                 yield number, _json_row(line)
 
 
 def _json_row(line: bytes) -> Mapping[str, Any] | DataError:
     try:
-        row = json.loads(line.decode("utf-8-sig"))
+        row = json.loads(line.decode(), object_pairs_hook=_distinct)
     except UnicodeDecodeError as error:
         return DataError(f"not UTF-8 at byte {error.start}", field="line", value=line[:80])
     except (ValueError, RecursionError) as error:
@@ -116,6 +117,30 @@ def _json_row(line: bytes) -> Mapping[str, Any] | DataError:
     if not isinstance(row, dict):
         return DataError(f"a JSON object is expected, found {type(row).__name__}", field="line", value=line[:80])
     return row
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose keys differ; json would keep the last of equal ones and drop the others without a word."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice[:80]!r} is there twice")
+    return made
+
+
+def _saved_dataset(path: Path) -> Iterator[Mapping[str, Any]]:
+    """Rows of a folder that `datasets` saved; of several splits, the caller has to name one."""
+    saved = _library("datasets", path).load_from_disk(str(path))
+    if isinstance(saved, Mapping):  # a DatasetDict: iterating it would give the names of its splits
+        splits = ", ".join(sorted(map(str, saved)))
+        raise ConfigError(
+            f"{path}: it has the splits {splits}; name the folder of one of them",
+            field="path",
+            value=path,
+            limit=splits,
+        )
+    return iter(saved)
 
 
 def _library(name: str, path: Path) -> Any:

@@ -110,10 +110,11 @@ class Ranking:
         Raises:
             DataError: names the field and what is wrong with it.
         """
-        if "chosen" in row or "rejected" in row:
+        # Asked by value: in a table that mixes forms every row has every column, null where its form has none.
+        if row.get("chosen") is not None or row.get("rejected") is not None:
             prompt, answers, ranks = _pair(row)
             labelings: tuple[Labeling, ...] = (Labeling((0, 1)),)
-        elif "completions" in row:
+        elif row.get("completions") is not None:
             prompt, answers, ranks = _nemo(row)
             labelings = (Labeling(_dense(ranks)),)
         elif isinstance(row.get("answers"), list) and row["answers"] and isinstance(row["answers"][0], Mapping):
@@ -137,8 +138,16 @@ class Ranking:
 
 
 def prompt_key(prompt: PromptText) -> str:
-    """A name for a prompt: equal prompts have equal names."""
-    content = prompt if isinstance(prompt, str) else json.dumps([[m.role, m.content] for m in prompt])
+    """A name for a prompt: equal prompts have equal names, and a text is equal to a conversation of it alone.
+
+    The templates render both alike, so a split that told them apart would put one prompt on both sides.
+    """
+    if isinstance(prompt, str):
+        content = prompt
+    elif len(prompt) == 1 and prompt[0].role == "user":
+        content = prompt[0].content
+    else:
+        content = json.dumps([[m.role, m.content] for m in prompt])
     return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 

@@ -1,0 +1,197 @@
+"""Who learns from which rows: splits by prompt, labelers held out, and filters by labeler group and category.
+
+Pure functions over rows as the readers give them, order kept. What a filter leaves out is what the caller asked to
+leave out; a name that no row has is an error, since a misspelt one would otherwise empty a training set.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Protocol, TypeVar
+
+from trimtab.errors import ConfigError, DataError
+from trimtab_trainer.data.records import Demonstration, PromptRow, PromptText, Ranking, prompt_key
+
+__all__ = [
+    "Groups",
+    "hold_out_labelers",
+    "in_groups",
+    "keep_categories",
+    "keep_groups",
+    "keep_sources",
+    "labeler_folds",
+    "split_by_prompt",
+]
+
+
+class _Prompted(Protocol):
+    @property
+    def prompt(self) -> PromptText: ...
+
+
+Prompted = TypeVar("Prompted", bound=_Prompted)
+Row = TypeVar("Row", Demonstration, Ranking, PromptRow)
+
+Groups = Collection[str] | Mapping[str, Collection[str]]
+"""Labeler groups: of any source, or for some sources theirs, such as {"Yale-LILY/SummEval": ["expert"]}; a source that
+is not named there has all of its labels."""
+
+
+def split_by_prompt(rows: Sequence[Prompted], share: float, *, seed: int) -> tuple[list[Prompted], list[Prompted]]:
+    """Training and held-out rows: those with an equal prompt or an equal `prompt_id` are on one side.
+
+    The side is the SHA-256 of seed and prompt, so it is the same for that prompt in every file, whatever else the file
+    holds. Only where a `prompt_id` joins different prompts do they share the side of the least of their keys.
+
+    Args:
+        rows: of any kind with a prompt.
+        share: of prompts, not rows, that are held out; 0..1.
+        seed: of the split.
+    """
+    leaders = _Leaders()
+    for row in rows:
+        if isinstance(row, Ranking):
+            leaders.join(prompt_key(row.prompt), f"id {row.prompt_id}")  # a key is hexadecimal: no id can look like one
+    train: list[Prompted] = []
+    held_out: list[Prompted] = []
+    for row in rows:
+        digest = hashlib.sha256(f"{seed}/{leaders.of(prompt_key(row.prompt))}".encode()).digest()
+        (held_out if int.from_bytes(digest[:8]) < share * 2**64 else train).append(row)
+    return train, held_out
+
+
+def hold_out_labelers(rankings: Iterable[Ranking], labelers: Collection[str]) -> tuple[list[Ranking], list[Ranking]]:
+    """Rankings with the other labelers' labels only, and with the held-out labelers' only.
+
+    A ranking that both labelled is in both, each time with its own side's labels; one without a label left is not
+    there. Labels of nobody known ("") are training labels.
+
+    Raises:
+        DataError: a held-out labeler labelled nothing.
+    """
+    rankings = list(rankings)
+    _check_known("labelers", labelers, _labelers(rankings))
+    chosen = set(labelers)
+    sides: tuple[list[Ranking], list[Ranking]] = ([], [])
+    for ranking in rankings:
+        for side, held_out in zip(sides, (False, True), strict=True):
+            kept = tuple(one for one in ranking.labelings if (one.labeler in chosen) is held_out)
+            if kept:
+                side.append(replace(ranking, labelings=kept))
+    return sides
+
+
+def labeler_folds(rankings: Iterable[Ranking], folds: int, *, seed: int) -> list[frozenset[str]]:
+    """Known labelers in `folds` seeded groups whose sizes differ by at most one, to be held out one after another.
+
+    Source: InstructGPT 4.1 and appendix E.2: five groups, five reward models, each judged on the group it did not see.
+
+    Raises:
+        ConfigError: fewer than two folds.
+        DataError: fewer labelers than folds.
+    """
+    if folds < 2:
+        raise ConfigError(f"folds is {folds}; allowed: at least 2", field="folds", value=folds, limit="at least 2")
+    labelers = _labelers(rankings)
+    if len(labelers) < folds:
+        raise DataError(
+            f"labelers: {len(labelers)} known labelers cannot make {folds} folds",
+            field="labelers",
+            value=len(labelers),
+            limit=f"at least {folds}",
+        )
+    order = sorted(labelers, key=lambda labeler: hashlib.sha256(f"{seed}/{labeler}".encode()).digest())
+    return [frozenset(order[fold::folds]) for fold in range(folds)]
+
+
+def keep_groups(rankings: Sequence[Ranking], groups: Groups | None) -> list[Ranking]:
+    """Rankings with labels of some labeler groups only; one without a label left is not there.
+
+    Args:
+        rankings: of any source.
+        groups: see `Groups`; None keeps every label.
+
+    Raises:
+        DataError: no ranking is of a source named, or none (of that source) has such a group.
+    """
+    if groups is None:
+        return list(rankings)
+    if isinstance(groups, Mapping):
+        _check_known("sources", groups, {ranking.source for ranking in rankings})
+        asked = {source: (f"groups of {source}", names) for source, names in groups.items()}
+    else:
+        asked = {None: ("groups", groups)}
+    for source, (field, names) in asked.items():
+        of_source = (ranking for ranking in rankings if source is None or ranking.source == source)
+        _check_known(field, names, {one.group for ranking in of_source for one in ranking.labelings})
+    kept = (
+        replace(ranking, labelings=tuple(x for x in ranking.labelings if in_groups(ranking.source, x.group, groups)))
+        for ranking in rankings
+    )
+    return [ranking for ranking in kept if ranking.labelings]
+
+
+def in_groups(source: str, group: str, groups: Groups | None) -> bool:
+    """Whether a label of that group, of a ranking of that source, is among `groups`."""
+    names = groups.get(source) if isinstance(groups, Mapping) else groups
+    return names is None or group in names
+
+
+def keep_sources(rows: Sequence[Row], sources: Collection[str]) -> list[Row]:
+    """Rows of some sources; "" is the source of rows without one.
+
+    Raises:
+        DataError: no row has such a source.
+    """
+    _check_known("sources", sources, {row.source for row in rows})
+    return [row for row in rows if row.source in sources]
+
+
+def keep_categories(rows: Sequence[Row], categories: Collection[str]) -> list[Row]:
+    """Rows of some categories; "" is the category of rows without one.
+
+    Raises:
+        DataError: no row has such a category.
+    """
+    _check_known("categories", categories, {row.category for row in rows})
+    return [row for row in rows if row.category in categories]
+
+
+class _Leaders:
+    """Union-find of names; a set is led by the least of its names that are keys of prompts."""
+
+    def __init__(self) -> None:
+        self._parents: dict[str, str] = {}
+
+    def of(self, name: str) -> str:
+        while (parent := self._parents.get(name, name)) != name:
+            self._parents[name] = self._parents.get(parent, parent)  # halves the path
+            name = parent
+        return name
+
+    def join(self, key: str, identity: str) -> None:
+        """Joins the sets of a prompt's key and of a prompt_id, which never leads."""
+        known = identity in self._parents
+        leaders = {self.of(key), self.of(identity)} if known else {self.of(key)}
+        least = min(leaders)
+        for name in (*leaders, identity):
+            self._parents[name] = least
+
+
+def _labelers(rankings: Iterable[Ranking]) -> set[str]:
+    """The labelers who are known by name."""
+    return {one.labeler for ranking in rankings for one in ranking.labelings} - {""}
+
+
+def _check_known(field: str, asked: Iterable[str], present: set[str]) -> None:
+    unknown = sorted(set(asked) - present)
+    if unknown:
+        there = ", ".join(sorted(name or '""' for name in present)) or "none"
+        raise DataError(
+            f"{field}: the rows have no {', '.join(unknown)}; they have {there}",
+            field=field,
+            value=unknown,
+            limit=there,
+        )
