@@ -63,6 +63,11 @@ class Minibatch:
     micro_batches: tuple[MicroBatch, ...]
     token_count: int
 
+    @property
+    def episodes(self) -> int:
+        """Rollouts of the step."""
+        return sum(len(micro.rows) for micro in self.micro_batches)
+
 
 @dataclass(frozen=True)
 class Experience:

@@ -2,9 +2,10 @@
 
     prompts -> rollouts (generation) -> scores (reward), reference log-probs -> advantages -> PPO-ptx update -> publish
 
-Collaborators: `services` connects and publishes; `rollouts` dispatches over replicas, each completion scored the moment
-it ends; `experience` joins what came back; `advantages` and `losses` are the formulas; `actor_critic` holds the two
-models and makes the step; `samples` evaluates. None of them knows this module.
+Collaborators: `ppo_data` says which prompts and passages a step takes; `services` connects and publishes; `rollouts`
+dispatches over replicas, each completion scored the moment it ends; `experience` holds what came back; `logprob_gate`
+refuses a batch on which sampler and trainer disagree; `advantages` and `losses` are the formulas; `actor_critic` holds
+the two models and makes the step; `samples` evaluates. None of them knows this module.
 
 Source: InstructGPT (Ouyang et al. 2022), section 3.5 and appendix C.4; what it leaves open follows Huang et al. 2024.
 """
@@ -14,17 +15,16 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from trimtab.errors import ConfigError, InternalError, Mismatch, TrainingDiverged
-from trimtab.types import SamplingParams, VersionRequirement
+from trimtab.errors import ConfigError, InternalError, TrainingDiverged
 from trimtab_models.loading import load_policy, load_reward_model, named_parameter_tensors, save_model
 from trimtab_models.tokenizer import load_tokenizer
 from trimtab_trainer.actor_critic import ActorCritic, UpdateFigures
@@ -42,29 +42,31 @@ from trimtab_trainer.config import PPOConfig
 from trimtab_trainer.context import StageContext, StageResult
 from trimtab_trainer.experience import Experience, Minibatch, pad_rows, plan_minibatches
 from trimtab_trainer.kl import AdaptiveKLController
-from trimtab_trainer.language_modeling import Example
+from trimtab_trainer.logprob_gate import check_logprobs
 from trimtab_trainer.losses import importance_weights
-from trimtab_trainer.optimization import Learner, prepare_for_training, shuffled
-from trimtab_trainer.prompts import PromptExample, passage_examples, prompt_examples
-from trimtab_trainer.rollouts import Rollout, RolloutPrompt
+from trimtab_trainer.optimization import Learner, prepare_for_training
+from trimtab_trainer.ppo_data import PPOData, RolloutSampler
+from trimtab_trainer.rollouts import Rollout
 from trimtab_trainer.samples import evaluate_pretraining, sample_and_save
 from trimtab_trainer.services import Services
 
 __all__ = ["build_experience", "missing_eos_score", "train"]
+
+T = TypeVar("T")
 
 
 def train(context: StageContext, config: PPOConfig) -> StageResult:
     """Runs the stage: see the module."""
     folder = context.resolve_model(config.policy, key="policy")
     tokenizer = load_tokenizer(folder)
-    data = _Data.read(context, config, tokenizer)
+    data = PPOData.read(context, config, tokenizer)
     agent, state = _start_or_resume(context, config)
     with _connect(context, config) as services:
         services.check_tokenizers(tokenizer)
         services.serve("reference", folder)
         services.serve("reward", context.resolve_model(config.reward_model, key="reward_model"))
         services.check_lengths(data.longest_prompt + config.sampling.max_new_tokens)
-        sampler = _Sampler(context, config, services, data.prompts)
+        sampler = RolloutSampler(context, config, services, data.prompts)
         if state.iteration == 0:
             _evaluate_before(context, config, services, tokenizer, data)
         version = services.publish(agent.policy.model, tokenizer, step=agent.policy.step)
@@ -81,7 +83,7 @@ def train(context: StageContext, config: PPOConfig) -> StageResult:
             with clock.phase("experience"):
                 plan = _plan(context, config, rollouts, state.iteration, epoch=0)
                 experience = build_experience(agent, rollouts, plan, config, state)
-                _check_logprobs(context, config, experience, state)
+                check_logprobs(config, experience, first=state.iteration == 0)
             with clock.phase("update"), _saving_batch(context, state, experience):
                 figures = _update(context, config, agent, experience, plan, data, state)
             with clock.phase("publish"):
@@ -171,79 +173,6 @@ class PPOState:
     stopped_by_kl: bool = False
 
 
-@dataclass(frozen=True)
-class _Data:
-    prompts: list[PromptExample]
-    held_out: list[PromptExample]
-    passages: list[Example]
-    pretraining_held_out: list[Example]
-
-    @property
-    def longest_prompt(self) -> int:
-        """Tokens of the longest prompt that is ever sent."""
-        return max(len(prompt.token_ids) for prompt in (*self.prompts, *self.held_out))
-
-    @classmethod
-    def read(cls, context: StageContext, config: PPOConfig, tokenizer: PreTrainedTokenizerBase) -> _Data:
-        """Reads every dataset of the stage.
-
-        Raises:
-            ConfigError: fewer prompts than one iteration takes.
-        """
-        prompts, held_out = prompt_examples(context, config, tokenizer)
-        if len(prompts) < config.prompts_per_iteration:
-            raise ConfigError(
-                f"ppo.prompts_per_iteration: {config.prompts_per_iteration} is more than the {len(prompts)} prompts of "
-                f"{config.prompts}",
-                field="ppo.prompts_per_iteration",
-                value=config.prompts_per_iteration,
-                limit=len(prompts),
-            )
-        wants_ptx = config.ptx_coef > 0 and config.pretraining is not None
-        tokens = config.ptx_passage_tokens
-        return cls(
-            prompts,
-            held_out[: config.evaluation_prompts],
-            passage_examples(context, config.pretraining, tokenizer, tokens) if wants_ptx else [],
-            passage_examples(context, config.pretraining_held_out, tokenizer, tokens),
-        )
-
-
-class _Sampler:
-    """Gives out the prompts of an iteration; which ones and with which seeds follows from the run's seed alone."""
-
-    def __init__(
-        self, context: StageContext, config: PPOConfig, services: Services, prompts: Sequence[PromptExample]
-    ) -> None:
-        self._config = config
-        self._services = services
-        self._prompts = prompts
-        self._seed = context.seed(config.seed)
-        self._sampling = SamplingParams(
-            temperature=config.sampling.temperature, max_new_tokens=config.sampling.max_new_tokens
-        )
-
-    def submit(self, iteration: int, version: int) -> Future[list[Rollout]]:
-        """Starts the rollouts of an iteration on a policy version; past the last iteration nothing is started."""
-        if iteration >= self._config.iterations:
-            return Future()
-        return self._services.rollouts.submit(
-            self._batch(iteration), self._sampling, VersionRequirement(exactly=version), score=True
-        )
-
-    def _batch(self, iteration: int) -> list[RolloutPrompt]:
-        size, total = self._config.prompts_per_iteration, len(self._prompts)
-        chosen = []
-        for number in range(iteration * size, (iteration + 1) * size):
-            epoch, position = divmod(number, total)
-            index = shuffled(total, seed=self._seed, epoch=epoch, name="ppo/prompts")[position]
-            seed = int(np.random.SeedSequence([self._seed, number]).generate_state(1, np.uint64)[0])
-            chosen.append(
-                RolloutPrompt(str(number), self._prompts[index].token_ids, seed, self._config.samples_per_prompt)
-            )
-        return chosen
-
-
 @dataclass
 class _Clock:
     """Seconds of each phase of an iteration."""
@@ -328,7 +257,7 @@ def _update(
     agent: ActorCritic,
     experience: Experience,
     plan: list[Minibatch],
-    data: _Data,
+    data: PPOData,
     state: PPOState,
 ) -> UpdateFigures:
     figures = UpdateFigures()
@@ -336,61 +265,13 @@ def _update(
     for epoch in range(config.epochs):
         minibatches = plan if epoch == 0 else _plan(context, config, experience.rollouts, state.iteration, epoch=epoch)
         for number, minibatch in enumerate(minibatches):
-            ptx = _next_passages(context, config, data, minibatch, state) if policy_moves else []
+            ptx = data.next_passages(state.passages_used, minibatch.episodes) if policy_moves else []
+            state.passages_used += len(ptx)
             first = epoch == 0 and number == 0
             agent.update(minibatch, experience, ptx, config, figures, policy_moves=policy_moves, measure_norms=first)
     kl = _sequence_means(kl_penalties(experience.old_logprobs, experience.ref_logprobs, experience.mask))
     agent.kl.update(kl, len(experience.rollouts))
     return figures
-
-
-def _next_passages(
-    context: StageContext, config: PPOConfig, data: _Data, minibatch: Minibatch, state: PPOState
-) -> list[Example]:
-    """The pretraining passages of one step: `ptx_ratio` for each episode, in a seeded order without end."""
-    if not data.passages:
-        return []
-    episodes = sum(len(micro.rows) for micro in minibatch.micro_batches)
-    count = max(1, round(config.ptx_ratio * episodes))
-    chosen = []
-    for number in range(state.passages_used, state.passages_used + count):
-        epoch, position = divmod(number, len(data.passages))
-        order = shuffled(len(data.passages), seed=context.seed(config.seed), epoch=epoch, name="ppo/ptx")
-        chosen.append(data.passages[order[position]])
-    state.passages_used += count
-    return chosen
-
-
-def _check_logprobs(context: StageContext, config: PPOConfig, experience: Experience, state: PPOState) -> None:
-    """Refuses to train where sampler, trainer and reference disagree about the same tokens.
-
-    Raises:
-        Mismatch: on the first batch of the stage the largest difference is beyond `gate_tolerance`; on a later one at
-            `max_lag` 0 the mean difference to the sampler is beyond `mismatch_tolerance`.
-    """
-    mask = experience.mask
-    sampler = (experience.generation_logprobs - experience.old_logprobs)[mask].abs()
-    reference = (experience.ref_logprobs - experience.old_logprobs)[mask].abs()
-    if state.iteration == 0:
-        for name, differences in (("generation", sampler), ("reference", reference)):
-            largest = float(differences.max())
-            if not largest <= config.gate_tolerance:
-                raise Mismatch(
-                    f"start-up check: log-probs of {name} and trainer differ by up to {largest:.3g} nats on the same "
-                    f"tokens; allowed by ppo.gate_tolerance: {config.gate_tolerance:g}. Training on this would "
-                    "optimise the difference",
-                    field="ppo.gate_tolerance",
-                    value=largest,
-                    limit=config.gate_tolerance,
-                )
-    elif config.max_lag == 0 and not float(sampler.mean()) <= config.mismatch_tolerance:
-        raise Mismatch(
-            f"log-probs of generation and trainer differ by {float(sampler.mean()):.3g} nats on average; allowed by "
-            f"ppo.mismatch_tolerance: {config.mismatch_tolerance:g}",
-            field="ppo.mismatch_tolerance",
-            value=float(sampler.mean()),
-            limit=config.mismatch_tolerance,
-        )
 
 
 def _metrics(experience: Experience, figures: UpdateFigures, agent: ActorCritic, clock: _Clock) -> dict[str, float]:
@@ -431,7 +312,7 @@ def _finish_iteration(
 
 
 def _evaluate_before(
-    context: StageContext, config: PPOConfig, services: Services, tokenizer: PreTrainedTokenizerBase, data: _Data
+    context: StageContext, config: PPOConfig, services: Services, tokenizer: PreTrainedTokenizerBase, data: PPOData
 ) -> None:
     """Samples the models that the result is compared with, the start of the stage among them."""
     for reference in (*config.compare, config.policy):
@@ -450,7 +331,7 @@ def _finish(
     services: Services,
     agent: ActorCritic,
     tokenizer: PreTrainedTokenizerBase,
-    data: _Data,
+    data: PPOData,
     version: int,
     state: PPOState,
 ) -> StageResult:
@@ -490,7 +371,7 @@ def _sequence_means(per_token: Tensor) -> float:
     return float(per_token.sum(-1).mean())
 
 
-def _given(value, rollout: Rollout, name: str):  # noqa: ANN001, ANN202  (any value that may be None)
+def _given(value: T | None, rollout: Rollout, name: str) -> T:
     if value is None:
         raise InternalError(f"rollout {rollout.prompt_id}/{rollout.sample_index} came without {name}", field=name)
     return value
