@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from transformers import AutoModelForSequenceClassification
 
 from running import RunningServer, client, running
-from trimtab import TLSConfig
+from trimtab import Client, TLSConfig
 from trimtab.errors import (
     DeadlineExceeded,
     InvalidRequest,

@@ -11,7 +11,6 @@ import numpy as np
 
 from trimtab.errors import REASONS, InternalError, InvalidRequest, Reason, TrimtabError
 from trimtab.types import (
-    DEFAULT_MAX_NEW_TOKENS,
     ChatMessage,
     FloatArray,
     Priority,
@@ -21,6 +20,7 @@ from trimtab.types import (
     TruncationSide,
     VersionRequirement,
 )
+from trimtab.types.shared import DEFAULT_MAX_NEW_TOKENS
 from trimtab.v1 import errors_pb2, reward_pb2, types_pb2
 
 T = TypeVar("T")
