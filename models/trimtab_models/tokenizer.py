@@ -16,10 +16,11 @@ from typing import Any, cast
 
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
-from trimtab.errors import InvalidRequest, ModelFolderError, Reason
+from trimtab.errors import InvalidRequest, Mismatch, ModelFolderError, Reason
 from trimtab.types import ChatMessage, PromptLike
 
 __all__ = [
+    "check_same_tokenizer",
     "chat_template_digest",
     "decode",
     "encode_completion",
@@ -69,6 +70,28 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     for setting in ("padding", "truncation"):
         backend.pop(setting, None)
     return _sha256({"backend": backend, "bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id})
+
+
+def check_same_tokenizer(field: str, folder: Path, policy_folder: Path) -> None:
+    """Refuses a model that cuts text into other tokens than the policy: token ids travel between them.
+
+    Args:
+        field: of the setting that names `folder`, for the message.
+        folder: of the other model.
+        policy_folder: of the policy.
+
+    Raises:
+        Mismatch: names both folders and digests.
+    """
+    own, policys = (tokenizer_digest(load_tokenizer(place)) for place in (folder, policy_folder))
+    if own != policys:
+        raise Mismatch(
+            f"{field}: {folder} has tokenizer {own}; the policy's, {policy_folder}, is {policys}, and token ids travel "
+            "between them",
+            field=field,
+            value=own,
+            limit=policys,
+        )
 
 
 def chat_template_digest(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerBase
 
 from trimtab.errors import ConfigError, InternalError, TrainingDiverged
 from trimtab_models.loading import load_policy, load_reward_model, named_parameter_tensors, save_model
-from trimtab_models.tokenizer import load_tokenizer
+from trimtab_models.tokenizer import check_same_tokenizer, load_tokenizer
 from trimtab_trainer.actor_critic import ActorCritic, UpdateFigures
 from trimtab_trainer.advantages import (
     explained_variance,
@@ -58,13 +58,16 @@ T = TypeVar("T")
 def train(context: StageContext, config: PPOConfig) -> StageResult:
     """Runs the stage: see the module."""
     folder = context.resolve_model(config.policy, key="policy")
+    reward_folder = context.resolve_model(config.reward_model, key="reward_model")
     tokenizer = load_tokenizer(folder)
+    check_same_tokenizer("ppo.reward_model", reward_folder, folder)
     data = PPOData.read(context, config, tokenizer)
     agent, state = _start_or_resume(context, config)
     with _connect(context, config) as services:
-        services.check_tokenizers(tokenizer)
+        services.check_tokenizers(tokenizer, "generation")
         services.serve("reference", folder)
-        services.serve("reward", context.resolve_model(config.reward_model, key="reward_model"))
+        services.serve("reward", reward_folder)
+        services.check_tokenizers(tokenizer, "reference", "reward")
         services.check_lengths(data.longest_prompt + config.sampling.max_new_tokens)
         sampler = RolloutSampler(context, config, services, data.prompts)
         if state.iteration == 0:

@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from trimtab.errors import ConfigError, Mismatch
+from trimtab.errors import ConfigError
 from trimtab_models.heads import hidden_states, scores_of
 from trimtab_models.loading import (
     load_reward_model,
@@ -33,7 +33,7 @@ from trimtab_models.loading import (
     set_reward_bias,
 )
 from trimtab_models.packing import pack_shared_prompts
-from trimtab_models.tokenizer import load_tokenizer, tokenizer_digest
+from trimtab_models.tokenizer import check_same_tokenizer, load_tokenizer
 from trimtab_trainer.checkpoint import Snapshot, capture_random_state, restore_random_state
 from trimtab_trainer.config import RewardModelConfig
 from trimtab_trainer.context import StageContext, StageResult
@@ -57,7 +57,7 @@ def train(context: StageContext, config: RewardModelConfig) -> StageResult:
     """Runs the stage: see the module."""
     folder = context.resolve_model(config.initial_model)
     tokenizer = load_tokenizer(folder)
-    _check_tokenizer(context, folder, tokenizer)
+    check_same_tokenizer("reward_model.initial_model", folder, Path(context.base_model))
     model = _load(context, config, folder, tokenizer)
     reading = Reading.of(context, config, tokenizer, max_sequence_tokens(model))
     rankings, held_out = _read_rankings(context, config, reading)
@@ -245,24 +245,6 @@ def _load(
     set_reward_bias(model, 0.0)  # the loss does not see it, and the offset is measured from zero
     prepare_for_training(model, gradient_checkpointing=context.spec.gradient_checkpointing)
     return model
-
-
-def _check_tokenizer(context: StageContext, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    """The reward model and the policy must cut text into the same tokens.
-
-    Raises:
-        Mismatch: names both digests.
-    """
-    policy_folder = Path(context.base_model)
-    own, policys = tokenizer_digest(tokenizer), tokenizer_digest(load_tokenizer(policy_folder))
-    if own != policys:
-        raise Mismatch(
-            f"reward_model.initial_model: {folder} has tokenizer {own}; the policy's, {policy_folder}, is {policys}, "
-            "and token ids travel between them",
-            field="reward_model.initial_model",
-            value=own,
-            limit=policys,
-        )
 
 
 def _batch(rankings: Sequence[RankingExample], size: int, step: int, seed: int) -> list[RankingExample]:

@@ -123,14 +123,18 @@ class Services:
         self._wait_served(self._fleet(service), manifest.weights_digest, manifest.version)
         return int(manifest.version)
 
-    def check_tokenizers(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Compares the tokenizer of the run with that of every model that is served now.
+    def check_tokenizers(self, tokenizer: PreTrainedTokenizerBase, *names: str) -> None:
+        """Compares the tokenizer of the run with that of every model that some services serve now.
+
+        Args:
+            tokenizer: of the run.
+            names: of the services.
 
         Raises:
             Mismatch: names the service and both digests.
         """
         own = tokenizer_digest(tokenizer)
-        for name in ("generation", "reward", "reference"):
+        for name in names:
             for address, info in self.infos(name).items():
                 for model in info.models:
                     theirs = model.served.tokenizer_digest
