@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from trimtab import Client, Token
 from trimtab_trainer.config import load_run_spec
+
+if TYPE_CHECKING:
+    from trimtab_trainer.data.check import Row
 
 __all__ = ["data", "quickstart", "report", "run"]
 
@@ -95,21 +101,47 @@ def data() -> None:
     """Check dataset files before any run uses them."""
 
 
-@data.command("check")
-@click.argument("kind", type=click.Choice(["demonstrations", "rankings", "prompts", "pretraining"]))
-@click.argument("file", type=click.Path(path_type=Path))
-@click.option("--skip-bad-rows", default=0, show_default=True, help="Bad rows tolerated; each is told.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-def check_data(kind: str, file: Path, skip_bad_rows: int, as_json: bool) -> None:
-    """Read every row of FILE and say what is in it; a bad row is told with its line, field and reason."""
-    from trimtab_trainer.data.check import describe_dataset
+_KIND = click.Choice(["demonstrations", "rankings", "prompts", "pretraining"])
 
-    found = describe_dataset(kind, file, skip_bad_rows=skip_bad_rows, warn=lambda text: click.echo(text, err=True))
+
+@data.command("check")
+@click.argument("kind", type=_KIND)
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--against",
+    type=(_KIND, click.Path(path_type=Path)),
+    multiple=True,
+    metavar="KIND FILE",
+    help="Another file whose prompts FILE must not share, such as a test set; may be given again.",
+)
+@click.option("--skip-bad-rows", default=0, show_default=True, help="Bad rows tolerated in each file; each is told.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def check_data(kind: str, file: Path, against: tuple[tuple[str, Path], ...], skip_bad_rows: int, as_json: bool) -> int:
+    """Read every row of FILE and say what is in it; a bad row is told with its line, field and reason.
+
+    Exit code 1 when FILE shares prompts with a file of --against.
+    """
+    from trimtab_trainer.data.check import READERS, describe_dataset, find_leaks
+
+    bad: list[str] = []
+
+    def read(kind: str, path: Path) -> Sequence[Row]:
+        return READERS[kind](path, skip_bad_rows=skip_bad_rows, warn=bad.append)
+
+    rows = read(kind, file)
+    found = {**describe_dataset(rows), "bad_rows": len(bad)}
+    leaks = {str(path): find_leaks(rows, read(kind, path)) for kind, path in against}
+    for text in bad:
+        click.echo(text, err=True)
     if as_json:
-        click.echo(json.dumps(found))
-        return
-    for key, value in found.items():
-        click.echo(f"{key:<24} {value}")
+        click.echo(json.dumps({**found, "shared": {path: asdict(leak) for path, leak in leaks.items()}}))
+    else:
+        for key, value in found.items():
+            click.echo(f"{key:<27} {value}")
+        for path, leak in leaks.items():
+            click.echo(f"prompts shared with {path}: {leak.prompts} equal, {leak.similar_prompts} alike but for case,")
+            click.echo(f"  spaces and marks; in {leak.rows} rows of {file} and {leak.other_rows} of the other")
+    return int(any(leak.rows for leak in leaks.values()))
 
 
 @click.command()

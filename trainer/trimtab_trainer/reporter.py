@@ -218,7 +218,7 @@ class Reporter:
         with self._lock:
             self._add(EventKind.RUN_ENDED, "", 0, state=state.value, error=error)
             self._close_bar()
-            self._line(f"run {state.value}{f': {error}' if error else ''}")
+            self._line(f"run {state.value}")  # the command prints the error itself
 
     def close(self) -> None:
         """Ends the display and closes the file."""

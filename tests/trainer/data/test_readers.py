@@ -3,6 +3,8 @@
 import gzip
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,12 +13,13 @@ from hypothesis import strategies as st
 
 from trimtab.errors import ConfigError, DataError
 from trimtab_trainer.data import read_demonstrations, read_pretraining, read_prompts, read_rankings
-from trimtab_trainer.data.check import describe_dataset
+from trimtab_trainer.data.check import describe_dataset, find_leaks
+from trimtab_trainer.data.records import PromptText
 
 GOOD = b'{"prompt": "a"}\n'
 
 
-def prompts(path: Path, content: bytes, **options) -> list[str]:
+def prompts(path: Path, content: bytes, **options) -> list[PromptText]:
     path.write_bytes(content)
     return [row.prompt for row in read_prompts(path, **options)]
 
@@ -34,8 +37,9 @@ def path(tmp_path: Path) -> Path:
         b'{"prompt": "a"}\r\n{"prompt": "b"}\r\n',
         b'\xef\xbb\xbf{"prompt": "a"}\n{"prompt": "b"}\n',
         b'\n  \n{"prompt": "a"}\n\n\r\n{"prompt": "b"}\n\n',
+        b'\xef\xbb\xbf\n{"prompt": "a"}\n{"prompt": "b"}\n',
     ],
-    ids=["plain", "no last newline", "CRLF", "BOM", "blank lines"],
+    ids=["plain", "no last newline", "CRLF", "BOM", "blank lines", "BOM on a blank line"],
 )
 def test_line_ends_and_marks(path: Path, content: bytes) -> None:
     assert prompts(path, content) == ["a", "b"]
@@ -138,6 +142,41 @@ def test_parquet(tmp_path: Path) -> None:
     assert read_rankings(tmp_path / "rows.parquet")[0].labelings[0].ranks == (1, 0)
 
 
+def test_parquet_that_mixes_forms(tmp_path: Path) -> None:
+    """In a table every row has every column, null where its form has none."""
+    pyarrow = pytest.importorskip("pyarrow", reason="Parquet needs pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    rows = [
+        {"prompt": "p", "answers": ["a", "b"], "ranks": [2, 1], "chosen": None, "rejected": None, "completions": None},
+        {"prompt": "q", "answers": None, "ranks": None, "chosen": "yes", "rejected": "no", "completions": None},
+    ]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    assert [row.labelings[0].ranks for row in read_rankings(tmp_path / "rows.parquet")] == [(1, 0), (0, 1)]
+
+
+def test_a_saved_dataset_with_splits_asks_for_one(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets", reason="saved datasets need the library datasets")
+    rows = datasets.Dataset.from_list([{"prompt": "a"}, {"prompt": "b"}])
+    datasets.DatasetDict({"train": rows, "test": rows}).save_to_disk(tmp_path / "saved")
+    with pytest.raises(ConfigError, match="it has the splits test, train; name the folder of one"):
+        read_prompts(tmp_path / "saved")
+    assert [row.prompt for row in read_prompts(tmp_path / "saved" / "train")] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "line", [b'{"prompt": "a", "prompt": "b"}', b'{"messages": [{"role": "user", "role": "user", "content": "a"}]}']
+)
+def test_a_key_that_is_there_twice_is_refused(path: Path, line: bytes) -> None:
+    with pytest.raises(DataError, match="rows.jsonl:1: not a JSON object: the key '(prompt|role)' is there twice"):
+        prompts(path, line)
+
+
+def test_rows_left_out_are_logged_where_nobody_takes_the_warning(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert prompts(path, GOOD + b"oops\n", skip_bad_rows=1) == ["a"]
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "rows.jsonl:2" in caplog.text and "the row is left out" in caplog.text
+
+
 LINES = st.lists(
     st.one_of(
         st.binary(max_size=40),
@@ -170,10 +209,41 @@ def test_describe(path: Path) -> None:
     ]
     path.write_text("\n".join(map(json.dumps, rows)) + "\noops\n")
     told: list[str] = []
-    found = describe_dataset("rankings", path, skip_bad_rows=1, warn=told.append)
-    assert (found["rows"], found["bad_rows"], found["different_prompts"]) == (2, len(told), 1)
+    found = describe_dataset(read_rankings(path, skip_bad_rows=1, warn=told.append))
+    assert (found["rows"], len(told), found["different_prompts"]) == (2, 1, 1)
     assert (found["decided_pairs"], found["tied_pairs"], found["labelings"]) == (3, 1, 2)
     assert found["answers_per_prompt"] == {2: 1, 3: 1} and found["groups"] == {"train": 1, "none": 1}
+
+
+def test_doubles_and_contradictions_are_counted(path: Path) -> None:
+    rows = [
+        {"prompt": "p", "answers": ["a", "a", "b"], "ranks": [1, 2, 3], "category": "qa"},
+        {"prompt": "q", "answers": ["a", "b"], "ranks": [1, 1]},
+        {"prompt": "q", "answers": ["a", "b"], "ranks": [1, 1]},
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    found = describe_dataset(read_rankings(path))
+    assert (found["repeated_rows"], found["wholly_tied_labelings"], found["categories"]) == (1, 2, {"qa": 1})
+    assert (found["equal_answers"], found["equal_answers_ranked_apart"]) == (1, 1)
+
+
+def test_prompts_that_two_files_share(tmp_path: Path) -> None:
+    one, other = tmp_path / "one.jsonl", tmp_path / "other.jsonl"
+    one.write_text("\n".join(json.dumps({"prompt": text}) for text in ("Why?", "Who?", "Who?", "new", "?!")))
+    turns = [{"messages": [{"role": "user", "content": "Why?"}]}, {"prompt": "who"}, {"prompt": "..."}]
+    other.write_text("\n".join(json.dumps({**row, "completion": "x"}) for row in turns))
+    leaks = find_leaks(read_prompts(one), read_demonstrations(other))
+    assert (leaks.prompts, leaks.similar_prompts, leaks.rows, leaks.other_rows) == (1, 2, 3, 2)
+
+    command = [sys.executable, "-m", "trimtab", "data", "check", "prompts", str(one), "--against", "demonstrations"]
+    told = subprocess.run([*command, str(other), "--json"], capture_output=True, text=True, timeout=60)
+    assert told.returncode == 1, told.stderr
+    assert json.loads(told.stdout)["shared"][str(other)]["prompts"] == 1
+    apart = subprocess.run([*command[:-1], "prompts", str(one)], capture_output=True, text=True, timeout=60)
+    assert apart.returncode == 1 and "3 equal" not in apart.stderr and "equal" in apart.stdout
+    other.write_text('{"prompt": "else", "completion": "x"}')
+    clean = subprocess.run([*command, str(other)], capture_output=True, text=True, timeout=60)
+    assert clean.returncode == 0 and "0 equal" in clean.stdout, clean.stderr
 
 
 REAL = [

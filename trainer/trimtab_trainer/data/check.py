@@ -5,55 +5,36 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from trimtab_trainer.data.readers import read_demonstrations, read_pretraining, read_prompts, read_rankings
 from trimtab_trainer.data.records import Demonstration, Passage, PromptRow, Ranking, prompt_key
 
-__all__ = ["Leaks", "describe_dataset", "find_leaks"]
+__all__ = ["READERS", "Leaks", "Row", "describe_dataset", "find_leaks"]
 
 Row = Demonstration | Ranking | PromptRow | Passage
 
-_READERS: dict[str, Callable[..., Sequence[Row]]] = {
+READERS: dict[str, Callable[..., Sequence[Row]]] = {
     "demonstrations": read_demonstrations,
     "rankings": read_rankings,
     "prompts": read_prompts,
     "pretraining": read_pretraining,
 }
+"""What reads each kind of dataset."""
 
 
-def describe_dataset(
-    kind: str, path: Path, *, skip_bad_rows: int = 0, warn: Callable[[str], None] = lambda text: None
-) -> dict[str, Any]:
-    """Reads a whole file and counts.
-
-    Args:
-        kind: demonstrations, rankings, prompts or pretraining.
-        path: the file.
-        skip_bad_rows: bad rows tolerated.
-        warn: takes one sentence for each of them.
+def describe_dataset(rows: Sequence[Row]) -> dict[str, Any]:
+    """Counts what is in the rows of one file, of which there is at least one.
 
     Returns:
-        `rows`, `bad_rows`, `repeated_rows` (equal to an earlier one), `different_prompts`, `longest_characters`,
+        `rows`, `repeated_rows` (equal to an earlier one), `different_prompts`, `longest_characters`,
         `median_characters`, and `categories` where rows have one; for rankings also `answers_per_prompt`, `labelings`,
         `decided_pairs`, `tied_pairs`, `wholly_tied_labelings`, `equal_answers` (rankings with an answer twice),
         `equal_answers_ranked_apart` (labelings that contradict themselves), `groups`.
-
-    Raises:
-        ConfigError, DataError: as the readers.
     """
-    bad: list[str] = []
-
-    def tell(text: str) -> None:
-        bad.append(text)
-        warn(text)
-
-    rows = _READERS[kind](path, skip_bad_rows=skip_bad_rows, warn=tell)
     lengths = sorted(_characters(row) for row in rows)
     found: dict[str, Any] = {
         "rows": len(rows),
-        "bad_rows": len(bad),
         "repeated_rows": len(rows) - len(set(rows)),
         "different_prompts": len({_key(row) for row in rows}),
         "median_characters": lengths[len(lengths) // 2],
