@@ -81,7 +81,10 @@ def test_broken_rows_and_one_answer(tmp_path: Path, llama_folder: Path) -> None:
 def test_prompt_longer_than_the_context(tmp_path: Path, llama_folder: Path) -> None:
     rows = tmp_path / "demonstrations.jsonl"
     rows.write_text(json.dumps({"prompt": "the dog " * 400, "completion": "b"}) + "\n")
-    refused(trimtab("run", write_spec(tmp_path, model=str(llama_folder))), "1 of 1 rows are longer than 256 tokens, the longest has")
+    refused(
+        trimtab("run", write_spec(tmp_path, model=str(llama_folder))),
+        "1 of 1 rows are longer than 256 tokens, the longest has",
+    )
 
 
 def test_model_folder_without_safetensors(tmp_path: Path, llama_folder: Path) -> None:

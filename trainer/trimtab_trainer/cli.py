@@ -67,9 +67,7 @@ def run(
         sink = RemoteSink(Client(report_to, token=token), spec.name, spec.directory, orders)
     try:
         with Reporter(spec.directory, sink=sink) as reporter:
-            outcome = execute(spec, resume=resume, reporter=reporter, orders=orders)
-            if outcome.state is RunState.SUCCEEDED:
-                write_report(spec.directory)
+            outcome = execute(spec, resume=resume, reporter=reporter, orders=orders, on_success=write_report)
     finally:
         if sink is not None:
             sink.close()

@@ -22,7 +22,6 @@ from trimtab.errors import ConfigError, FailedPrecondition
 from trimtab.local import LocalServices, read_endpoints
 from trimtab.v1 import trainer_pb2 as pb
 from trimtab_trainer.config import load_run_spec
-from trimtab_trainer.report import write_report
 
 __all__ = ["run_quickstart"]
 
@@ -59,7 +58,7 @@ def run_quickstart(directory: Path, model: str, data_directory: Path | None, ove
     if ended.state != pb.RUN_STATE_SUCCEEDED:
         console.print(f"[red]failed:[/red] {ended.error}", markup=True)
         return 1
-    written = write_report(run_directory)
+    written = json.loads((run_directory / "report.json").read_text())
     for name in ("report.html", "report.json"):
         (directory / name).write_bytes((run_directory / name).read_bytes())
     _print_table(console, written)

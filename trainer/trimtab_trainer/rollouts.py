@@ -133,6 +133,7 @@ class RolloutDispatcher:
     ) -> None:
         self._timeout_s = timeout_s
         self._on_queue = on_queue
+        self._queue: tuple[int, ...] = ()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="rollouts", daemon=True)
         self._thread.start()
@@ -228,7 +229,7 @@ class RolloutDispatcher:
                         replica.outstanding += count
                         task.add_done_callback(partial(_give_back, replica, count))
                         running[task] = count
-                self._on_queue(sum(work.count for work in waiting), sum(running.values()), len(replicas))
+                self._tell_queue(sum(work.count for work in waiting), sum(running.values()), len(replicas))
                 if not running:
                     await asyncio.sleep(0.1)
                     continue
@@ -239,7 +240,12 @@ class RolloutDispatcher:
         finally:
             for task in running:
                 task.cancel()
-            self._on_queue(0, 0, len(await self.generation.replicas()))
+            self._tell_queue(0, 0, len(await self.generation.replicas()))
+
+    def _tell_queue(self, *queue: int) -> None:
+        if queue != self._queue:
+            self._queue = queue
+            self._on_queue(*queue)
 
     async def _generate(self, replica: Replica, chunk: list[_Work], collection: _Collection) -> list[_Work]:
         """Has one replica make a chunk; returns what it left undone when it failed."""

@@ -85,6 +85,7 @@ def run(
     reporter: Reporter | None = None,
     orders: Orders | None = None,
     functions: Mapping[StageName, str | StageFunction] = STAGE_FUNCTIONS,
+    on_success: Callable[[Path], object] = lambda directory: None,
 ) -> RunOutcome:
     """Executes a run's stages in order.
 
@@ -94,6 +95,7 @@ def run(
         reporter: takes the events; None makes one.
         orders: asks for a stop or a checkpoint from outside.
         functions: the stages, by name.
+        on_success: called with the run's folder once all stages are done, before the end of the run is told.
 
     Returns:
         SUCCEEDED, or STOPPED when it was asked to stop (the CLI's exit code is then 130).
@@ -119,7 +121,7 @@ def run(
         reporter = reporter or Reporter(spec.directory)
         try:
             with _stopped_by_signals(orders):
-                return _execute(spec, outcome, reporter, orders, functions)
+                return _execute(spec, outcome, reporter, orders, functions, on_success)
         finally:
             if own_reporter:
                 reporter.close()
@@ -150,6 +152,7 @@ def _execute(
     reporter: Reporter,
     orders: Orders,
     functions: Mapping[StageName, str | StageFunction],
+    on_success: Callable[[Path], object],
 ) -> RunOutcome:
     directory = spec.directory
     try:
@@ -163,6 +166,7 @@ def _execute(
             _write(directory, outcome)
             if orders.stop_asked and stage != spec.stages[-1]:
                 raise StageStopped(f"asked to stop after {stage}")
+        on_success(directory)
     except StageStopped:
         outcome.state = RunState.STOPPED
     except BaseException as error:  # state and events say how it ended, whatever it was
@@ -238,7 +242,7 @@ def _continue(spec: RunSpec) -> RunOutcome:
             value=getattr(spec, key),
             limit=getattr(before, key),
         )
-    if all(stage in outcome.results for stage in spec.stages):
+    if outcome.state is RunState.SUCCEEDED:
         raise FailedPrecondition(
             f"{spec.directory}: nothing to resume: all stages are done ({', '.join(spec.stages)})",
             field="resume",

@@ -50,7 +50,7 @@ class LocalLauncher:
                 f"spec_yaml: checking it took longer than {_CHECK_TIMEOUT_S:.0f} s", field="spec_yaml"
             ) from None
         if process.returncode:
-            text = stderr.decode(errors="replace").strip().removeprefix("error: ")
+            text = stderr.decode(errors="replace").strip().removeprefix("error: ").replace(f"{spec_file}: ", "")
             raise InvalidRequest(f"spec_yaml: {text}", field="spec_yaml")
 
     def start(self, name: str, spec_file: Path, directory: Path, *, resume: bool) -> subprocess.Popen[bytes]:

@@ -69,13 +69,14 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
             raise InvalidRequest("spec_yaml: must not be empty", reason=Reason.FIELD_MISSING, field="spec_yaml")
         directory = self._directory / name
         async with self._launching:
-            directory.mkdir(parents=True, exist_ok=True)
-            candidate = directory / "spec.given.yaml.new"
+            self._directory.mkdir(parents=True, exist_ok=True)
+            candidate = self._directory / f".{name}.spec.yaml"
             candidate.write_text(request.spec_yaml)
             try:
                 await self._launcher.check(candidate)
                 run, is_new = await self._in_store(self._store.create_run, name, request.spec_yaml, directory)
                 if is_new:
+                    directory.mkdir(exist_ok=True)
                     candidate.replace(directory / "spec.given.yaml")
                     run = await self._launch(run, resume=False)
             finally:

@@ -1,0 +1,244 @@
+"""TrainerService over gRPC, with real run processes: started once, watched without a gap, stopped, killed, resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import yaml
+
+from running import FREE_PORTS, RunningServer, client
+from trimtab import Client
+from trimtab.errors import FailedPrecondition, InvalidRequest, NotFound
+from trimtab.v1 import trainer_pb2 as pb
+from trimtab_services.trainer import main
+from trimtab_services.trainer.config import TrainerServiceConfig
+
+
+@contextmanager
+def trainer_service(directory: Path) -> Iterator[tuple[RunningServer, Client]]:
+    config = TrainerServiceConfig(directory=directory, drain_s=5.0, **FREE_PORTS)
+    server = RunningServer(config, "trainer", "trimtab.v1.TrainerService", main.build)
+    try:
+        with client(server) as connection:
+            yield server, connection
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("trainer") / "runs"
+
+
+@pytest.fixture(scope="module")
+def service(directory: Path) -> Iterator[Client]:
+    with trainer_service(directory) as (_, connection):
+        yield connection
+
+
+@pytest.fixture
+def demonstrations(tmp_path: Path) -> Path:
+    path = tmp_path / "demonstrations.jsonl"
+    rows = [{"prompt": f"the dog {number}", "completion": "It sleeps."} for number in range(16)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def sft(model: Path, demonstrations: Path, **changes: object) -> str:
+    """A spec of 4 steps an epoch."""
+    section = {
+        "demonstrations": str(demonstrations),
+        "pretraining": None,
+        "rl_init": None,
+        "epochs": 1,
+        "batch_size": 4,
+        "held_out_fraction": 0.0,
+        "checkpoint_every": 1,
+    }
+    spec = {
+        "name": "of-the-spec",
+        "directory": str(demonstrations.parent / "unused"),
+        "model": str(model),
+        "data_directory": str(demonstrations.parent),
+        "stages": ["sft"],
+        "sft": {**section, **changes},
+    }
+    return yaml.safe_dump(spec)
+
+
+def start(service: Client, name: str, spec: str) -> pb.Run:
+    return service.start_run(pb.StartRunRequest(name=name, spec_yaml=spec), timeout_s=60).run
+
+
+def get(service: Client, name: str) -> pb.Run:
+    return service.get_run(pb.GetRunRequest(name=name)).run
+
+
+def watch(service: Client, name: str, after: int = 0) -> Iterator[pb.RunEvent]:
+    request = pb.WatchRunRequest(name=name, after_sequence=after)
+    for response in service.watch_run(request, timeout_s=60):
+        yield response.event
+
+
+def wait_state(service: Client, name: str, *states: pb.RunState.ValueType) -> pb.Run:
+    deadline = time.monotonic() + 60
+    while (run := get(service, name)).state not in states:
+        assert time.monotonic() < deadline, run
+        time.sleep(0.05)
+    return run
+
+
+def wait_steps(service: Client, name: str, steps: int) -> list[int]:
+    """Numbers of the events up to a step."""
+    numbers = []
+    for event in watch(service, name):
+        numbers.append(event.sequence)
+        if event.HasField("step_done") and event.step >= steps:
+            break
+    return numbers
+
+
+def process_of(directory: Path, name: str) -> int:
+    """The run process, by its arguments."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                arguments = (entry / "cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if name.encode() in arguments and str(directory / name).encode() in arguments:
+                return int(entry.name)
+    raise AssertionError(f"no process of {name}")
+
+
+def test_a_run_from_start_to_end(service: Client, llama_folder: Path, demonstrations: Path) -> None:
+    spec = sft(llama_folder, demonstrations)
+    run = start(service, "whole", spec)
+    assert run.state in (pb.RUN_STATE_STARTING, pb.RUN_STATE_RUNNING) and run.spec_yaml == spec
+    events = list(watch(service, "whole"))  # ends by itself
+    assert [event.sequence for event in events] == list(range(1, len(events) + 1))
+    assert [event.step for event in events if event.HasField("step_done")] == [1, 2, 3, 4]
+    assert events[-1].run_ended.state == pb.RUN_STATE_SUCCEEDED
+    ended = get(service, "whole")
+    assert (ended.state, ended.stage, ended.step, ended.total_steps) == (pb.RUN_STATE_SUCCEEDED, "sft", 4, 4)
+    assert (Path(ended.directory) / "models").is_dir() and (Path(ended.directory) / "report.html").is_file()
+
+    assert [event.sequence for event in watch(service, "whole", after=3)] == list(range(4, len(events) + 1))
+    assert start(service, "whole", spec) == ended  # a retry of StartRun is answered by the run it made
+    with pytest.raises(FailedPrecondition, match="another spec") as caught:
+        start(service, "whole", sft(llama_folder, demonstrations, epochs=2))
+    assert (caught.value.field, caught.value.value) == ("name", "whole")
+    with pytest.raises(FailedPrecondition, match="nothing to resume"):
+        service.resume_run(pb.ResumeRunRequest(name="whole"))
+    with pytest.raises(FailedPrecondition, match="no process"):
+        service.checkpoint_run(pb.CheckpointRunRequest(name="whole"))
+    assert service.stop_run(pb.StopRunRequest(name="whole")).run.state == pb.RUN_STATE_SUCCEEDED
+
+
+@pytest.mark.parametrize(
+    ("name", "spec", "field", "words"),
+    [
+        ("", "x: 1", "name", "letters, digits"),
+        ("a/b", "x: 1", "name", "'a/b'"),
+        ("n" * 64, "x: 1", "name", "1..63"),
+        ("bad", " ", "spec_yaml", "must not be empty"),
+        ("bad", "stages: [", "spec_yaml", "line 1"),
+        (
+            "bad",
+            "name: x\nsft: {epoch: 3}",
+            "spec_yaml",
+            "^spec_yaml: key 'directory' is missing\n(.*\n)*unknown key 'sft.epoch'",
+        ),
+    ],
+)
+def test_a_wrong_start_launches_nothing(
+    service: Client, directory: Path, name: str, spec: str, field: str, words: str
+) -> None:
+    with pytest.raises(InvalidRequest, match=words) as caught:
+        start(service, name, spec)
+    assert caught.value.field == field
+    assert "bad" not in [run.name for run in service.list_runs(pb.ListRunsRequest()).runs]
+    assert not (directory / "bad").exists()
+
+
+def test_unknown_runs(service: Client) -> None:
+    for call in (
+        lambda: get(service, "nobody"),
+        lambda: service.stop_run(pb.StopRunRequest(name="nobody")),
+        lambda: service.resume_run(pb.ResumeRunRequest(name="nobody")),
+        lambda: service.checkpoint_run(pb.CheckpointRunRequest(name="nobody")),
+        lambda: list(watch(service, "nobody")),
+    ):
+        with pytest.raises(NotFound, match="nobody"):
+            call()
+
+
+def test_stopped_killed_and_resumed(service: Client, directory: Path, llama_folder: Path, demonstrations: Path) -> None:
+    """One run: a stop leaves it resumable, a kill fails it within seconds, and each time it goes on."""
+    start(service, "long", sft(llama_folder, demonstrations, epochs=5000))
+    seen = wait_steps(service, "long", 3)
+    service.stop_run(pb.StopRunRequest(name="long"))
+    stopped = wait_state(service, "long", pb.RUN_STATE_STOPPED)
+    assert stopped.step >= 3
+
+    assert service.resume_run(pb.ResumeRunRequest(name="long")).run.state == pb.RUN_STATE_STARTING
+    wait_steps(service, "long", stopped.step + 3)
+    os.kill(process_of(directory, "long"), signal.SIGKILL)
+    began = time.monotonic()
+    failed = wait_state(service, "long", pb.RUN_STATE_FAILED)
+    assert time.monotonic() - began < 10
+    assert "exit code -9" in failed.error and "run.log" in failed.error
+
+    service.resume_run(pb.ResumeRunRequest(name="long"))
+    wait_steps(service, "long", failed.step + 3)
+    with pytest.raises(FailedPrecondition, match="only one that has ended"):
+        service.resume_run(pb.ResumeRunRequest(name="long"))
+    service.stop_run(pb.StopRunRequest(name="long"))
+    wait_state(service, "long", pb.RUN_STATE_STOPPED)
+    events = list(watch(service, "long"))
+    assert [event.sequence for event in events] == list(range(1, len(events) + 1))
+    assert seen == list(range(1, len(seen) + 1))
+    steps = [event.step for event in events if event.HasField("step_done")]
+    assert sorted(set(steps)) == list(range(1, max(steps) + 1))  # no step is missing from the record
+
+
+def test_the_service_comes_back_to_a_run_that_went_on(tmp_path: Path, llama_folder: Path, demonstrations: Path) -> None:
+    """Runs outlive their service; a new one takes them up, with every event."""
+    with trainer_service(tmp_path / "runs") as (server, service):
+        port = server.server.runtime.ports.grpc
+        start(service, "outliving", sft(llama_folder, demonstrations, epochs=5000))
+        wait_steps(service, "outliving", 2)
+        before = get(service, "outliving")
+    config = TrainerServiceConfig(directory=tmp_path / "runs", drain_s=5.0, **{**FREE_PORTS, "grpc_port": port})
+    server = RunningServer(config, "trainer", "trimtab.v1.TrainerService", main.build)
+    try:
+        with client(server) as service:
+            wait_steps(service, "outliving", before.step + 5)
+            service.stop_run(pb.StopRunRequest(name="outliving"))
+            wait_state(service, "outliving", pb.RUN_STATE_STOPPED)
+            numbers = [event.sequence for event in watch(service, "outliving")]
+            assert numbers == list(range(1, len(numbers) + 1))
+    finally:
+        server.stop()
+
+
+def test_runs_are_listed_newest_first_in_pages(service: Client, llama_folder: Path, demonstrations: Path) -> None:
+    for name in ("page-1", "page-2", "page-3"):
+        start(service, name, sft(llama_folder, demonstrations))
+    first = service.list_runs(pb.ListRunsRequest(page_size=2))
+    assert [run.name for run in first.runs] == ["page-3", "page-2"] and first.next_page_token
+    second = service.list_runs(pb.ListRunsRequest(page_size=2, page_token=first.next_page_token))
+    assert second.runs[0].name == "page-1"
+    for name in ("page-1", "page-2", "page-3"):
+        wait_state(service, name, pb.RUN_STATE_SUCCEEDED)
+    with pytest.raises(InvalidRequest, match="page_size: 1001"):
+        service.list_runs(pb.ListRunsRequest(page_size=1001))
+    with pytest.raises(InvalidRequest, match="page_token"):
+        service.list_runs(pb.ListRunsRequest(page_token="x"))
