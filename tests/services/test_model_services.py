@@ -1,10 +1,7 @@
-"""Generation, reward and reference as callers meet them: real servers, real gRPC, with TLS and tokens and without."""
+"""Generation, reward and reference as callers meet them: real servers, real gRPC (TLS and tokens: `test_tls.py`)."""
 
 from __future__ import annotations
 
-import datetime
-import ipaddress
-import json
 import threading
 import time
 import urllib.request
@@ -14,23 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from transformers import AutoModelForSequenceClassification
 
 from running import RunningServer, client, running
-from trimtab import Client, TLSConfig
+from trimtab import Client
 from trimtab.errors import (
     DeadlineExceeded,
     InvalidRequest,
     NotFound,
     Overloaded,
-    PermissionDenied,
     Reason,
     SequenceTooLong,
     TrimtabError,
-    Unauthenticated,
     Unavailable,
     VersionUnavailable,
 )
@@ -135,6 +127,15 @@ def test_per_item_errors_leave_the_others_alone(generation: RunningServer) -> No
         results = {r.prompt_id: r for r in connection.generate(ask((5, 400), (5, 6), per_item_errors=True))}
     assert results["0"].error is not None and results["0"].error.reason is Reason.TOKEN_ID_OUT_OF_RANGE
     assert results["1"].completion is not None
+
+
+def test_times_tell_waiting_from_computing(generation: RunningServer) -> None:
+    """Two slots, three equal sequences: the third one waits about as long as the others compute."""
+    with client(generation) as connection:
+        done = [r.completion for r in connection.generate(ask((5, 6), (5, 7), (5, 8), tokens=60))]
+    first, second, last = sorted((one for one in done if one), key=lambda one: one.queue_ms)
+    assert 0 <= first.queue_ms <= second.queue_ms < 0.5 * last.queue_ms
+    assert last.queue_ms > 0.5 * min(first.compute_ms, second.compute_ms) > 0
 
 
 def test_a_full_queue_says_when_to_come_back(generation: RunningServer) -> None:
@@ -316,59 +317,6 @@ def test_streams_answer_every_item_and_its_errors(reference: RunningServer) -> N
         found = {reply.result.item_id: reply.result for reply in connection.logprobs_stream(requests())}
     assert set(found) == {"a", "b", "bad"}
     assert len(found["a"].logprobs) == 2 and found["bad"].error.reason == 5
-
-
-# TLS and tokens
-
-
-def make_certificate(folder: Path) -> tuple[Path, Path]:
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
-    now = datetime.datetime.now(datetime.UTC)
-    names = x509.SubjectAlternativeName([x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - datetime.timedelta(minutes=5))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(names, critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    paths = folder / "certificate.pem", folder / "key.pem"
-    paths[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    unencrypted = serialization.NoEncryption()
-    pkcs8 = serialization.PrivateFormat.PKCS8
-    paths[1].write_bytes(key.private_bytes(serialization.Encoding.PEM, pkcs8, unencrypted))
-    return paths
-
-
-def test_tls_and_tokens(tmp_path: Path, reward_folder: Path) -> None:
-    certificate, key = make_certificate(tmp_path)
-    tokens = tmp_path / "tokens.json"
-    entries = {
-        "secret-score": {"name": "filter", "scopes": ["score"]},
-        "secret-runs": {"name": "ui", "scopes": ["runs"]},
-    }
-    tokens.write_text(json.dumps(entries))
-    settings = {"tls": {"certificate_file": certificate, "key_file": key}, "tokens_file": tokens}
-    tls = TLSConfig(ca_file=certificate)
-    request = ScoreRequest(items=(ScoreItem(token_ids=(5, 6)),))
-    with running("reward", model_folder=reward_folder, **settings) as server:
-        with client(server, tls=tls, token="secret-score") as connection:
-            assert len(connection.score(request).scores) == 1
-        with client(server, tls=tls, token="secret-runs") as connection:
-            with pytest.raises(PermissionDenied) as denied:
-                connection.score(request)
-            assert denied.value.limit == "score"
-        for token, reason in ((None, Reason.TOKEN_MISSING), ("wrong", Reason.TOKEN_UNKNOWN)):
-            with client(server, tls=tls, token=token) as connection, pytest.raises(Unauthenticated) as unknown:
-                connection.score(request)
-            assert unknown.value.reason is reason
-        with client(server, token="secret-score") as connection, pytest.raises(Unavailable):
-            connection.score(request, timeout_s=3)  # plaintext against TLS
 
 
 def test_a_drain_refuses_new_work_and_finishes_the_old(llama_folder: Path) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from trimtab import Client, Token
+from trimtab import Client, TLSConfig, Token
 from trimtab_trainer.config import load_run_spec
 
 if TYPE_CHECKING:
@@ -33,6 +33,10 @@ EXIT_STOPPED = 130
 @click.option("--endpoints", type=click.Path(path_type=Path), help="endpoints.json, for a spec that names no services.")
 @click.option("--report-to", help="host:port of a trainer service that gets the events.")
 @click.option("--report-token-file", type=click.Path(path_type=Path), help="Bearer token for it.")
+@click.option("--report-tls", is_flag=True, help="Reach it over TLS, with the system's roots.")
+@click.option("--report-ca-file", type=click.Path(path_type=Path), help="PEM roots for it; turns TLS on.")
+@click.option("--report-certificate-file", type=click.Path(path_type=Path), help="PEM client certificate, for mTLS.")
+@click.option("--report-key-file", type=click.Path(path_type=Path), help="PEM key of the client certificate.")
 def run(
     spec_file: Path,
     overrides: tuple[str, ...],
@@ -43,6 +47,10 @@ def run(
     endpoints: Path | None,
     report_to: str | None,
     report_token_file: Path | None,
+    report_tls: bool,
+    report_ca_file: Path | None,
+    report_certificate_file: Path | None,
+    report_key_file: Path | None,
 ) -> int:
     """Run the stages of SPEC_FILE in the foreground. Ctrl-C ends the step, saves a checkpoint and stops, resumable."""
     given = [*overrides]
@@ -64,7 +72,9 @@ def run(
     sink = None
     if report_to is not None:
         token = Token(file=report_token_file) if report_token_file else None
-        sink = RemoteSink(Client(report_to, token=token), spec.name, spec.directory, orders)
+        files = (report_ca_file, report_certificate_file, report_key_file)
+        tls = TLSConfig(*files) if report_tls or any(files) else None
+        sink = RemoteSink(Client(report_to, token=token, tls=tls), spec.name, spec.directory, orders)
     try:
         with Reporter(spec.directory, sink=sink) as reporter:
             outcome = execute(spec, resume=resume, reporter=reporter, orders=orders, on_success=write_report)

@@ -67,7 +67,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         if not sequences:
             return
         finished: asyncio.Queue[FinishedSequence] = asyncio.Queue()
-        began = time.monotonic()
+        arrived = time.monotonic()
         ids = await self._admit(asked, sequences, finished)
         waiting = dict(zip(ids, known, strict=True))
         try:
@@ -76,7 +76,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                 if done.error is not None:
                     raise done.error
                 sequence = waiting.pop(done.sequence_id)
-                yield generate_result_to_message(self._result(asked, sequence, done, began))
+                yield generate_result_to_message(self._result(asked, sequence, done, arrived))
         finally:
             self._policy.host.cancel(list(waiting))  # a caller that went away frees its slots
 
@@ -172,8 +172,9 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         )
 
     def _result(
-        self, request: GenerateRequest, sequence: _Sequence, done: FinishedSequence, began: float
+        self, request: GenerateRequest, sequence: _Sequence, done: FinishedSequence, arrived: float
     ) -> GenerateResult:
+        started = done.slot_time or time.monotonic()
         completion = Completion(
             sample_index=sequence.sample_index,
             token_ids=done.token_ids,
@@ -182,7 +183,8 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             version_spans=done.version_spans,
             text=decode(self._policy.tokenizer, done.token_ids) if request.return_text else "",
             prompt_token_count=sequence.prompt_token_count,
-            compute_ms=(time.monotonic() - began) * 1000,
+            queue_ms=(started - arrived) * 1000,
+            compute_ms=(time.monotonic() - started) * 1000,
         )
         served: ServedModel = self._policy.served
         last = done.version_spans[-1].version if done.version_spans else served.version

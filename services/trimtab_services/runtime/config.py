@@ -29,7 +29,7 @@ __all__ = [
     "ServerTLS",
     "ServiceConfig",
     "WeightsSource",
-    "WeightsTLS",
+    "ClientTLS",
     "check_exposure",
     "is_loopback",
     "load_config",
@@ -52,8 +52,8 @@ class ServerTLS(_Section):
     )
 
 
-class WeightsTLS(_Section):
-    """How this service, as a client, reaches the weights service over TLS."""
+class ClientTLS(_Section):
+    """How this service, or what it launches, reaches another one over TLS."""
 
     ca_file: Path | None = Field(default=None, description="PEM roots. Unset: those of the system.")
     certificate_file: Path | None = Field(default=None, description="PEM chain of the client certificate, for mTLS.")
@@ -66,7 +66,7 @@ class WeightsSource(_Section):
     address: str = Field(min_length=1, description="host:port of the weights service's gRPC side.")
     channel: str = Field(min_length=1, description="Channel to follow, such as `reward/serving`.")
     token_file: Path | None = Field(default=None, description="File that holds the bearer token, re-read on change.")
-    tls: WeightsTLS | None = Field(default=None, description="TLS towards the weights service. Unset: plaintext.")
+    tls: ClientTLS | None = Field(default=None, description="TLS towards the weights service. Unset: plaintext.")
 
 
 class LogConfig(_Section):

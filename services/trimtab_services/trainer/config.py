@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from trimtab_services.runtime.config import ServiceConfig
+from trimtab_services.runtime.config import ClientTLS, ServiceConfig
 
 __all__ = ["TrainerServiceConfig"]
 
@@ -24,6 +24,15 @@ class TrainerServiceConfig(ServiceConfig):
     token_file: Path | None = Field(
         default=None, description="File with the bearer token (scope `runs`) that run processes report with."
     )
+    report_tls: ClientTLS | None = Field(
+        default=None, description="How run processes reach this service over TLS. Set it where `tls` is set."
+    )
     start_timeout_s: float = Field(
         default=120.0, gt=0, le=3600, description="A run process that has not reported by then is ended and FAILED."
     )
+
+    @model_validator(mode="after")
+    def _runs_can_report(self) -> TrainerServiceConfig:
+        if self.tls is not None and self.report_tls is None:
+            raise ValueError("`tls` is set, so run processes need `report_tls` to report to this service")
+        return self

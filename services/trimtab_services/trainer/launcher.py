@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trimtab.errors import InvalidRequest
+from trimtab_services.runtime.config import ClientTLS
 
 __all__ = ["LocalLauncher"]
 
@@ -26,11 +27,13 @@ class LocalLauncher:
         report_to: gRPC address of the TrainerService.
         endpoints_file: given to runs whose spec names no services; None leaves that to the spec.
         token_file: bearer token that runs report with; None when the service asks for none.
+        tls: how runs reach the service; None for plain text.
     """
 
     report_to: str
     endpoints_file: Path | None = None
     token_file: Path | None = None
+    tls: ClientTLS | None = None
 
     async def check(self, spec_file: Path) -> None:
         """Has the trainer check a spec, without starting anything.
@@ -59,12 +62,19 @@ class LocalLauncher:
             *self._command(spec_file, "--dir", str(directory), "--name", name),
             *("--report-to", self.report_to),
             *(("--report-token-file", str(self.token_file)) if self.token_file else ()),
+            *self._tls_options(),
             *(("--resume",) if resume else ()),
         ]
         with (directory / "run.log").open("ab") as log:
             return subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd=Path.cwd()
             )
+
+    def _tls_options(self) -> list[str]:
+        files = self.tls.model_dump() if self.tls else {}
+        given = {name: path for name, path in files.items() if path is not None}
+        options = [f"--report-{name.replace('_', '-')}={path}" for name, path in given.items()]
+        return options if given or self.tls is None else ["--report-tls"]
 
     def _command(self, spec_file: Path, *options: str) -> Sequence[str]:
         endpoints = ("--endpoints", str(self.endpoints_file)) if self.endpoints_file else ()

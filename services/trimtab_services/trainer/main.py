@@ -21,7 +21,8 @@ async def build(runtime: Runtime[TrainerServiceConfig]) -> Service:
     """Makes the service out of its runtime."""
     config = runtime.config
     store = EventStore(config.directory.resolve() / "events.sqlite")
-    launcher = LocalLauncher(runtime.address(runtime.ports.grpc), config.endpoints_file, config.token_file)
+    address = runtime.address(runtime.ports.grpc)
+    launcher = LocalLauncher(address, config.endpoints_file, config.token_file, config.report_tls)
     servicer = TrainerServicer(runtime, store, launcher)
 
     async def close() -> None:

@@ -31,7 +31,10 @@ def connection_options(command: Command) -> Command:
             help="Folder of `trimtab up`, for its endpoints.json.",
         ),
         click.option("--token-file", type=click.Path(path_type=Path), help="File that holds the bearer token."),
+        click.option("--tls", is_flag=True, help="TLS with the system's roots."),
         click.option("--ca-file", type=click.Path(path_type=Path), help="PEM roots; turns TLS on."),
+        click.option("--certificate-file", type=click.Path(path_type=Path), help="PEM client certificate, for mTLS."),
+        click.option("--key-file", type=click.Path(path_type=Path), help="PEM key of the client certificate."),
         click.option("--timeout", "timeout_s", default=60.0, show_default=True, help="Deadline in seconds."),
     ):
         command = option(command)
@@ -44,7 +47,10 @@ def client_of(
     target: str | None,
     directory: Path,
     token_file: Path | None,
+    tls: bool,
     ca_file: Path | None,
+    certificate_file: Path | None,
+    key_file: Path | None,
     timeout_s: float,
 ) -> Client:
     """Connects to a service.
@@ -57,9 +63,10 @@ def client_of(
         if not replicas:
             raise ConfigError(f"{directory}: no {service} service runs there", field="dir", value=directory)
         target = str(replicas[0]["grpc"])
+    files = (ca_file, certificate_file, key_file)
     return Client(
         target,
         token=Token(file=token_file) if token_file else None,
-        tls=TLSConfig(ca_file=ca_file) if ca_file else None,
+        tls=TLSConfig(*files) if tls or any(files) else None,
         timeout_s=timeout_s,
     )

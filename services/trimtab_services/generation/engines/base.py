@@ -54,6 +54,7 @@ class FinishedSequence:
         finish_reason: STOP, LENGTH or CANCELLED.
         version_spans: which weights sampled which tokens; they cover the completion without gaps.
         error: set when the sequence failed (logits not finite); the tokens before the failure are still there.
+        slot_time: `time.monotonic()` at which it first had a slot; 0 when it never had one.
     """
 
     sequence_id: int
@@ -62,6 +63,7 @@ class FinishedSequence:
     finish_reason: FinishReason
     version_spans: tuple[VersionSpan, ...]
     error: TrimtabError | None = None
+    slot_time: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ last
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -76,6 +77,7 @@ class Running:
         filled: tokens whose keys and values are in the slot.
         pure: whether those all come from the lane's present weights.
         leader: the sequence whose prompt prefill this one waits to copy.
+        slot_time: `time.monotonic()` at which it first had a slot.
     """
 
     request: SequenceRequest
@@ -90,6 +92,7 @@ class Running:
     filled: int = 0
     pure: bool = True
     leader: Running | None = None
+    slot_time: float = field(default_factory=time.monotonic)
 
     @property
     def target(self) -> int:

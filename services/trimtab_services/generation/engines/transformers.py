@@ -350,7 +350,15 @@ def _finished(sequence: Running, reason: FinishReason, error: InternalError | No
         if end > start
     )
     logprobs = np.asarray(sequence.logprobs, dtype=np.float32)
-    return FinishedSequence(sequence.request.sequence_id, tuple(sequence.generated), logprobs, reason, spans, error)
+    return FinishedSequence(
+        sequence.request.sequence_id,
+        tuple(sequence.generated),
+        logprobs,
+        reason,
+        spans,
+        error,
+        slot_time=sequence.slot_time,
+    )
 
 
 def _eos_token_ids(model: PreTrainedModel) -> tuple[int, ...]:
