@@ -15,6 +15,8 @@ import numpy.typing as npt
 
 __all__ = ["Accuracy", "RankedAnswers", "clustered_interval", "pair_agreement", "ranking_accuracy"]
 
+_LEAST_CLUSTERS = 5
+
 
 @dataclass(frozen=True)
 class RankedAnswers:
@@ -39,26 +41,23 @@ class Accuracy:
 
     Attributes:
         value: share of pairs whose order agrees, 0..1.
-        low: lower end of the 95 % interval.
-        high: upper end.
+        low: lower end of the 95 % interval; None below 5 prompts, of which no bootstrap makes an interval.
+        high: upper end; None likewise.
         pairs: decided pairs.
         prompts: clusters.
     """
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     pairs: int
     prompts: int
 
     def metrics(self, name: str) -> dict[str, float]:
-        """As flat figures `name`, `name_low`, `name_high`, `name_pairs`."""
-        return {
-            name: self.value,
-            f"{name}_low": self.low,
-            f"{name}_high": self.high,
-            f"{name}_pairs": float(self.pairs),
-        }
+        """As flat figures `name`, `name_low`, `name_high` (where there is an interval), `name_pairs`."""
+        interval = {f"{name}_low": self.low, f"{name}_high": self.high}
+        known = {key: end for key, end in interval.items() if end is not None}
+        return {name: self.value, **known, f"{name}_pairs": float(self.pairs)}
 
 
 def pair_agreement(ranks: Sequence[int], scores: Sequence[float]) -> tuple[float, int]:
@@ -117,5 +116,7 @@ def clustered_interval(
 
 def _accuracy(clusters: npt.NDArray[np.float64], samples: int, seed: int) -> Accuracy:
     sums, counts = clusters[:, 0], clusters[:, 1]
-    low, high = clustered_interval(sums, counts, samples=samples, seed=seed)
+    low = high = None
+    if len(clusters) >= _LEAST_CLUSTERS:
+        low, high = clustered_interval(sums, counts, samples=samples, seed=seed)
     return Accuracy(float(sums.sum() / counts.sum()), low, high, int(counts.sum()), len(clusters))

@@ -63,16 +63,8 @@ class PPOData:
                 value=config.prompts_per_iteration,
                 limit=len(prompts),
             )
-        wants_ptx = config.ptx_coef > 0 and config.pretraining is not None
-        tokens = config.ptx_passage_tokens
-        return cls(
-            prompts,
-            held_out[: config.evaluation_prompts],
-            passage_examples(context, config.pretraining, tokenizer, tokens) if wants_ptx else [],
-            passage_examples(context, config.pretraining_held_out, tokenizer, tokens),
-            config.ptx_ratio,
-            context.seed(config.seed),
-        )
+        passages = passage_examples(context, config, tokenizer)
+        return cls(prompts, held_out, *passages, config.ptx_ratio, context.seed(config.seed))
 
     def next_passages(self, used: int, episodes: int) -> list[Example]:
         """The pretraining passages of one step, `ptx_ratio` for each of its episodes, in a seeded order without end.

@@ -11,7 +11,7 @@ from trimtab.errors import DataError
 from trimtab_models.tokenizer import encode_completion, encode_prompt
 from trimtab_trainer.config import PPOConfig
 from trimtab_trainer.context import StageContext
-from trimtab_trainer.data import PromptRow, read_pretraining, read_prompts
+from trimtab_trainer.data import Passage, PromptRow, read_pretraining, read_prompts
 from trimtab_trainer.data.records import PromptText
 from trimtab_trainer.data.splits import split_by_prompt
 from trimtab_trainer.examples import first_of
@@ -56,13 +56,26 @@ def prompt_examples(
 
 
 def passage_examples(
-    context: StageContext, path: str | None, tokenizer: PreTrainedTokenizerBase, tokens: int
-) -> list[Example]:
-    """Passages of at most `tokens` tokens of a pretraining file, documents ending in EOS; none for no file."""
-    if path is None:
-        return []
-    rows = read_pretraining(context.spec.path(path), warn=context.warn)
-    return passages([encode_completion(tokenizer, row.text) for row in rows], tokens)
+    context: StageContext, config: PPOConfig, tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[Example], list[Example]]:
+    """Passages of `ptx_passage_tokens` to train on, and those held out; documents end in EOS, none is on both sides."""
+
+    def read(path: str) -> list[Passage]:
+        return read_pretraining(context.spec.path(path), skip_bad_rows=config.skip_bad_rows, warn=context.warn)
+
+    def cut(documents: Sequence[Passage]) -> list[Example]:
+        return passages([encode_completion(tokenizer, row.text) for row in documents], config.ptx_passage_tokens)
+
+    seed = context.seed(config.seed)
+    train = read(config.pretraining) if config.pretraining is not None else []
+    if config.pretraining_held_out is not None:
+        held_out = read(config.pretraining_held_out)
+    else:
+        train, held_out = split_by_prompt(train, config.held_out_fraction, seed=seed)
+    return (
+        cut(train) if config.ptx_coef > 0 else [],
+        first_of(cut(held_out), config.evaluation_passages, seed=seed, name="ppo/pretraining_held_out"),
+    )
 
 
 def _read(

@@ -266,8 +266,11 @@ class PPOConfig(Section):
     skip_bad_rows: int = Field(default=0, ge=0, description="Bad rows tolerated in each file; each is reported.")
     pretraining: str | None = Field(default="{data}/pretrain.jsonl.gz", description="Rows with `text` for ptx.")
     pretraining_held_out: str | None = Field(
-        default=None, description="Rows with `text` for the alignment tax: loss before and after. null: not measured."
+        default=None,
+        description="Rows with `text` whose loss is measured before and after. null: `held_out_fraction` of the "
+        "documents of `pretraining`.",
     )
+    evaluation_passages: int | None = Field(default=None, ge=1, description="Most held-out passages. null: all.")
     compare: tuple[str, ...] = Field(
         default=("base",), description="Model references sampled beside the start, for the report."
     )

@@ -36,7 +36,7 @@ def describe_dataset(rows: Sequence[Row]) -> dict[str, Any]:
     found: dict[str, Any] = {
         "rows": len(rows),
         "repeated_rows": len(rows) - len(set(rows)),
-        "different_prompts": len({_key(row) for row in rows}),
+        "different_prompts": len({prompt_key(row.prompt) for row in rows}),
         "median_characters": lengths[len(lengths) // 2],
         "longest_characters": lengths[-1],
     }
@@ -69,7 +69,7 @@ class Leaks:
 
 def find_leaks(rows: Iterable[Row], other: Iterable[Row]) -> Leaks:
     """Compares the prompts of two files, of any kinds; a passage's text is its prompt."""
-    ours, theirs = ([(_key(row), _similarity(row)) for row in side] for side in (rows, other))
+    ours, theirs = ([(prompt_key(row.prompt), _similarity(row)) for row in side] for side in (rows, other))
     exact = {key for key, _ in ours} & {key for key, _ in theirs}
     similar = ({text for _, text in ours} & {text for _, text in theirs}) - {""}
 
@@ -102,13 +102,7 @@ def _describe_rankings(rankings: Sequence[Ranking]) -> dict[str, Any]:
     }
 
 
-def _key(row: Row) -> str:
-    return prompt_key(row.text) if isinstance(row, Passage) else prompt_key(row.prompt)
-
-
 def _prompt_text(row: Row) -> str:
-    if isinstance(row, Passage):
-        return row.text
     return row.prompt if isinstance(row.prompt, str) else "".join(message.content for message in row.prompt)
 
 

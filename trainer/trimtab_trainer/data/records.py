@@ -61,6 +61,11 @@ class Passage:
     text: str
     source: str = ""
 
+    @property
+    def prompt(self) -> str:
+        """The text, by which files are split and compared, as the others are by their prompts."""
+        return self.text
+
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Passage:
         """Reads a row with `text`; raises DataError."""
