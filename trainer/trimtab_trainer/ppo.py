@@ -41,6 +41,7 @@ from trimtab_trainer.checkpoint import Snapshot
 from trimtab_trainer.config import PPOConfig
 from trimtab_trainer.context import StageContext, StageResult
 from trimtab_trainer.experience import Experience, Minibatch, pad_rows, plan_minibatches
+from trimtab_trainer.health import is_negative_kl, warn_of_low_scores, warn_of_negative_kl
 from trimtab_trainer.kl import AdaptiveKLController
 from trimtab_trainer.logprob_gate import check_logprobs
 from trimtab_trainer.losses import importance_weights
@@ -86,6 +87,7 @@ def train(context: StageContext, config: PPOConfig) -> StageResult:
             with clock.phase("experience"):
                 plan = _plan(context, config, rollouts, state.iteration, epoch=0)
                 experience = build_experience(agent, rollouts, plan, config, state)
+                _watch_health(context, experience, state)
                 check_logprobs(config, experience, first=state.iteration == 0)
             with clock.phase("update"), _saving_batch(context, state, experience):
                 figures = _update(context, config, agent, experience, plan, data, state)
@@ -168,12 +170,14 @@ class PPOState:
         missing_eos_score: set by the first batch; None keeps scores.
         passages_used: pretraining passages used so far.
         stopped_by_kl: the bound on KL was passed.
+        negative_kl_iterations: iterations in a row with a KL estimate below 0 beyond chance.
     """
 
     iteration: int = 0
     missing_eos_score: float | None = None
     passages_used: int = 0
     stopped_by_kl: bool = False
+    negative_kl_iterations: int = 0
 
 
 @dataclass
@@ -275,6 +279,19 @@ def _update(
     kl = _sequence_means(kl_penalties(experience.old_logprobs, experience.ref_logprobs, experience.mask))
     agent.kl.update(kl, len(experience.rollouts))
     return figures
+
+
+def _watch_health(context: StageContext, experience: Experience, state: PPOState) -> None:
+    def warn(text: str) -> None:
+        context.warn(text, step=state.iteration)
+
+    kl = kl_penalties(experience.old_logprobs, experience.ref_logprobs, experience.mask).sum(-1)
+    state.negative_kl_iterations = state.negative_kl_iterations + 1 if is_negative_kl(kl) else 0
+    warn_of_negative_kl(state.negative_kl_iterations, float(kl.mean()), warn)
+    if state.iteration == 0:
+        given = torch.tensor([_given(r.reward, r, "reward") for r in experience.rollouts])
+        ended = torch.tensor([rollout.ended for rollout in experience.rollouts])
+        warn_of_low_scores(given, ended, state.missing_eos_score, warn)
 
 
 def _metrics(experience: Experience, figures: UpdateFigures, agent: ActorCritic, clock: _Clock) -> dict[str, float]:

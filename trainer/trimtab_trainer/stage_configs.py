@@ -338,10 +338,8 @@ class PPOConfig(Section):
     log_ratio_clamp: float = Field(default=20.0, gt=0, description="Log-ratios beyond are clamped and counted.")
     micro_batch_tokens: int = Field(default=8192, ge=1, description="Most tokens of one forward, padding included.")
     rollout_timeout_s: float = Field(default=1800, gt=0, description="A batch not complete by then is an error.")
-    publish_every: Positive = Field(default=1, description="Iterations between two published versions.")
     checkpoint_every: Positive = Field(default=10, description="Iterations between two checkpoints.")
     keep_checkpoints: int = Field(default=2, ge=2, description="Checkpoints kept: the newest and those before it.")
-    evaluate_every: int = Field(default=0, ge=0, description="Iterations between two evaluations. 0: only the end.")
     evaluation_prompts: int = Field(default=256, ge=0, description="Held-out prompts of an evaluation. 0: none.")
     seed: int | None = Field(default=None, ge=0, lt=2**63, description="Prompt order, draws. null: the run's seed.")
 
@@ -360,6 +358,4 @@ class PPOConfig(Section):
                 f"critic_warmup_iterations is {self.critic_warmup_iterations}; allowed: less than iterations "
                 f"({self.iterations})"
             )
-        if self.max_lag and self.publish_every > 1:
-            raise ValueError(f"publish_every is {self.publish_every}; allowed at max_lag 1: 1")
         return self
