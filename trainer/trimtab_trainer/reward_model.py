@@ -74,7 +74,13 @@ def train(context: StageContext, config: RewardModelConfig) -> StageResult:
         batch = _batch(rankings, config.batch_size, step, seed)
         seed_step(seed, step)
         with context.saving_batch(step + 1, lambda examples=batch: _example_tensors(examples)):
-            figures = train_on_rankings(learner, batch, micro_batch_tokens=config.micro_batch_tokens)
+            figures = train_on_rankings(
+                learner,
+                batch,
+                micro_batch_tokens=config.micro_batch_tokens,
+                margin=config.margin,
+                label_smoothing=config.label_smoothing,
+            )
             update = learner.update()
         context.after_step(
             step + 1,
@@ -93,9 +99,16 @@ def train(context: StageContext, config: RewardModelConfig) -> StageResult:
 
 
 def train_on_rankings(
-    learner: Learner, examples: Sequence[RankingExample], *, micro_batch_tokens: int
+    learner: Learner,
+    examples: Sequence[RankingExample],
+    *,
+    micro_batch_tokens: int,
+    margin: float = 0.0,
+    label_smoothing: float = 0.0,
 ) -> dict[str, float]:
     """Adds the gradient of the mean ranking loss over a batch of prompts; the caller makes the update.
+
+    `margin` and `label_smoothing` are those of `ranking_loss`.
 
     Raises:
         TrainingDiverged: the loss is not finite.
@@ -106,7 +119,10 @@ def train_on_rankings(
         micro = [examples[position] for position in positions]
         with learner.autocast():
             scores = score_answers(learner.model, micro)
-        losses = [_loss(score, example) for score, example in zip(scores, micro, strict=True)]
+        losses = [
+            ranking_loss(score, *_decided_pairs(example), margin=margin, label_smoothing=label_smoothing)
+            for score, example in zip(scores, micro, strict=True)
+        ]
         loss = torch.stack(losses).sum() / len(examples)
         learner.backward(loss)
         loss_sum += float(loss.detach())
@@ -150,8 +166,8 @@ def score_answers(model: PreTrainedModel, examples: Sequence[RankingExample]) ->
     return list(rewards.split(rows.counts))
 
 
-def _loss(rewards: Tensor, example: RankingExample) -> Tensor:
-    """Ranking loss of one prompt: the mean over all decided pairs of all its labelers."""
+def _decided_pairs(example: RankingExample) -> tuple[Tensor, Tensor]:
+    """Indices of the better and the worse answer of all decided pairs of all labelers of a prompt."""
     pairs = [
         (better, worse)
         for _, ranks in example.rankings
@@ -159,7 +175,7 @@ def _loss(rewards: Tensor, example: RankingExample) -> Tensor:
         if ranks[better] < ranks[worse]
     ]
     better, worse = torch.tensor(pairs).T
-    return ranking_loss(rewards, better, worse)
+    return better, worse
 
 
 def _read_rankings(

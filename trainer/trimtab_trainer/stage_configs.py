@@ -218,6 +218,12 @@ class RewardModelConfig(TrainingStage):
     limit_held_out: int | None = Field(default=None, ge=1, description="Likewise of the held-out ones. null: all.")
     epochs: Positive = Field(default=1, description="Passes; more than one overfits (InstructGPT C.2).")
     batch_size: Positive = Field(default=64, description="Prompts, each with all its answers (InstructGPT C.2).")
+    margin: float = Field(
+        default=0.0, ge=0, description="Score difference by which the better answer must win (InstructGPT: 0)."
+    )
+    label_smoothing: float = Field(
+        default=0.0, ge=0, lt=0.5, description="Share of pairs taken for wrongly labelled (InstructGPT: 0)."
+    )
     bootstrap_samples: int = Field(
         default=1000, ge=100, le=100_000, description="Resamples of the prompts for the interval of the accuracy."
     )

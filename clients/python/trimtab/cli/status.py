@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
+from trimtab.cli.connect import credential_options, credentials_of, directory_option
 from trimtab.client import Client
 from trimtab.errors import TrimtabError
 from trimtab.local import read_endpoints
@@ -21,50 +24,56 @@ _TIMEOUT_S = 3.0
 
 
 @click.command()
-@click.option("--dir", "directory", type=click.Path(path_type=Path), default=Path("trimtab-local"), show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-def status(directory: Path, as_json: bool) -> None:
+@directory_option
+@credential_options
+def status(directory: Path, as_json: bool, **credentials: Any) -> None:
     """Services, replicas, versions, lag and queue; runs and their state."""
     endpoints = read_endpoints(directory)
-    replicas = [_replica(service, one["grpc"]) for service, ones in endpoints.items() for one in ones]
+    connect = partial(Client, timeout_s=_TIMEOUT_S, **credentials_of(**credentials))
+    replicas = [_replica(service, one["grpc"], connect) for service, ones in endpoints.items() for one in ones]
     trainers = endpoints.get("trainer", [])
-    found = {"replicas": replicas, "runs": _runs(trainers[0]["grpc"]) if trainers else []}
+    found = {"replicas": replicas, "runs": _runs(trainers[0]["grpc"], connect) if trainers else []}
     if as_json:
         click.echo(json.dumps(found))
         return
     console = Console()
-    table = Table("service", "address", "state", "version", "lag", "waiting", "running", "")
+    console.print(_table(("service", "address", "state", "version", "lag", "waiting", "running"), replicas))
     for one in replicas:
-        table.add_row(
-            *(str(one[k]) for k in ("service", "address", "state", "version", "lag", "waiting", "running", "note"))
-        )
-    console.print(table)
-    runs = Table("run", "state", "stage", "step", "error")
-    for run in found["runs"]:
-        runs.add_row(*(str(run[key]) for key in ("name", "state", "stage", "step", "error")))
-    console.print(runs)
+        if one["note"]:
+            console.print(f"{one['service']} at {one['address']}: {one['note']}", markup=False, highlight=False)
+    console.print()
+    console.print(_table(("name", "state", "stage", "step", "error"), found["runs"]))
 
 
-def _replica(service: str, address: str) -> dict[str, Any]:
+def _table(keys: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> Table:
+    """A table that fits a narrow terminal and in which nothing is cut off."""
+    table = Table(*(Column(key, overflow="fold") for key in keys), box=None, padding=(0, 1), pad_edge=False)
+    for row in rows:
+        table.add_row(*(str(row[key]) for key in keys))
+    return table
+
+
+def _replica(service: str, address: str, connect: Callable[[str], Client]) -> dict[str, Any]:
     row: dict[str, Any] = {"service": service, "address": address, "state": "UNREACHABLE", "version": "", "lag": ""}
     row |= {"waiting": "", "running": "", "note": ""}
     try:
-        with Client(address, timeout_s=_TIMEOUT_S) as client:
+        with connect(address) as client:
             info = client.info()
     except TrimtabError as error:
         return row | {"note": error.message}
     row |= {"state": info.state.value, "note": info.state_reason}
     row |= {"waiting": info.load.waiting_items, "running": info.load.running_items}
     for model in info.models:
-        behind = model.channel_version > model.served.version
-        row |= {"version": model.served.version, "lag": "behind" if behind else 0}
+        other = model.channel_version not in (0, model.served.version)
+        row |= {"version": model.served.version, "lag": "behind" if other else 0}
         row["note"] = model.last_swap_error or row["note"]
     return row
 
 
-def _runs(address: str) -> list[dict[str, Any]]:
+def _runs(address: str, connect: Callable[[str], Client]) -> list[dict[str, Any]]:
     try:
-        with Client(address, timeout_s=_TIMEOUT_S) as client:
+        with connect(address) as client:
             page = client.list_runs(pb.ListRunsRequest(page_size=20))
     except TrimtabError:
         return []
