@@ -50,7 +50,7 @@ def collect(context: StageContext, config: CollectRankingsConfig) -> StageResult
     with Services(
         context.spec.services, run=context.spec.name, stage=context.stage, rollout_timeout_s=config.timeout_s
     ) as services:
-        services.check_tokenizers(tokenizer)
+        services.check_tokenizers(tokenizer, ["generation"])
         version = services.publish(load_policy(folder, device=context.spec.device), tokenizer, step=0)
         for number in range(done, len(parts)):
             answers = _answers(services, config, tokenizer, parts[number], number, version, context.spec.seed)

@@ -65,10 +65,10 @@ def train(context: StageContext, config: PPOConfig) -> StageResult:
     data = PPOData.read(context, config, tokenizer)
     agent, state = _start_or_resume(context, config)
     with _connect(context, config) as services:
-        services.check_tokenizers(tokenizer, "generation")
+        services.check_tokenizers(tokenizer, ["generation"])
         services.serve("reference", folder)
         services.serve("reward", reward_folder)
-        services.check_tokenizers(tokenizer, "reference", "reward")
+        services.check_tokenizers(tokenizer, ["reference", "reward"])
         services.check_lengths(data.longest_prompt + config.sampling.max_new_tokens)
         sampler = RolloutSampler(context, config, services, data.prompts)
         if state.iteration == 0:

@@ -11,7 +11,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -123,7 +123,7 @@ class Services:
         self._wait_served(self._fleet(service), manifest.weights_digest, manifest.version)
         return int(manifest.version)
 
-    def check_tokenizers(self, tokenizer: PreTrainedTokenizerBase, *names: str) -> None:
+    def check_tokenizers(self, tokenizer: PreTrainedTokenizerBase, names: Sequence[str]) -> None:
         """Compares the tokenizer of the run with that of every model that some services serve now.
 
         Args:
