@@ -24,7 +24,8 @@ SMALL = {
     "collect_rankings.prompts_per_request": 60,
     "ppo.iterations": 4,
     "ppo.prompts_per_iteration": 32,
-    "ppo.evaluation_prompts": 20,
+    "evaluate.prompts": 20,
+    "evaluate.samples_per_prompt": 2,
     "ppo.critic_warmup_iterations": 1,
     "ppo.checkpoint_every": 1,
     "ppo.kl_stop": "null",
@@ -76,14 +77,16 @@ def test_whole_job_survives_a_killed_replica_and_a_stop(tmp_path: Path) -> None:
 
     report = json.loads((tmp_path / "report.json").read_text())
     assert [row["iteration"] for row in report["iterations"]] == [1, 2, 3, 4]
-    assert list(report["models"]) == ["base", "start", "ppo"]
-    assert {"held_out_reward", "gold", "pretraining_loss"} <= report["models"]["ppo"].keys()
+    assert list(report["models"]) == ["base", "few_shot", "sft", "ppo", "ppo_ptx", "ptx_control"]
+    assert {"reward", "gold", "hallucinated", "pretraining_loss", "cloze"} <= report["models"]["ppo_ptx"].keys()
+    assert "kl" not in report["models"]["few_shot"] and abs(report["models"]["sft"]["kl"]["value"]) < 1e-3
+    assert len(report["claims"]) == 9 and all(claim["measured"] == claim["measured"] for claim in report["claims"])
     assert 0 <= report["stages"]["reward_model"]["metrics"]["accuracy"] <= 1
     versions = [row["version"] for row in report["iterations"]]
     assert versions == sorted(set(versions))
     assert all(row["lag"] == 0 and row["mismatch_max"] < 2e-3 for row in report["iterations"])
     page = (tmp_path / "report.html").read_text()
-    assert "<svg" in page and "Before and after" in page
+    assert "<svg" in page and "Claims of the paper" in page
 
 
 @pytest.mark.slow

@@ -78,7 +78,6 @@ def write_ppo(folder: Path, policy: Path, reward: Path, services: LocalServices,
             "prompts_per_iteration": 8,
             "minibatches": 1,
             "sampling": {"max_new_tokens": 8},
-            "compare": [],
             **ppo,
         },
     }

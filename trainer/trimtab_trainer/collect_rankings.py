@@ -26,12 +26,15 @@ from trimtab_trainer.config import CollectRankingsConfig
 from trimtab_trainer.context import StageContext, StageResult
 from trimtab_trainer.data import read_prompts
 from trimtab_trainer.miniature.demonstrations import corruptions
-from trimtab_trainer.miniature.labelers import Labeler, agreement, labelers_for, make_labelers, ranking_row
+from trimtab_trainer.miniature.labelers import Labeler, agreement, labelers_for, make_labelers, oracle, ranking_row
 from trimtab_trainer.miniature.world import parse_prompt
 from trimtab_trainer.rollouts import RolloutPrompt
 from trimtab_trainer.services import Services
 
 __all__ = ["collect"]
+
+_ORACLE_ROWS = 1000
+"""Rankings that the oracle is measured on: enough for three digits."""
 
 
 def collect(context: StageContext, config: CollectRankingsConfig) -> StageResult:
@@ -78,9 +81,8 @@ def collect(context: StageContext, config: CollectRankingsConfig) -> StageResult
     write_file_atomically(rankings, "".join(texts))
     rows = [json.loads(line) for line in "".join(texts).splitlines()]
     agree, pairs = agreement(rows)
-    return StageResult(
-        metrics={"rankings": float(len(rows)), "labeler_agreement": agree, "agreement_pairs": float(pairs)}
-    )
+    metrics = {"rankings": float(len(rows)), "labeler_agreement": agree, "agreement_pairs": float(pairs)}
+    return StageResult(metrics={**metrics, "oracle": oracle(rows[:_ORACLE_ROWS], group="training")})
 
 
 def _answers(

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -25,6 +25,8 @@ from trimtab.errors import ConfigError
 from trimtab_trainer.stage_configs import (
     AnswersAt,
     CollectRankingsConfig,
+    EvaluateConfig,
+    EvaluatedModel,
     OptimizerConfig,
     Positive,
     PPOConfig,
@@ -58,10 +60,16 @@ __all__ = [
     "load_run_spec",
     "preset_path",
     "spec_to_yaml",
+    "EvaluateConfig",
+    "EvaluatedModel",
 ]
 
-StageName = Literal["pretrain", "sft", "collect_rankings", "reward_model", "ppo"]
-STAGES: tuple[StageName, ...] = ("pretrain", "sft", "collect_rankings", "reward_model", "ppo")
+StageName = Literal[
+    "pretrain", "sft", "collect_rankings", "reward_model", "ppo", "ppo_without_ptx", "ptx_control", "evaluate"
+]
+STAGES: tuple[StageName, ...] = get_args(StageName)
+_CONTROLS = ("ppo_without_ptx", "ptx_control")
+"""Stages that repeat `ppo` without one of its two gradients, to tell what each does; they take its section."""
 """Every stage, in the only order in which they make sense."""
 
 PRESETS = ("tiny", "smollm2", "instructgpt")
@@ -157,6 +165,7 @@ class RunSpec(Section):
     collect_rankings: CollectRankingsConfig = CollectRankingsConfig()
     reward_model: RewardModelConfig = RewardModelConfig()
     ppo: PPOConfig = PPOConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
 
     @model_validator(mode="after")
     def _consistent(self) -> RunSpec:
@@ -179,7 +188,7 @@ class RunSpec(Section):
 
     def stage_config(self, stage: StageName) -> BaseModel:
         """The section of a stage."""
-        config: BaseModel = getattr(self, stage)
+        config: BaseModel = getattr(self, "ppo" if stage in _CONTROLS else stage)
         return config
 
     def data_paths(self) -> Iterator[str]:

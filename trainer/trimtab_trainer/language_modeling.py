@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -18,7 +20,7 @@ from trimtab_models.logprobs import sequence_logprobs
 from trimtab_models.packing import first_fit_decreasing, pack_documents
 from trimtab_trainer.optimization import Learner
 
-__all__ = ["Example", "counted_tokens", "example_tensors", "mean_loss", "passages", "train_on"]
+__all__ = ["Example", "counted_tokens", "example_losses", "example_tensors", "mean_loss", "passages", "train_on"]
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,16 @@ class Example:
 
 @dataclass(frozen=True)
 class _Forward:
-    """Packed rows: input_ids, position_ids and counted are [rows, seq], attention_mask is [rows, 1, seq, seq]."""
+    """Packed rows: input_ids, position_ids, counted and owner are [rows, seq], attention_mask [rows, 1, seq, seq].
+
+    `owner` is the index of the example that a counted token belongs to.
+    """
 
     input_ids: Tensor
     position_ids: Tensor
     attention_mask: Tensor
     counted: Tensor
+    owner: Tensor
 
 
 def counted_tokens(examples: Sequence[Example]) -> int:
@@ -74,17 +80,27 @@ def train_on(learner: Learner, examples: Sequence[Example], *, micro_batch_token
     return total
 
 
-@torch.no_grad()
 def mean_loss(model: PreTrainedModel, examples: Sequence[Example], *, micro_batch_tokens: int) -> float:
     """Mean cross-entropy of examples, nats per counted token, without dropout; leaves the model's mode as it was."""
+    losses = example_losses(model, examples, micro_batch_tokens=micro_batch_tokens)
+    return float(losses.sum()) / counted_tokens(examples)
+
+
+@torch.no_grad()
+def example_losses(
+    model: PreTrainedModel, examples: Sequence[Example], *, micro_batch_tokens: int
+) -> npt.NDArray[np.float64]:
+    """[example] summed cross-entropy of each example's counted tokens, nats, without dropout; the mode stays."""
     was_training = model.training
     model.eval()
+    losses = torch.zeros(len(examples), dtype=torch.float64)
     try:
-        forwards = _forwards(examples, micro_batch_tokens, next(model.parameters()).device)
-        total = sum(float(-_logprobs(model, forward).sum()) for forward in forwards)
+        for forward in _forwards(examples, micro_batch_tokens, next(model.parameters()).device):
+            found = -_logprobs(model, forward).double().cpu()
+            losses.index_add_(0, forward.owner[forward.counted].cpu(), found)
     finally:
         model.train(was_training)
-    return total / counted_tokens(examples)
+    return losses.numpy()
 
 
 def passages(documents: Sequence[Sequence[int]], tokens: int) -> list[Example]:
@@ -112,16 +128,20 @@ def _forwards(examples: Sequence[Example], micro_batch_tokens: int, device: torc
     rows = first_fit_decreasing(lengths, max(lengths))
     rows_at_once = max(1, micro_batch_tokens // max(lengths))
     for start in range(0, len(rows), rows_at_once):
-        members = [examples[index] for row in rows[start : start + rows_at_once] for index in row]
+        indices = [index for row in rows[start : start + rows_at_once] for index in row]
+        members = [examples[index] for index in indices]
         packed = pack_documents([example.token_ids for example in members], max(lengths))
         counted = torch.zeros_like(packed.input_ids, dtype=torch.bool)
-        for (row, column), example in zip(packed.starts, members, strict=True):
+        owner = torch.zeros_like(packed.input_ids)
+        for (row, column), example, index in zip(packed.starts, members, indices, strict=True):
             counted[row, column + example.first : column + len(example.token_ids)] = True
+            owner[row, column : column + len(example.token_ids)] = index
         yield _Forward(
             packed.input_ids.to(device),
             packed.position_ids.to(device),
             packed.attention_mask.to(device),
             counted.to(device),
+            owner.to(device),
         )
 
 

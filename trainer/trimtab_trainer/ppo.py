@@ -5,7 +5,7 @@
 Collaborators: `ppo_data` says which prompts and passages a step takes; `services` connects and publishes; `rollouts`
 dispatches over replicas, each completion scored the moment it ends; `experience` holds what came back; `logprob_gate`
 refuses a batch on which sampler and trainer disagree; `advantages` and `losses` are the formulas; `actor_critic` holds
-the two models and makes the step; `samples` evaluates. None of them knows this module.
+the two models and makes the step. None of them knows this module.
 
 Source: InstructGPT (Ouyang et al. 2022), section 3.5 and appendix C.4; what it leaves open follows Huang et al. 2024.
 """
@@ -48,10 +48,9 @@ from trimtab_trainer.losses import importance_weights
 from trimtab_trainer.optimization import Learner, prepare_for_training
 from trimtab_trainer.ppo_data import PPOData, RolloutSampler
 from trimtab_trainer.rollouts import Rollout
-from trimtab_trainer.samples import evaluate_pretraining, sample_and_save
 from trimtab_trainer.services import Services
 
-__all__ = ["build_experience", "missing_eos_score", "train"]
+__all__ = ["build_experience", "missing_eos_score", "train", "train_without_ptx"]
 
 T = TypeVar("T")
 
@@ -71,8 +70,6 @@ def train(context: StageContext, config: PPOConfig) -> StageResult:
         services.check_tokenizers(tokenizer, ["reference", "reward"])
         services.check_lengths(data.longest_prompt + config.sampling.max_new_tokens)
         sampler = RolloutSampler(context, config, services, data.prompts)
-        if state.iteration == 0:
-            _evaluate_before(context, config, services, tokenizer, data)
         version = services.publish(agent.policy.model, tokenizer, step=agent.policy.step)
         sampled_at = {version: state.iteration}  # iteration from which on a version was the policy
         pending = sampler.submit(state.iteration, version)
@@ -102,7 +99,15 @@ def train(context: StageContext, config: PPOConfig) -> StageResult:
             _finish_iteration(context, config, agent, state, metrics)
 
         pending.cancel()
-        return _finish(context, config, services, agent, tokenizer, data, version, state)
+        return _finish(context, agent, tokenizer, version, state)
+
+
+def train_without_ptx(context: StageContext, config: PPOConfig) -> StageResult:
+    """The control that PPO-ptx is compared with: the same stage with gamma 0, over as many iterations as `ppo` made."""
+    changes: dict[str, object] = {"ptx_coef": 0.0}
+    if "ppo" in context.results:
+        changes |= {"iterations": int(context.results["ppo"].metrics["iterations"]), "kl_stop": None}
+    return train(context, config.model_copy(update=changes))
 
 
 def build_experience(
@@ -331,40 +336,16 @@ def _finish_iteration(
         )
 
 
-def _evaluate_before(
-    context: StageContext, config: PPOConfig, services: Services, tokenizer: PreTrainedTokenizerBase, data: PPOData
-) -> None:
-    """Samples the models that the result is compared with, the start of the stage among them."""
-    for reference in (*config.compare, config.policy):
-        folder = context.resolve_model(reference, key="compare")
-        model = load_policy(folder, device=context.spec.device)
-        name = "start" if reference == config.policy else reference.replace("/", "-")
-        if data.held_out:
-            version = services.publish(model, tokenizer, step=0)
-            sample_and_save(context, config, services, tokenizer, data.held_out, version, name)
-        evaluate_pretraining(context, config, model, data.pretraining_held_out, name)
-
-
 def _finish(
-    context: StageContext,
-    config: PPOConfig,
-    services: Services,
-    agent: ActorCritic,
-    tokenizer: PreTrainedTokenizerBase,
-    data: PPOData,
-    version: int,
-    state: PPOState,
+    context: StageContext, agent: ActorCritic, tokenizer: PreTrainedTokenizerBase, version: int, state: PPOState
 ) -> StageResult:
-    """Evaluates the trained policy and saves it; the exported model is the running mean where there is one."""
-    metrics: dict[str, float] = {"iterations": state.iteration}
-    if data.held_out:
-        metrics |= sample_and_save(context, config, services, tokenizer, data.held_out, version, "ppo")
-    metrics |= evaluate_pretraining(context, config, agent.policy.model, data.pretraining_held_out, "ppo")
+    """Saves the trained policy; the exported model is the running mean where there is one."""
     save_model(agent.policy.model, tokenizer, context.models / "last")
     if agent.average is not None:
         agent.policy.model.load_state_dict(agent.average, strict=False)
         save_model(agent.policy.model, tokenizer, context.models / "average")
     model = context.models / ("average" if agent.average is not None else "last")
+    metrics = {"iterations": float(state.iteration)}
     return StageResult(model=context.relative(model), metrics=metrics, version=version)
 
 

@@ -51,7 +51,7 @@ def prompt_examples(
         train, held_out = split_by_prompt(found, config.held_out_fraction, seed=seed)
     return (
         first_of(train, config.limit, seed=seed, name="ppo/limit"),
-        first_of(held_out, config.evaluation_prompts, seed=seed, name="ppo/held_out"),
+        held_out,
     )
 
 
@@ -74,7 +74,7 @@ def passage_examples(
         train, held_out = split_by_prompt(train, config.held_out_fraction, seed=seed)
     return (
         cut(train) if config.ptx_coef > 0 else [],
-        first_of(cut(held_out), config.evaluation_passages, seed=seed, name="ppo/pretraining_held_out"),
+        cut(held_out),
     )
 
 

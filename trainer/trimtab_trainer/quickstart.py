@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from trimtab import Client
 from trimtab.cli.display import RunDisplay, follow_run
@@ -116,19 +116,17 @@ def _run(client: Client, spec_file: Path, console: Console) -> pb.Run:
 
 
 def _print_table(console: Console, written: dict[str, Any]) -> None:
-    table = Table(title="before and after", show_edge=False)
     models = list(written["models"])
-    table.add_column("")
-    for name in models:
-        table.add_column(name, justify="right")
-    keys = dict.fromkeys(key for figures in written["models"].values() for key in figures)
-    for key in keys:
-        row = [written["models"][name].get(key) for name in models]
-        table.add_row(key.replace("_", " "), *("" if value is None else f"{value:.3f}" for value in row))
+    table = Table("", *(Column(name, justify="right") for name in models), title="held-out prompts", show_edge=False)
+    for key in dict.fromkeys(key for figures in written["models"].values() for key in figures):
+        figures = [written["models"][name].get(key) for name in models]
+        table.add_row(key.replace("_", " "), *("" if one is None else f"{one['value']:.3f}" for one in figures))
     console.print(table)
-    accuracy = written["stages"].get("reward_model", {}).get("metrics", {})
-    if "accuracy" in accuracy:
-        low, high = accuracy.get("accuracy_low"), accuracy.get("accuracy_high")
-        interval = f" ({low:.3f} to {high:.3f})" if low is not None and high is not None else ""
-        console.print(f"reward model accuracy on held-out rankings: {accuracy['accuracy']:.3f}{interval}")
+    claims = Table("claim", "paper", "measured", "holds", title="claims of InstructGPT", show_edge=False)
+    for claim in written["claims"]:
+        interval = f" ({claim['low']:.3f} to {claim['high']:.3f})" if claim["low"] is not None else ""
+        measured = f"{claim['measured']:.3f}{interval}"
+        claims.add_row(claim["claim"], claim["paper"], measured, "yes" if claim["holds"] else "no")
+    if written["claims"]:
+        console.print(claims)
     console.print(json.dumps({"seconds": {k: round(v, 1) for k, v in written["wall_seconds"].items()}}))

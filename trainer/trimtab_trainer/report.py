@@ -1,8 +1,8 @@
 """report.json and report.html of a run: figures, plots and samples, in one file that needs nothing else.
 
-report.json: `{"name", "config", "versions", "stages": {stage: {"metrics", "details"}}, "models": {name: figures},
-"iterations": [{...}], "wall_seconds": {stage: seconds}}`. For the miniature the gold score of every sample is added: it
-is computed from prompt and answer alone, and no model was ever trained on it.
+report.json: `{"name", "config", "versions", "stages": {stage: {"metrics", "details"}}, "models": {name: {figure: {
+"value", "low", "high"}}}, "claims": [{"claim", "paper", "measured", "low", "high", "holds", "note"}], "iterations":
+[{...}], "wall_seconds": {stage: seconds}}`.
 """
 
 from __future__ import annotations
@@ -16,17 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import numpy as np
 import yaml
 
 from trimtab_trainer.checkpoint import write_file_atomically
 from trimtab_trainer.reporter import step_metrics
 from trimtab_trainer.run import read_outcome
-from trimtab_trainer.samples import read_figures
 
 __all__ = ["write_report"]
 
-_ORDER = ("base", "start", "ppo")
+_ORDER = ("base", "few_shot", "sft", "ppo", "ppo_ptx", "ptx_control")
 _PLOTS = (
     ("ppo", "reward and score", ("reward", "score")),
     ("ppo", "KL to the reference, nats of a sequence", ("mean_kl", "kl_k3")),
@@ -55,10 +53,7 @@ def write_report(directory: Path) -> dict[str, Any]:
     outcome = read_outcome(directory)
     config = yaml.safe_load((directory / "spec.yaml").read_text())
     samples = {path.stem: _read_lines(path) for path in sorted((directory / "samples").glob("*.jsonl"))}
-    models = read_figures(directory)
-    if config.get("miniature") is not None:
-        for name, rows in samples.items():
-            models.setdefault(name, {}).update(_add_gold(rows))
+    models = {path.stem: json.loads(path.read_text()) for path in sorted((directory / "samples").glob("*.json"))}
     series = {stage: step_metrics(directory / "events.jsonl", stage) for stage in config["stages"]}
     written = {
         "name": config["name"],
@@ -69,6 +64,7 @@ def write_report(directory: Path) -> dict[str, Any]:
             for stage, result in outcome.results.items()
         },
         "models": {name: models[name] for name in sorted(models, key=_place)},
+        "claims": outcome.results["evaluate"].details["claims"] if "evaluate" in outcome.results else [],
         "iterations": [{"iteration": step, **metrics} for step, metrics in series.get("ppo", {}).items()],
         "wall_seconds": {**outcome.seconds, "all": sum(outcome.seconds.values())},
     }
@@ -77,30 +73,12 @@ def write_report(directory: Path) -> dict[str, Any]:
     return written
 
 
-def _add_gold(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Gold score and hallucination of every sample of the miniature; returns means with a 95 % interval."""
-    from trimtab_trainer.miniature.gold import gold
-
-    for row in rows:
-        found = gold(row["prompt"], row["completion"], finished=row["ended"])
-        row["gold"], row["hallucinated"] = found.score, found.hallucinated
-    scores = np.array([row["gold"] for row in rows])
-    margin = 1.96 * float(scores.std(ddof=1)) / len(scores) ** 0.5 if len(scores) > 1 else 0.0
-    mean = float(scores.mean())
-    return {
-        "gold": mean,
-        "gold_low": mean - margin,
-        "gold_high": mean + margin,
-        "hallucination": float(np.mean([row["hallucinated"] for row in rows])),
-    }
-
-
 def _read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def _place(name: str) -> tuple[int, str]:
-    return (_ORDER.index(name) if name in _ORDER else 1, name)
+    return (_ORDER.index(name) if name in _ORDER else len(_ORDER), name)
 
 
 def _versions() -> dict[str, str]:

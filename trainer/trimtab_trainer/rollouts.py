@@ -60,12 +60,14 @@ class RolloutPrompt:
         token_ids: the rendered prompt.
         seed: key of the random draws of its completions.
         num_samples: completions wanted.
+        context: token ids before the prompt that only the sampler sees, such as demonstrations for a few-shot prompt.
     """
 
     prompt_id: str
     token_ids: tuple[int, ...]
     seed: int
     num_samples: int = 1
+    context: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -254,7 +256,7 @@ class RolloutDispatcher:
             prompts=tuple(
                 GenerationPrompt(
                     prompt_id=prompt_id,
-                    prompt=work.prompt.token_ids,
+                    prompt=work.prompt.context + work.prompt.token_ids,
                     seed=work.prompt.seed,
                     num_samples=work.count,
                     first_sample_index=work.first,

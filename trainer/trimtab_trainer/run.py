@@ -50,10 +50,13 @@ STAGE_FUNCTIONS: Mapping[StageName, str] = {
     "collect_rankings": "trimtab_trainer.collect_rankings:collect",
     "reward_model": "trimtab_trainer.reward_model:train",
     "ppo": "trimtab_trainer.ppo:train",
+    "ppo_without_ptx": "trimtab_trainer.ppo:train_without_ptx",
+    "ptx_control": "trimtab_trainer.ptx_control:train",
+    "evaluate": "trimtab_trainer.evaluate:evaluate",
 }
 """Where each stage's function is, `module:function`; imported only when the stage runs."""
 
-_NEED_SERVICES: frozenset[StageName] = frozenset({"collect_rankings", "ppo"})
+_NEED_SERVICES: frozenset[StageName] = frozenset({"collect_rankings", "ppo", "ppo_without_ptx", "evaluate"})
 _FORMAT = 1
 
 

@@ -276,10 +276,6 @@ class PPOConfig(Section):
         description="Rows with `text` whose loss is measured before and after. null: `held_out_fraction` of the "
         "documents of `pretraining`.",
     )
-    evaluation_passages: int | None = Field(default=None, ge=1, description="Most held-out passages. null: all.")
-    compare: tuple[str, ...] = Field(
-        default=("base",), description="Model references sampled beside the start, for the report."
-    )
 
     iterations: Positive = Field(default=500, description="Batches of rollouts (InstructGPT: 256k episodes / 512).")
     prompts_per_iteration: Positive = Field(default=512, description="InstructGPT C.4: batch 512.")
@@ -346,7 +342,6 @@ class PPOConfig(Section):
     rollout_timeout_s: float = Field(default=1800, gt=0, description="A batch not complete by then is an error.")
     checkpoint_every: Positive = Field(default=10, description="Iterations between two checkpoints.")
     keep_checkpoints: int = Field(default=2, ge=2, description="Checkpoints kept: the newest and those before it.")
-    evaluation_prompts: int = Field(default=256, ge=0, description="Held-out prompts of an evaluation. 0: none.")
     seed: int | None = Field(default=None, ge=0, lt=2**63, description="Prompt order, draws. null: the run's seed.")
 
     @model_validator(mode="after")
@@ -365,3 +360,31 @@ class PPOConfig(Section):
                 f"({self.iterations})"
             )
         return self
+
+
+class EvaluatedModel(Section):
+    """One model of the evaluation."""
+
+    model: str = Field(description="Model reference.")
+    demonstrations: int = Field(
+        default=0, ge=0, le=16, description="Demonstrations put before each prompt: a few-shot prompted base."
+    )
+
+
+class EvaluateConfig(Section):
+    """What the models of a run answer to held-out prompts, and what became of their pretraining."""
+
+    models: dict[str, EvaluatedModel] = Field(
+        default={
+            "base": EvaluatedModel(model="base"),
+            "sft": EvaluatedModel(model="sft"),
+            "ppo_ptx": EvaluatedModel(model="ppo"),
+        },
+        min_length=1,
+        description="Name to model. The claims compare those named base, few_shot, sft, ppo and ppo_ptx.",
+    )
+    prompts: int | None = Field(default=256, ge=1, description="Held-out prompts of `ppo`, at most. null: all.")
+    samples_per_prompt: Positive = Field(default=4, description="Answers of each model to a prompt, seeds of its own.")
+    passages: int | None = Field(default=None, ge=1, description="Held-out pretraining passages. null: all.")
+    bootstrap_samples: int = Field(default=2000, ge=100, le=100_000, description="Resamples of the prompts.")
+    seed: int | None = Field(default=None, ge=0, lt=2**63, description="Of draws and resamples. null: the run's seed.")

@@ -188,6 +188,27 @@ def agreement(rows: Iterable[dict[str, Any]]) -> tuple[float, int]:
     return (agreed / total if total else float("nan")), total
 
 
+def oracle(rows: Iterable[dict[str, Any]], *, group: str) -> float:
+    """How often the gold score orders a pair as a labeler of a group did: what no reward model can honestly exceed.
+
+    Pairs that the labeler ties are left out; a pair that is equal in gold counts one half. Every answer counts as
+    finished: one that was cut off does not end in a full stop, or is too long, and scores as unfinished by itself.
+    """
+    agreed = total = 0.0
+    for row in rows:
+        scores = [gold(row["prompt"], answer).score for answer in row["answers"]]
+        for label in row["labels"]:
+            if label["group"] != group:
+                continue
+            places = tie_positions(label["ranking"])
+            for a, b in combinations(range(len(scores)), 2):
+                if places[a] != places[b]:
+                    difference = (scores[a] - scores[b]) * (places[b] - places[a])
+                    agreed += 1.0 if difference > 0 else 0.5 if difference == 0 else 0.0
+                    total += 1
+    return agreed / total if total else float("nan")
+
+
 @lru_cache(maxsize=4096)
 def _criteria(prompt: str, answer: str, finished: bool) -> dict[str, float]:
     """The labelers of one row look at the same answers one after the other."""

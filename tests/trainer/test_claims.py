@@ -1,0 +1,71 @@
+"""Statistics of the claims table, against scipy and against counting by hand."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from trimtab_trainer.claims import give_back, mean_difference, sample_mean, win_rate
+
+
+def draw(seed: int, prompts: int, samples: int, shift: float = 0.0) -> list[list[float]]:
+    return (np.random.default_rng(seed).normal(shift, 1, (prompts, samples)).round(1)).tolist()
+
+
+def test_win_rate_counts_every_pair_of_a_prompt() -> None:
+    ours, theirs = draw(0, 60, 4, 0.3), draw(1, 60, 3)
+    found = win_rate(ours, theirs, samples=500, seed=0)
+    rates, ties = [], []
+    for left, right in zip(ours, theirs, strict=True):
+        pairs = list(itertools.product(left, right))
+        rates.append(sum(1.0 if a > b else 0.5 if a == b else 0.0 for a, b in pairs) / len(pairs))
+        ties.append(sum(a == b for a, b in pairs) / len(pairs))
+    assert found.value == pytest.approx(np.mean(rates)) and found.ties == pytest.approx(np.mean(ties))
+    assert found.low < found.value < found.high and found.prompts == 60
+    mirrored = win_rate(theirs, ours, samples=500, seed=0)
+    assert mirrored.value == pytest.approx(1 - found.value) and mirrored.ties == pytest.approx(found.ties)
+
+
+def test_win_rate_is_mann_whitneys_u_over_its_pairs() -> None:
+    ours, theirs = draw(2, 1, 30, 0.5), draw(3, 1, 25)
+    u = scipy.stats.mannwhitneyu(ours[0], theirs[0]).statistic
+    assert win_rate(ours * 5, theirs * 5, samples=100, seed=0).value == pytest.approx(u / (30 * 25))
+
+
+def test_intervals_are_those_of_scipys_bootstrap_and_cover() -> None:
+    values = draw(4, 200, 4, 0.5)
+    found = sample_mean(values, samples=4000, seed=1)
+    means = np.mean(values, axis=1)
+    theirs = scipy.stats.bootstrap((means,), np.mean, n_resamples=4000, method="percentile", rng=2).confidence_interval
+    assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high), abs=0.01)
+    covered = [
+        estimate.low <= 0.5 <= estimate.high
+        for seed in range(200)
+        if (estimate := sample_mean(draw(100 + seed, 60, 2, 0.5), samples=300, seed=seed))
+    ]
+    assert 0.89 <= np.mean(covered) <= 0.99  # 0.95 expected, standard deviation 0.015
+
+
+def test_a_paired_difference_is_tighter_than_an_unpaired_one() -> None:
+    noise = np.random.default_rng(5).normal(0, 3, (100, 1))
+    ours = (noise + np.random.default_rng(6).normal(0.5, 0.3, (100, 4))).tolist()
+    theirs = (noise + np.random.default_rng(7).normal(0, 0.3, (100, 4))).tolist()
+    found = mean_difference(ours, theirs, samples=1000, seed=0)
+    difference = np.mean(ours, axis=1) - np.mean(theirs, axis=1)
+    low, high = scipy.stats.t.interval(0.95, 99, difference.mean(), scipy.stats.sem(difference))
+    assert (found.low, found.high) == pytest.approx((low, high), abs=0.02) and found.low > 0.4
+
+
+def test_give_back_over_tokens() -> None:
+    generator = np.random.default_rng(8)
+    tokens = generator.integers(5, 30, 400).astype(float)
+    start = tokens * (1.0 + generator.normal(0, 0.1, 400))
+    losses = {"start": start, "ppo": start + 0.10 * tokens, "ptx": start + 0.02 * tokens}
+    found = give_back(losses, tokens, samples=300, seed=0)
+    assert found.tax.value == pytest.approx(0.10) and found.returned.value == pytest.approx(0.8)
+    assert found.returned.low == pytest.approx(0.8) == pytest.approx(found.returned.high)
+    below = {**losses, "ptx": start - 0.05 * tokens}
+    assert give_back(below, tokens, samples=300, seed=0).returned.value == pytest.approx(1.5)

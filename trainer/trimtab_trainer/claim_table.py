@@ -1,0 +1,195 @@
+"""Which claims of InstructGPT a run can check, and what it measured of each.
+
+A claim is in the table when the models that it speaks of were evaluated, under the names base, few_shot, sft, ppo
+(gamma 0) and ppo_ptx. Preference is by the gold score where there is one, else by the reward model that trained the
+policy, which the note then says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from trimtab_trainer.claims import Claim, give_back, mean_difference, sample_mean, win_rate
+from trimtab_trainer.context import StageResult
+
+__all__ = ["Evaluated", "claim_table", "figures_of"]
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What is known of one model.
+
+    Attributes:
+        answers: for each prompt its answers, as saved in samples/NAME.jsonl.
+        losses: [passage] summed loss of each held-out pretraining passage, nats; None when none was measured.
+        tokens: [passage] counted tokens.
+        figures: name to {"value", "low", "high"}, as saved in samples/NAME.json.
+    """
+
+    answers: Sequence[Sequence[Mapping[str, Any]]]
+    losses: npt.NDArray[np.float64] | None = None
+    tokens: npt.NDArray[np.float64] | None = None
+    figures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+    def of(self, key: str) -> list[list[float]]:
+        """One figure of every answer, by prompt; empty when the answers do not have it."""
+        if not self.answers or key not in self.answers[0][0]:
+            return []
+        return [[float(answer[key]) for answer in answers] for answers in self.answers]
+
+
+def figures_of(model: Evaluated, *, samples: int, seed: int) -> dict[str, dict[str, float]]:
+    """Means over the prompts with their 95 % intervals: reward, gold, hallucinated, kl, ended, tokens, and the loss."""
+    found: dict[str, dict[str, float]] = {}
+    for key in ("reward", "gold", "hallucinated", "kl", "ended", "tokens"):
+        if values := model.of(key):
+            estimate = sample_mean(values, samples=samples, seed=seed)
+            found[key] = {"value": estimate.value, "low": estimate.low, "high": estimate.high}
+    if model.losses is not None and model.tokens is not None:
+        found["pretraining_loss"] = {"value": float(model.losses.sum() / model.tokens.sum())}
+    return found
+
+
+def claim_table(
+    models: Mapping[str, Evaluated], results: Mapping[str, StageResult], *, samples: int, seed: int
+) -> list[Claim]:
+    """Every claim whose models were evaluated.
+
+    Args:
+        models: by name; all answered the same prompts.
+        results: of the stages before: the reward model's accuracy, the labelers' agreement.
+        samples: bootstrap resamples.
+        seed: of the bootstrap.
+    """
+    claims = []
+    for ours, theirs, claim, paper in (
+        ("ppo_ptx", "sft", "PPO-ptx is preferred to SFT", "preferred at every size (figure 1)"),
+        ("ppo_ptx", "base", "PPO-ptx is preferred to the base model", "0.85 ± 0.03 at 175 B (section 4.1)"),
+        ("ppo_ptx", "few_shot", "PPO-ptx is preferred to the few-shot prompted base", "0.71 ± 0.04 at 175 B"),
+        ("sft", "few_shot", "SFT is preferred to the few-shot prompted base", "preferred at every size (figure 1)"),
+    ):
+        if ours in models and theirs in models:
+            claims.append(_preferred(models[ours], models[theirs], claim, paper, samples, seed))
+    claims += _reward_model(results)
+    claims += _hallucination(models, samples, seed)
+    claims += _alignment_tax(models, samples, seed)
+    return claims
+
+
+def _preferred(ours: Evaluated, theirs: Evaluated, claim: str, paper: str, samples: int, seed: int) -> Claim:
+    key = "gold" if ours.of("gold") else "reward"
+    found = win_rate(ours.of(key), theirs.of(key), samples=samples, seed=seed)
+    by = "gold score" if key == "gold" else "the reward model that the policy was trained on, which favours it"
+    note = f"win rate by {by}, a tie is 1/2; ties {found.ties:.0%}; {found.prompts} prompts"
+    return Claim(claim, paper, found.value, found.low, found.high, found.low > 0.5, note)
+
+
+def _reward_model(results: Mapping[str, StageResult]) -> list[Claim]:
+    if "reward_model" not in results or "accuracy" not in results["reward_model"].metrics:
+        return []
+    metrics = results["reward_model"].metrics
+    low, high = metrics.get("accuracy_low"), metrics.get("accuracy_high")
+    beats = metrics["accuracy"] > metrics["longer_wins"] and low is not None and low > 0.5
+    beside = [f'"the longer answer wins" {metrics["longer_wins"]:.3f}']
+    if "collect_rankings" not in results:
+        note = f"held-out prompts; {beside[0]}; holds where it beats that and chance"
+        paper = "0.724 ± 0.004"
+        return [Claim("the reward model predicts labelers", paper, metrics["accuracy"], low, high, beats, note)]
+    labelers = results["collect_rankings"].metrics
+    agreement = labelers["labeler_agreement"]
+    beside.append(f"two labelers agree on {agreement:.3f}")
+    below_oracle = True
+    if "oracle" in labelers:
+        beside.append(f"the gold score on {labelers['oracle']:.3f}")
+        below_oracle = metrics["accuracy"] <= labelers["oracle"]
+    near = metrics["accuracy"] >= agreement - 0.03
+    note = f"held-out prompts; {'; '.join(beside)}; holds within 3 points of the agreement or above"
+    claims = [
+        Claim(
+            "the reward model predicts the labelers it learnt from",
+            "0.724 ± 0.004; labelers agree on 0.726 ± 0.015",
+            metrics["accuracy"],
+            low,
+            high,
+            bool(beats and near and below_oracle),
+            note,
+        )
+    ]
+    groups: Mapping[str, Any] = results["reward_model"].details.get("accuracy_by_group", {})
+    held_out = next((found for name, found in groups.items() if name.split()[-1] == "held_out"), None)
+    if held_out is not None:
+        near = held_out["value"] >= metrics["accuracy"] - 0.05
+        claims.append(
+            Claim(
+                "it predicts labelers whom it never saw nearly as well",
+                "0.696 ± 0.009",
+                held_out["value"],
+                held_out["low"],
+                held_out["high"],
+                bool(near and (held_out["low"] or 0) > 0.5),
+                f"held-out prompts; holds within 5 points of the training labelers' {metrics['accuracy']:.3f}",
+            )
+        )
+    return claims
+
+
+def _hallucination(models: Mapping[str, Evaluated], samples: int, seed: int) -> list[Claim]:
+    if not {"base", "ppo_ptx"} <= models.keys() or not models["ppo_ptx"].of("hallucinated"):
+        return []
+    invented = {name: model.of("hallucinated") for name, model in models.items()}
+    found = mean_difference(invented["ppo_ptx"], invented["base"], samples=samples, seed=seed)
+    rates = ", ".join(
+        f"{name} {np.mean([np.mean(one) for one in invented[name]]):.3f}"
+        for name in ("base", "few_shot", "sft", "ppo", "ppo_ptx")
+        if name in invented
+    )
+    return [
+        Claim(
+            "PPO-ptx invents less than the base model",
+            "0.41 to 0.21 of closed-domain answers (section 1)",
+            found.value,
+            found.low,
+            found.high,
+            found.high < 0,
+            f"change of the share of answers with a statement that the text does not support: {rates}",
+        )
+    ]
+
+
+def _alignment_tax(models: Mapping[str, Evaluated], samples: int, seed: int) -> list[Claim]:
+    needed = {"start": "sft", "ppo": "ppo", "ptx": "ppo_ptx"}
+    losses = {key: models[name].losses for key, name in needed.items() if name in models}
+    known = {key: value for key, value in losses.items() if value is not None}
+    tokens = models["sft"].tokens if "sft" in models else None
+    if len(known) < len(needed) or tokens is None:
+        return []
+    found = give_back(known, tokens, samples=samples, seed=seed)
+    note = "(loss after PPO - after PPO-ptx) / (loss after PPO - at its start), equal iterations"
+    if "ptx_control" in models and (control := models["ptx_control"].losses) is not None:
+        only = give_back({**known, "ptx": control}, tokens, samples=samples, seed=seed)
+        note += f"; the same ptx steps without RL: {only.returned.value:.2f}"
+    return [
+        Claim(
+            "PPO alone forgets what was pretrained",
+            "regressions on public NLP sets (section 4.2)",
+            found.tax.value,
+            found.tax.low,
+            found.tax.high,
+            found.tax.low > 0,
+            "change of the loss on held-out pretraining text, nats of a token",
+        ),
+        Claim(
+            "pretraining gradients give it back",
+            "regressions recovered at gamma >= 20 (appendix E)",
+            found.returned.value,
+            found.returned.low,
+            found.returned.high,
+            found.returned.low > 0.6,
+            note,
+        ),
+    ]
