@@ -24,7 +24,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+from transformers import GenerationConfig
+from workloads.models import VOCAB, policy_model
 
 from trimtab.types import SamplingParams
 from trimtab_services.generation.engines.base import SequenceRequest
@@ -34,25 +35,6 @@ GOAL = 3.0
 Work = list[tuple[tuple[int, ...], int]]
 
 
-def build_model() -> LlamaForCausalLM:
-    """The 10.5 M parameter policy, the same weights in every run."""
-    torch.manual_seed(7)
-    config = LlamaConfig(
-        vocab_size=8192,
-        hidden_size=256,
-        intermediate_size=688,
-        num_hidden_layers=8,
-        num_attention_heads=8,
-        num_key_value_heads=8,
-        max_position_embeddings=1024,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-        tie_word_embeddings=False,
-    )
-    return LlamaForCausalLM(config).eval()
-
-
 def build_requests(count: int, seed: int = 7) -> Work:
     """(prompt token ids, limit) of each request."""
     draw = random.Random(seed)
@@ -60,7 +42,7 @@ def build_requests(count: int, seed: int = 7) -> Work:
     def length() -> int:
         return max(8, min(128, int(draw.expovariate(1 / 40))))
 
-    return [(tuple(draw.randrange(3, 8192) for _ in range(length())), length()) for _ in range(count)]
+    return [(tuple(draw.randrange(3, VOCAB) for _ in range(length())), length()) for _ in range(count)]
 
 
 def static_batches(model: Any, work: Work, batch: int) -> Callable[[], int]:
@@ -115,7 +97,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    model, work = build_model(), build_requests(args.requests)
+    model, work = policy_model(), build_requests(args.requests)
     static = static_batches(model, work, args.batch)
     engine = TransformersEngine(model, slots=args.slots, deterministic=args.deterministic)
     sides = {"generate_static": static, "engine": continuous(engine, work)}

@@ -23,8 +23,7 @@ from typing import Any
 
 import torch
 import yaml
-from tokenizers import Tokenizer, models
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from workloads.models import VOCAB, make_folders
 
 from trimtab import Client
 from trimtab.types import (
@@ -38,42 +37,16 @@ from trimtab.types import (
     ServiceState,
 )
 from trimtab_models.heads import hidden_states, read_rewards
-from trimtab_models.loading import load_policy, load_reward_model, reward_model_from_policy, save_model
+from trimtab_models.loading import load_policy, load_reward_model
 from trimtab_models.logprobs import token_logprobs
 from trimtab_models.packing import pad_right
 from trimtab_services.generation.engines.base import SequenceRequest
 from trimtab_services.generation.engines.transformers import TransformersEngine
 
-VOCAB = 8192
 BATCH_TOKENS = 8192
 GOALS = {"generation": 0.03, "reward": 0.05, "reference": 0.05}
 
 Sequences = list[tuple[int, ...]]
-
-
-def make_folders(folder: Path) -> tuple[Path, Path]:
-    """A policy and a reward model with random weights, and a tokenizer that only names its ids."""
-    torch.manual_seed(7)
-    config = LlamaConfig(
-        vocab_size=VOCAB,
-        hidden_size=256,
-        intermediate_size=688,
-        num_hidden_layers=8,
-        num_attention_heads=8,
-        num_key_value_heads=8,
-        max_position_embeddings=1024,
-        pad_token_id=0,
-        bos_token_id=None,
-        eos_token_id=1,
-    )
-    words = {f"w{i}": i for i in range(2, VOCAB)} | {"<pad>": 0, "<eos>": 1}
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="<pad>")), pad_token="<pad>", eos_token="<eos>"
-    )
-    save_model(LlamaForCausalLM(config), tokenizer, folder / "policy")
-    reward = reward_model_from_policy(folder / "policy", tokenizer=tokenizer, seed=7)
-    save_model(reward, tokenizer, folder / "reward")
-    return folder / "policy", folder / "reward"
 
 
 @contextmanager
