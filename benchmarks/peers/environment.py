@@ -27,7 +27,7 @@ def run_peer(script: str, requirements: list[str], arguments: dict[str, Any], *,
     """
     python = _environment(requirements)
     command = [str(python), str(Path(__file__).parent / script), json.dumps(arguments)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=timeout_s)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s)
     if done.returncode:
         raise SystemExit(f"{script} failed:\n{done.stderr[-4000:]}")
     result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])

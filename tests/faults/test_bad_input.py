@@ -54,6 +54,7 @@ def write_spec(folder: Path, **changes: object) -> Path:
         ("ppo.sampling.top_p=0.8", ("top_p is 0.8", "allowed in PPO: 1.0", "ratio")),
         ("stages=[ppo, sft]", ("ppo, sft", "in the order")),
         ("precision=bfloat16", ("precision is bfloat16", "float32")),
+        ("stages=[ppo]", ("ppo.policy is 'sft/rl_init'", "stage sft does not run before ppo")),
     ],
 )
 def test_wrong_run_spec(tmp_path: Path, override: str, words: tuple[str, ...]) -> None:

@@ -17,6 +17,7 @@ from tiny_models import make_policy, make_tokenizer
 from trimtab.client import Client
 from trimtab.local import CHANNELS, LocalServices, read_endpoints
 from trimtab.types import ServiceState
+from trimtab.v1 import weights_pb2
 from trimtab_models.loading import reward_model_from_policy, save_model
 from trimtab_models.tokenizer import load_tokenizer, tokenizer_digest
 from trimtab_models.versions import publish_folder
@@ -122,6 +123,22 @@ def test_a_service_with_another_tokenizer(
     served = tokenizer_digest(load_tokenizer(llama_folder))
     address = read_endpoints(services.directory)["generation"][0]["grpc"]
     refused(run(write_ppo(tmp_path, other_folder, reward, services)), f"generation at {address}", served)
+
+
+def test_a_policy_that_runs_away_is_rolled_back(
+    tmp_path: Path, services: LocalServices, llama_folder: Path, reward_folder: Path
+) -> None:
+    optimizer = {"learning_rate": 0.05, "schedule": "constant", "final_fraction": 1.0}
+    spec = write_ppo(tmp_path, llama_folder, reward_folder, services, kl_limit=0.5, optimizer=optimizer)
+    refused(run(spec), "mean KL of the batch is", "ppo.kl_limit: 0.5", "Generation is back on version")
+    iterations = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    metrics = [row["metrics"] for row in iterations if row["event"] == "step_done"]
+    assert metrics and all(row["mean_kl"] <= 0.5 for row in metrics)
+    assert list((tmp_path / "run" / "diverged").glob("ppo-step-*.safetensors"))
+    with Client(read_endpoints(services.directory)["weights"][0]["grpc"]) as weights:
+        channels = weights.list_channels(weights_pb2.ListChannelsRequest()).channels
+    latest = next(channel.version for channel in channels if channel.name == CHANNELS["generation"])
+    assert latest == metrics[-1]["version"] - 1  # the last step published the version that ran away
 
 
 def test_a_service_that_dies_for_good_ends_the_run_and_loses_nothing(

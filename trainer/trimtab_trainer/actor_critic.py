@@ -104,7 +104,7 @@ class ActorCritic:
         *,
         policy_moves: bool,
         measure_norms: bool,
-    ) -> None:
+    ) -> float:
         """One optimizer step of each model on a minibatch (InstructGPT 3.5, equation 2).
 
         The policy's gradient is that of the PPO loss (mean over completion tokens) plus ptx_coef times that of the
@@ -118,6 +118,10 @@ class ActorCritic:
             figures: gets the figures of the step.
             policy_moves: False trains the values only (critic warm-up).
             measure_norms: also measures the norm of each of the two gradients, which holds one more copy of them.
+
+        Returns:
+            KL of the policy from the one before the update, as the minibatch met it (k3, nats of a token); 0 where the
+            policy does not move.
 
         Raises:
             TrainingDiverged: a loss or a gradient is not finite.
@@ -138,17 +142,19 @@ class ActorCritic:
             figures.add(value_loss=float(loss.detach()))
         figures.add(value_gradient_norm=self.values.update().gradient_norm)
         if not policy_moves:
-            return
-        self._policy_gradient(minibatch, experience, config, figures)
+            return 0.0
+        kl = self._policy_gradient(minibatch, experience, config, figures)
         if ptx and config.ptx_coef > 0:
             self._ptx_gradient(ptx, config, figures, measure_norms=measure_norms)
         step = self.policy.update()
         figures.add(policy_gradient_norm=step.gradient_norm, learning_rate=step.learning_rate)
         self._move_average(config.ema_decay)
+        return kl
 
     def _policy_gradient(
         self, minibatch: Minibatch, experience: Experience, config: PPOConfig, figures: UpdateFigures
-    ) -> None:
+    ) -> float:
+        kl_sum = 0.0
         for micro in minibatch.micro_batches:
             with self.policy.autocast():
                 logprobs, entropies = _logprobs(self.policy, micro, config.sampling.temperature, entropy=True)
@@ -170,6 +176,8 @@ class ActorCritic:
                 update_kl=found.kl_sum,
                 entropy=float(entropies.sum()) if entropies is not None else 0.0,
             )
+            kl_sum += found.kl_sum
+        return kl_sum / minibatch.token_count
 
     def _ptx_gradient(
         self, ptx: Sequence[Example], config: PPOConfig, figures: UpdateFigures, *, measure_norms: bool

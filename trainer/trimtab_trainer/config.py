@@ -184,12 +184,31 @@ class RunSpec(Section):
             raise ValueError(f"model is {MINIATURE}, so the section `miniature` must be there")
         if self.data_directory is None and any("{data}" in path for path in self.data_paths()):
             raise ValueError("a data path holds {data}, so `data_directory` must be set")
+        for stage, key, reference in self._model_references():
+            maker = reference.partition("/")[0]
+            if maker in STAGES and maker not in self.stages[: self.stages.index(stage)]:
+                raise ValueError(
+                    f"{key} is {reference!r}, but stage {maker} does not run before {stage}; stages are "
+                    f"{', '.join(self.stages)}"
+                )
         return self
 
     def stage_config(self, stage: StageName) -> BaseModel:
         """The section of a stage."""
         config: BaseModel = getattr(self, "ppo" if stage in _CONTROLS else stage)
         return config
+
+    def _model_references(self) -> Iterator[tuple[StageName, str, str]]:
+        """(stage, key, model reference) of every stage that runs."""
+        for stage in self.stages:
+            config = self.stage_config(stage)
+            section = "ppo" if stage in _CONTROLS else stage
+            for key in ("initial_model", "model", "policy", "reward_model"):
+                if isinstance(value := getattr(config, key, None), str):
+                    yield stage, f"{section}.{key}", value
+            if isinstance(config, EvaluateConfig):
+                for name, one in config.models.items():
+                    yield stage, f"evaluate.models.{name}", one.model
 
     def data_paths(self) -> Iterator[str]:
         """Every dataset path of the stages that run, as written."""

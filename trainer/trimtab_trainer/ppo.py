@@ -73,6 +73,7 @@ def train(context: StageContext, config: PPOConfig) -> StageResult:
         version = services.publish(agent.policy.model, tokenizer, step=agent.policy.step)
         sampled_at = {version: state.iteration}  # iteration from which on a version was the policy
         pending = sampler.submit(state.iteration, version)
+        good_version = version  # the last one whose rollouts were fit to train on
 
         context.reporter.stage_started(context.stage, config.iterations, step=state.iteration)
         while state.iteration < config.iterations and not state.stopped_by_kl:
@@ -87,7 +88,10 @@ def train(context: StageContext, config: PPOConfig) -> StageResult:
                 _watch_health(context, experience, state)
                 check_logprobs(config, experience, first=state.iteration == 0)
             with clock.phase("update"), _saving_batch(context, state, experience):
+                _check_divergence(config, services, experience, good_version)
                 figures = _update(context, config, agent, experience, plan, data, state)
+                agent.kl.update(_mean_kl(experience), len(experience.rollouts))
+            good_version = version
             with clock.phase("publish"):
                 version = services.publish(agent.policy.model, tokenizer, step=agent.policy.step)
                 sampled_at[version] = state.iteration + 1
@@ -280,9 +284,12 @@ def _update(
             ptx = data.next_passages(state.passages_used, minibatch.episodes) if policy_moves else []
             state.passages_used += len(ptx)
             first = epoch == 0 and number == 0
-            agent.update(minibatch, experience, ptx, config, figures, policy_moves=policy_moves, measure_norms=first)
-    kl = _sequence_means(kl_penalties(experience.old_logprobs, experience.ref_logprobs, experience.mask))
-    agent.kl.update(kl, len(experience.rollouts))
+            kl = agent.update(
+                minibatch, experience, ptx, config, figures, policy_moves=policy_moves, measure_norms=first
+            )
+            figures.first["steps_made"] = figures.steps
+            if config.update_kl_stop is not None and kl > config.update_kl_stop:
+                return figures
     return figures
 
 
@@ -305,7 +312,7 @@ def _metrics(experience: Experience, figures: UpdateFigures, agent: ActorCritic,
     tokens = int(mask.sum())
     return {
         "score": float(experience.scores.mean()),
-        "mean_kl": _sequence_means(kl_penalties(experience.old_logprobs, experience.ref_logprobs, mask)),
+        "mean_kl": _mean_kl(experience),
         "reward": float(np.mean([_given(r.reward, r, "reward") for r in rollouts])),
         "ended_fraction": float(np.mean([rollout.ended for rollout in rollouts])),
         "completion_tokens": tokens / len(rollouts),
@@ -365,6 +372,29 @@ def _saving_batch(context: StageContext, state: PPOState, experience: Experience
                     f"{name} of the batch are not finite", field=name, value=math.nan, limit="finite"
                 )
         yield
+
+
+def _check_divergence(config: PPOConfig, services: Services, experience: Experience, good_version: int) -> None:
+    """Refuses a batch whose policy has run away from the reference, and rolls the channel back before it.
+
+    Raises:
+        TrainingDiverged: the mean KL of the batch is beyond `kl_limit`.
+    """
+    kl = _mean_kl(experience)
+    if config.kl_limit is None or kl <= config.kl_limit:
+        return
+    services.roll_back(good_version)
+    raise TrainingDiverged(
+        f"mean KL of the batch is {kl:.3g} nats; allowed by ppo.kl_limit: {config.kl_limit:g}. Generation is back on "
+        f"version {good_version}, the last one within it; a lower learning rate or a larger kl_coef keeps it there",
+        field="ppo.kl_limit",
+        value=kl,
+        limit=config.kl_limit,
+    )
+
+
+def _mean_kl(experience: Experience) -> float:
+    return _sequence_means(kl_penalties(experience.old_logprobs, experience.ref_logprobs, experience.mask))
 
 
 def _sequence_means(per_token: Tensor) -> float:

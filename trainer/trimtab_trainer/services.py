@@ -111,6 +111,21 @@ class Services:
         )
         return int(manifest.version)
 
+    def roll_back(self, version: int) -> None:
+        """Points the channel that generation follows to an earlier version.
+
+        Raises:
+            TrimtabError: the weights service refused it, or cannot be reached.
+        """
+        self._lease.check()
+        request = weights_pb2.SetChannelRequest(
+            channel=CHANNELS["generation"],
+            version=version,
+            expected_previous_version=-1,
+            lease_id=self._lease.lease_id,
+        )
+        self.weights.set_channel(request, timeout_s=30.0)
+
     def serve(self, service: str, folder: Path) -> int:
         """Publishes a model folder to the channel of `reward` or `reference` and waits until every replica serves it.
 

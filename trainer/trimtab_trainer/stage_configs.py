@@ -308,6 +308,18 @@ class PPOConfig(Section):
     kl_stop: float | None = Field(
         default=None, gt=0, description="Ends the stage, well, once mean KL of a batch passes it. null: never."
     )
+    kl_limit: float | None = Field(
+        default=100.0,
+        gt=0,
+        description="Mean KL of a batch, nats of a sequence, beyond which the run has diverged: the batch is saved, "
+        "generation goes back to the last good version, the run fails. null: no limit.",
+    )
+    update_kl_stop: float | None = Field(
+        default=None,
+        gt=0,
+        description="Ends an iteration's update early once a minibatch is that far from the policy before it (k3, nats "
+        "of a token; OpenAI baselines: 0.015). null: never.",
+    )
     missing_eos_score: Literal["auto", "none"] | float = Field(
         default="auto",
         description="Replaces the score of a completion without EOS (N+, Ziegler: -1). auto: the lesser of -1 and the "

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from trimtab.errors import ConfigError, DataError
-from trimtab_trainer.data import read_demonstrations, read_pretraining, read_prompts, read_rankings
+from trimtab_trainer.data import PromptRow, read_demonstrations, read_pretraining, read_prompts, read_rankings
 from trimtab_trainer.data.check import describe_dataset, find_leaks
 from trimtab_trainer.data.records import PromptText
 
@@ -154,6 +154,49 @@ def test_parquet_that_mixes_forms(tmp_path: Path) -> None:
     assert [row.labelings[0].ranks for row in read_rankings(tmp_path / "rows.parquet")] == [(1, 0), (0, 1)]
 
 
+def test_parquet_with_a_column_twice_is_refused(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="Parquet needs pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.table([["a"], ["b"]], names=["prompt", "prompt"]), tmp_path / "rows.parquet")
+    with pytest.raises(DataError, match="rows.parquet: cannot be read: the column 'prompt' is there twice"):
+        read_prompts(tmp_path / "rows.parquet")
+
+
+def test_parquet_with_checksums_damaged_at_every_byte(tmp_path: Path) -> None:
+    """Never another error, and never other texts."""
+    pyarrow = pytest.importorskip("pyarrow", reason="Parquet needs pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    file = tmp_path / "rows.parquet"
+    expected = [f"prompt {number}" for number in range(30)]
+    parquet.write_table(pyarrow.table({"prompt": expected}), file, write_page_checksum=True)
+    whole = file.read_bytes()
+    footer = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")  # has no checksum
+    for position in range(footer):
+        damaged = bytearray(whole)
+        damaged[position] ^= 0x55
+        try:
+            assert prompts(file, bytes(damaged)) == expected
+        except DataError:
+            pass
+
+
+def test_damaged_saved_dataset(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets", reason="saved datasets need the library datasets")
+    datasets.Dataset.from_list([{"prompt": "a"}]).save_to_disk(tmp_path / "saved")
+    for name in ("dataset_info.json", "state.json", "data-00000-of-00001.arrow"):
+        file = tmp_path / "saved" / name
+        whole = file.read_bytes()
+        for content in (b"", whole[: len(whole) // 2], b"[]", b"junk"):
+            file.write_bytes(content)
+            with pytest.raises(DataError, match="cannot be read"):
+                read_prompts(tmp_path / "saved")
+        file.write_bytes(whole)
+    assert [row.prompt for row in read_prompts(tmp_path / "saved")] == ["a"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="cannot be read"):
+        read_prompts(tmp_path / "empty")
+
+
 def test_a_saved_dataset_with_splits_asks_for_one(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets", reason="saved datasets need the library datasets")
     rows = datasets.Dataset.from_list([{"prompt": "a"}, {"prompt": "b"}])
@@ -239,11 +282,30 @@ def test_prompts_that_two_files_share(tmp_path: Path) -> None:
     told = subprocess.run([*command, str(other), "--json"], capture_output=True, text=True, timeout=60)
     assert told.returncode == 1, told.stderr
     assert json.loads(told.stdout)["shared"][str(other)]["prompts"] == 1
-    apart = subprocess.run([*command[:-1], "prompts", str(one)], capture_output=True, text=True, timeout=60)
-    assert apart.returncode == 1 and "3 equal" not in apart.stderr and "equal" in apart.stdout
+    same = subprocess.run([*command[:-1], "prompts", str(one)], capture_output=True, text=True, timeout=60)
+    assert same.returncode == 1, same.stderr
+    assert f"prompts shared with {one}: 4 equal, 3 alike" in same.stdout
+    assert f"in 5 rows of {one} and 5 of the other" in same.stdout
     other.write_text('{"prompt": "else", "completion": "x"}')
     clean = subprocess.run([*command, str(other)], capture_output=True, text=True, timeout=60)
     assert clean.returncode == 0 and "0 equal" in clean.stdout, clean.stderr
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "alike"),
+    [
+        ("What is  a\nROBOT?", "what is a robot", True),
+        ("caf\u00e9", "cafe\u0301", True),
+        ("snake_case", "snake case", True),
+        ("cafe", "caf\u00e9", False),
+        ("2 + 2?", "2+2", True),
+        ("2+2", "2 - 2", False),
+        ("1.5 m", "15 m", False),
+    ],
+)
+def test_prompts_that_are_alike(one: str, other: str, alike: bool) -> None:
+    leaks = find_leaks([PromptRow(one)], [PromptRow(other)])
+    assert (leaks.prompts, leaks.similar_prompts, leaks.rows, leaks.other_rows) == (0, alike, alike, alike)
 
 
 REAL = [

@@ -41,7 +41,7 @@ def test_demonstration() -> None:
 def test_prompt_row() -> None:
     assert PromptRow.from_row({"prompt": "  keep my spaces "}).prompt == "  keep my spaces "
     turns = [{"role": "system", "content": "be kind"}, HI, said("yo"), {"role": "user", "content": "and now?"}]
-    assert [turn.role for turn in PromptRow.from_row({"messages": turns}).prompt] == [t["role"] for t in turns]
+    assert PromptRow.from_row({"messages": turns}).prompt == tuple(map(ChatMessage.model_validate, turns))
     assert PromptRow.from_row({"prompt": [HI]}).prompt == (user("hi"),)  # TRL's conversational prompt
 
 

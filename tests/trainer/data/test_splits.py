@@ -100,6 +100,8 @@ def test_sources_and_categories() -> None:
         (lambda: keep_groups(LABELLED, {"chat": ["expert"]}), "groups of chat: the rows have no expert"),
         (lambda: keep_sources(LABELLED, ["blog"]), "sources: the rows have no blog"),
         (lambda: keep_categories([PromptRow("a", "qa")], ["QA"]), "categories: the rows have no QA; they have qa"),
+        (lambda: keep_sources(LABELLED, [""]), 'sources: the rows have no ""; they have chat, news'),
+        (lambda: keep_sources([PromptRow("a")][:0], ["news"]), "sources: the rows have no news; they have none"),
         (lambda: hold_out_labelers(LABELLED, ["zoe"]), "labelers: the rows have no zoe; they have ann, bob, eve"),
     ],
 )

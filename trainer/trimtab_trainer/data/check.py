@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -11,6 +13,9 @@ from trimtab_trainer.data.readers import read_demonstrations, read_pretraining, 
 from trimtab_trainer.data.records import Demonstration, Passage, PromptRow, Ranking, prompt_key
 
 __all__ = ["READERS", "Leaks", "Row", "describe_dataset", "find_leaks"]
+
+_MARK = re.compile(r"(?<!\d)[\W_]|[\W_](?!\d)")
+"""Neither letter nor digit, nor between two digits, where it makes another number or sum: 1.5, 2-2, 2+2."""
 
 Row = Demonstration | Ranking | PromptRow | Passage
 
@@ -55,8 +60,8 @@ class Leaks:
 
     Attributes:
         prompts: different prompts that both files have, letter by letter.
-        similar_prompts: likewise when only letters and digits count and case does not; at least `prompts`, but for
-            those that have neither letter nor digit.
+        similar_prompts: likewise when only letters, digits and a sign between two digits count and case does not; at
+            least `prompts`, but for those that have neither letter nor digit.
         rows: rows of the first file with such a prompt, of either sort.
         other_rows: likewise of the second.
     """
@@ -107,8 +112,9 @@ def _prompt_text(row: Row) -> str:
 
 
 def _similarity(row: Row) -> str:
-    """Letters and digits of the prompt in lower case."""
-    return "".join(filter(str.isalnum, _prompt_text(row).casefold()))
+    """Letters, digits and signs between digits in lower case, composed and decomposed characters alike (NFKC)."""
+    text = unicodedata.normalize("NFKC", _prompt_text(row)).casefold()
+    return _MARK.sub("", "".join(text.split()))
 
 
 def _characters(row: Row) -> int:

@@ -90,8 +90,7 @@ def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any] | DataError]]:
         if path.is_dir():
             yield from enumerate(_saved_dataset(path), 1)
         elif path.suffix == ".parquet":
-            table = _library("pyarrow.parquet", path).ParquetFile(path)
-            yield from enumerate((row for batch in table.iter_batches() for row in batch.to_pylist()), 1)
+            yield from enumerate(_parquet(path), 1)
         else:
             yield from _json_lines(path)
     except (OSError, EOFError, ValueError, zlib.error) as error:  # ValueError: what pyarrow raises
@@ -129,9 +128,22 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
+def _parquet(path: Path) -> Iterator[Mapping[str, Any]]:
+    # Without its checksums, where the file has them, a damaged page may be read as other text.
+    table = _library("pyarrow.parquet", path).ParquetFile(path, page_checksum_verification=True)
+    names = table.schema_arrow.names
+    if twice := sorted({name for name in names if names.count(name) > 1}):  # a row would keep the last of them only
+        raise ValueError(f"the column {twice[0][:80]!r} is there twice")
+    return (row for batch in table.iter_batches() for row in batch.to_pylist())
+
+
 def _saved_dataset(path: Path) -> Iterator[Mapping[str, Any]]:
     """Rows of a folder that `datasets` saved; of several splits, the caller has to name one."""
-    saved = _library("datasets", path).load_from_disk(str(path))
+    library = _library("datasets", path)
+    try:
+        saved = library.load_from_disk(str(path))
+    except (AttributeError, LookupError, TypeError) as error:  # its JSON files have other contents than it wrote
+        raise ValueError(f"no saved dataset: {error!r}") from None
     if isinstance(saved, Mapping):  # a DatasetDict: iterating it would give the names of its splits
         splits = ", ".join(sorted(map(str, saved)))
         raise ConfigError(

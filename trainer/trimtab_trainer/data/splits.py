@@ -188,10 +188,10 @@ def _labelers(rankings: Iterable[Ranking]) -> set[str]:
 def _check_known(field: str, asked: Iterable[str], present: set[str]) -> None:
     unknown = sorted(set(asked) - present)
     if unknown:
-        there = ", ".join(sorted(name or '""' for name in present)) or "none"
+        missing, there = (", ".join(sorted(name or '""' for name in names)) for names in (unknown, present))
         raise DataError(
-            f"{field}: the rows have no {', '.join(unknown)}; they have {there}",
+            f"{field}: the rows have no {missing}; they have {there or 'none'}",
             field=field,
             value=unknown,
-            limit=there,
+            limit=there or "none",
         )
