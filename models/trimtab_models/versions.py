@@ -160,9 +160,19 @@ def write_model_folder(fetched: FetchedVersion, folder: str | Path) -> None:
 
     Args:
         fetched: the version.
-        folder: replaced when it exists.
+        folder: a new or empty one, or a model folder, which is replaced.
+
+    Raises:
+        ConfigError: it is a file, or a folder that holds something else than a model.
     """
     folder = Path(folder)
+    is_model = (folder / "config.json").is_file() and (folder / "model.safetensors").is_file()
+    if folder.exists() and not is_model and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(
+            f"{folder}: is there already and is no model folder; nothing in it is touched. Name a new folder",
+            field="folder",
+            value=folder,
+        )
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f".partial-{folder.name}-{uuid.uuid4().hex[:8]}")
     try:

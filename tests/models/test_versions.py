@@ -70,6 +70,22 @@ def test_serving_dtype_rounds_once(client: Client, llama_folder: Path, tmp_path:
     assert load_policy(tmp_path / "out", dtype="bfloat16").dtype == torch.bfloat16
 
 
+def test_only_a_model_folder_is_written_over(client: Client, llama_folder: Path, tmp_path: Path) -> None:
+    publish_folder(client, llama_folder, channels=["c"])
+    fetched = fetch_version(client, channel="c")
+    papers = tmp_path / "papers"
+    papers.mkdir()
+    write_model_folder(fetched, papers)  # an empty folder
+    letters = tmp_path / "letters"
+    letters.mkdir()
+    (letters / "letter.txt").write_text("dear")
+    for taken in (letters, letters / "letter.txt"):
+        with pytest.raises(ConfigError, match="no model folder; nothing in it is touched"):
+            write_model_folder(fetched, taken)
+    assert [path.name for path in letters.iterdir()] == ["letter.txt"]
+    assert (letters / "letter.txt").read_text() == "dear"
+
+
 def test_reward_model_keeps_its_offset(client: Client, reward_folder: Path, tmp_path: Path) -> None:
     publish_model(client, load_reward_model(reward_folder), make_tokenizer(), channels=["reward/serving"])
     write_model_folder(fetch_version(client, version=1), tmp_path / "out")

@@ -81,7 +81,7 @@ def test_truncated_sampling_is_refused_with_its_reason(tmp_path: Path, override:
         ({"precision": "bfloat16"}, "allowed on cpu: float32"),
         ({"stages": ["collect_rankings"]}, "set `miniature`"),
         ({"model": "miniature"}, "`miniature` must be there"),
-        ({"data_directory": None}, "`data_directory` must be set"),
+        ({"data_directory": None}, "sft.demonstrations is '{data}/demonstrations.jsonl.gz'; set `data_directory`"),
         ({"services": {}}, "no addresses for generation"),
         ({"services": {"endpoints_file": "e", "reward": {}}}, "exactly one of `addresses`"),
         ({"ppo": {"minibatches": 7}}, "a divisor of 512"),

@@ -168,10 +168,13 @@ def test_a_deterministic_resume_wants_the_same_threads(tmp_path: Path) -> None:
     assert not torch.are_deterministic_algorithms_enabled()
 
 
-def test_stages_that_need_services_say_so_before_anything_runs(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="services: not set, but ppo work"):
-        run(spec(tmp_path / "r", stages=["sft", "ppo"]))
-    assert not (tmp_path / "r").exists()
+def test_the_folder_of_a_run_that_failed_with_nothing_to_lose_is_free(tmp_path: Path) -> None:
+    def broken(context: StageContext, config: object) -> StageResult:
+        raise ConfigError("sft.demonstrations: row 3 is broken", field="sft.demonstrations")
+
+    with pytest.raises(ConfigError, match="row 3"):
+        go(spec(tmp_path), broken, Counting())
+    assert go(spec(tmp_path, seed=1), Counting(), Counting()).state is RunState.SUCCEEDED
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +14,7 @@ import click
 
 from trimtab import Client, TLSConfig, Token
 from trimtab_trainer.config import load_run_spec
+from trimtab_trainer.preflight import check_inputs
 
 if TYPE_CHECKING:
     from trimtab_trainer.data.check import Row
@@ -59,6 +62,7 @@ def run(
     if name is not None:
         given.append(f"name={json.dumps(name)}")
     spec = load_run_spec(spec_file, given, endpoints_file=endpoints)
+    check_inputs(spec)
     if check:
         click.echo(f"{spec_file}: all good: {', '.join(spec.stages)}")
         return 0
@@ -82,7 +86,11 @@ def run(
         if sink is not None:
             sink.close()
     if outcome.state is RunState.STOPPED:
-        click.echo(f"stopped; go on with `trimtab run {spec_file} --resume`")
+        if report_to is not None:
+            click.echo(f"stopped; go on with `trimtab runs resume {spec.name}`")
+        else:
+            again = [argument for argument in sys.argv[1:] if argument != "--resume"]
+            click.echo(f"stopped; go on with `trimtab {shlex.join([*again, '--resume'])}`")
         return EXIT_STOPPED
     click.echo(f"report: {spec.directory / 'report.html'}")
     return 0

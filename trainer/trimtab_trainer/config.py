@@ -182,8 +182,10 @@ class RunSpec(Section):
             )
         if self.model == MINIATURE and self.miniature is None:
             raise ValueError(f"model is {MINIATURE}, so the section `miniature` must be there")
-        if self.data_directory is None and any("{data}" in path for path in self.data_paths()):
-            raise ValueError("a data path holds {data}, so `data_directory` must be set")
+        if self.data_directory is None:
+            for key, path in self.data_paths():
+                if "{data}" in path:
+                    raise ValueError(f"{key} is {path!r}; set `data_directory`, which {{data}} stands for, or {key}")
         for stage, key, reference in self._model_references():
             maker = reference.partition("/")[0]
             if maker in STAGES and maker not in self.stages[: self.stages.index(stage)]:
@@ -210,13 +212,16 @@ class RunSpec(Section):
                 for name, one in config.models.items():
                     yield stage, f"evaluate.models.{name}", one.model
 
-    def data_paths(self) -> Iterator[str]:
-        """Every dataset path of the stages that run, as written."""
+    def data_paths(self) -> Iterator[tuple[str, str]]:
+        """(key, path as written) of every dataset that the stages read."""
+        keys = ("text", "held_out", "demonstrations", "pretraining", "pretraining_held_out", "rankings",
+                "rankings_held_out", "prompts", "prompts_held_out")  # fmt: skip
         for stage in self.stages:
-            for key in ("text", "held_out", "demonstrations", "pretraining", "rankings", "rankings_held_out", "prompts",
-                        "prompts_held_out"):  # fmt: skip
-                if isinstance(value := getattr(self.stage_config(stage), key, None), str):
-                    yield value
+            config = self.stage_config(stage)
+            mixes = not isinstance(config, SFTConfig) or config.pretraining_mix or config.rl_init is not None
+            for key in keys:
+                if isinstance(value := getattr(config, key, None), str) and (mixes or key != "pretraining"):
+                    yield f"{'ppo' if stage in _CONTROLS else stage}.{key}", value
 
     def path(self, written: str) -> Path:
         """A data path with its placeholders filled in."""

@@ -174,9 +174,13 @@ class RolloutDispatcher:
         return asyncio.run_coroutine_threadsafe(self._collect(list(prompts), sampling, version, score), self._loop)
 
     def close(self) -> None:
-        """Closes every connection and ends the thread."""
+        """Ends what is under way, closes every connection and ends the thread."""
 
         async def shut() -> None:
+            left = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+            for task in left:
+                task.cancel()
+            await asyncio.gather(*left, return_exceptions=True)
             for fleet in (self.generation, self.reward, self.reference):
                 await fleet.close()
 

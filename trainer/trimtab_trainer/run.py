@@ -56,7 +56,6 @@ STAGE_FUNCTIONS: Mapping[StageName, str] = {
 }
 """Where each stage's function is, `module:function`; imported only when the stage runs."""
 
-_NEED_SERVICES: frozenset[StageName] = frozenset({"collect_rankings", "ppo", "ppo_without_ptx", "evaluate"})
 _FORMAT = 1
 
 
@@ -104,19 +103,12 @@ def run(
         SUCCEEDED, or STOPPED when it was asked to stop (the CLI's exit code is then 130).
 
     Raises:
-        ConfigError: a stage needs services and has none; the folder holds a run already, or none to resume, or one with
+        ConfigError: the folder holds a run already, or none to resume, or one with
             another spec.
         FailedPrecondition: resumed, and there is nothing left to do; or another process works in the folder.
         Mismatch: a deterministic run is resumed with another thread count, device or torch.
         TrimtabError: whatever ended the run as FAILED.
     """
-    needy = [stage for stage in spec.stages if stage in _NEED_SERVICES]
-    if needy and spec.services is None:
-        raise ConfigError(
-            f"services: not set, but {', '.join(needy)} work with services; set services.endpoints_file to the "
-            "endpoints.json that `trimtab up` writes",
-            field="services",
-        )
     orders = orders or Orders()
     with _only_process_in(spec.directory), compute_environment(threads=spec.threads, deterministic=spec.deterministic):
         outcome = _continue(spec) if resume else _begin(spec)
@@ -219,7 +211,7 @@ def _load(function: str | StageFunction) -> StageFunction:
 
 
 def _begin(spec: RunSpec) -> RunOutcome:
-    if (spec.directory / "state.json").exists():
+    if (spec.directory / "state.json").exists() and not _did_nothing(spec.directory):
         raise ConfigError(
             f"directory: {spec.directory} holds a run already; resume it, or take another folder",
             field="directory",
@@ -229,6 +221,12 @@ def _begin(spec: RunSpec) -> RunOutcome:
     write_file_atomically(spec.directory / "spec.yaml", spec_to_yaml(spec))
     _write(spec.directory, outcome)
     return outcome
+
+
+def _did_nothing(directory: Path) -> bool:
+    """Whether the folder's run failed before it had anything to lose; its folder is free for a mended spec."""
+    before = read_outcome(directory)
+    return before.state is RunState.FAILED and not before.results and not any((directory / "checkpoints").rglob("*.*"))
 
 
 def _continue(spec: RunSpec) -> RunOutcome:

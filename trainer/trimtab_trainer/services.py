@@ -48,7 +48,7 @@ class Services:
     Raises:
         ConfigError: no addresses for a service.
         Unavailable: the weights service cannot be reached.
-        LeaseHeld: another run publishes to the policy channel.
+        LeaseHeld: another run publishes to a channel of generation, reward or reference.
     """
 
     def __init__(
@@ -69,14 +69,25 @@ class Services:
             raise ConfigError("services.weights: no address is known", field="services.weights")
         self.weights = Client(addresses[0], token=self._token, tls=self._tls, timeout_s=_PUBLISH_TIMEOUT_S)
         self.weights.info(timeout_s=10.0)
-        self._lease = _LeaseKeeper(self.weights, "policy/", f"{run} on {socket.gethostname()}, process {os.getpid()}")
+        holder = f"{run} on {socket.gethostname()}, process {os.getpid()}"
+        self._leases: dict[str, _LeaseKeeper] = {}
+        try:
+            for channel in CHANNELS.values():  # nobody else moves what this run samples from or is judged by
+                self._leases[channel] = _LeaseKeeper(self.weights, f"{channel.partition('/')[0]}/", holder)
+        except BaseException:
+            self._give_leases_back()
+            raise
         self.rollouts = RolloutDispatcher(self._fleets, timeout_s=rollout_timeout_s, on_queue=on_queue)
 
     def close(self) -> None:
         """Closes every connection and gives the lease back."""
         self.rollouts.close()
-        self._lease.close()
+        self._give_leases_back()
         self.weights.close()
+
+    def _give_leases_back(self) -> None:
+        for lease in self._leases.values():
+            lease.close()
 
     def __enter__(self) -> Services:
         return self
@@ -97,13 +108,12 @@ class Services:
         Raises:
             TrimtabError: the store refused it, or cannot be reached. Nothing half-done is visible then.
         """
-        self._lease.check()
         manifest = publish_model(
             self.weights,
             model,
             tokenizer,
             channels=[CHANNELS["generation"]],
-            lease_id=self._lease.lease_id,
+            lease_id=self._lease(CHANNELS["generation"]),
             run=self._run,
             stage=self._stage,
             step=step,
@@ -117,12 +127,11 @@ class Services:
         Raises:
             TrimtabError: the weights service refused it, or cannot be reached.
         """
-        self._lease.check()
         request = weights_pb2.SetChannelRequest(
             channel=CHANNELS["generation"],
             version=version,
             expected_previous_version=-1,
-            lease_id=self._lease.lease_id,
+            lease_id=self._lease(CHANNELS["generation"]),
         )
         self.weights.set_channel(request, timeout_s=30.0)
 
@@ -134,7 +143,14 @@ class Services:
         Raises:
             Unavailable: a replica did not serve it in time; the message has its state and its last swap error.
         """
-        manifest = publish_folder(self.weights, folder, channels=[CHANNELS[service]], run=self._run, stage=self._stage)
+        manifest = publish_folder(
+            self.weights,
+            folder,
+            channels=[CHANNELS[service]],
+            lease_id=self._lease(CHANNELS[service]),
+            run=self._run,
+            stage=self._stage,
+        )
         self._wait_served(self._fleet(service), manifest.weights_digest, manifest.version)
         return int(manifest.version)
 
@@ -183,6 +199,12 @@ class Services:
     def infos(self, service: str) -> dict[str, ServiceInfo]:
         """GetInfo of every replica of a service that answers, by address."""
         return self.rollouts.run(self._fleet(service).infos())
+
+    def _lease(self, channel: str) -> str:
+        """Id of the lease on a channel; raises what its renewal met."""
+        keeper = self._leases[channel]
+        keeper.check()
+        return keeper.lease_id
 
     def _fleets(self) -> tuple[Fleet, Fleet, Fleet]:
         def fleet(name: str) -> Fleet:

@@ -172,6 +172,7 @@ class LocalServices:
         elif replica.service == "trainer":
             config["directory"] = str(self.directory / "runs")
             config["endpoints_file"] = str(self.endpoints_file)
+            config["stop_runs_on_drain"] = True  # the services that its runs work with are about to end too
         else:
             weights = self._replicas["weights-0"].endpoint["grpc"]
             config["weights"] = {"address": weights, "channel": CHANNELS[replica.service]}

@@ -86,7 +86,8 @@ def from_rpc_error(error: grpc.RpcError, *, target: str, method: str, timeout_s:
         case grpc.StatusCode.CANCELLED:
             return Cancelled(f"{target}: {name} was cancelled: {details}")
         case grpc.StatusCode.UNIMPLEMENTED:
-            return Unsupported(f"{target}: it has no {method}: {details}", field="target", value=target)
+            service = method.strip("/").split("/")[0]
+            return Unsupported(f"{target}: this is no {service}, or an older one", field="target", value=target)
         case grpc.StatusCode.RESOURCE_EXHAUSTED | grpc.StatusCode.OUT_OF_RANGE | grpc.StatusCode.INVALID_ARGUMENT:
             return InvalidRequest(f"{target}: {name}: {details}")
         case _:

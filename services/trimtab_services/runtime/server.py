@@ -64,6 +64,7 @@ class Service:
         background: coroutines that run beside the calls until the drain has ended, such as loading a model or
             following a channel. One that raises ConfigError or ModelFolderError ends the process with exit code 2; any
             other exception takes the service to state FAILED. With none, the service is SERVING once live.
+        drain: first part of the drain, while calls under way still go on; cut after `drain_s`.
         close: frees what the service holds, after the drain.
     """
 
@@ -71,6 +72,7 @@ class Service:
     describe: Callable[[info_pb2.GetInfoResponse], None] = field(default=lambda response: None)
     routes: Sequence[Route] = ()
     background: Sequence[Callable[[], Awaitable[None]]] = ()
+    drain: Callable[[], Awaitable[None]] | None = None
     close: Callable[[], Awaitable[None]] | None = None
 
 
@@ -140,6 +142,11 @@ class Server(Generic[ConfigT]):
         """Takes nothing new, finishes what is in flight up to `drain_s`, then stops and frees everything."""
         runtime = self.runtime
         await runtime.set_state(State.SERVICE_STATE_DRAINING, "the server was told to stop")
+        if self._service is not None and self._service.drain is not None:
+            try:
+                await asyncio.wait_for(self._service.drain(), runtime.config.drain_s)
+            except TimeoutError:
+                _log.warning("drain time over, the service's own work is cut")
         if not await runtime.activity.idle(runtime.config.drain_s):
             _log.warning("drain time over, calls are cut", extra={"calls": runtime.activity.count})
         if self._grpc is not None:

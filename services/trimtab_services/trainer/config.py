@@ -27,6 +27,11 @@ class TrainerServiceConfig(ServiceConfig):
     report_tls: ClientTLS | None = Field(
         default=None, description="How run processes reach this service over TLS. Set it where `tls` is set."
     )
+    stop_runs_on_drain: bool = Field(
+        default=False,
+        description="A drain also stops the runs, each with a checkpoint. Otherwise they outlive this service and "
+        "report to it when it is back on the same address.",
+    )
     start_timeout_s: float = Field(
         default=120.0, gt=0, le=3600, description="A run process that has not reported by then is ended and FAILED."
     )

@@ -108,6 +108,8 @@ class EventStore:
     def create_run(self, name: str, spec_yaml: str, directory: Path) -> tuple[RunRow, bool]:
         """Adds a run in state STARTING, or returns the one that a first try added.
 
+        A run that failed before its first step has nothing to lose: another spec takes its name.
+
         Returns:
             The run, and True when it is new.
 
@@ -117,6 +119,10 @@ class EventStore:
         now = time.time()
         with self._engine.begin() as connection:
             existing = self._find(connection, name)
+            if existing is not None and existing.spec_yaml != spec_yaml and self._did_nothing(connection, existing):
+                connection.execute(_events.delete().where(_events.c.run == existing.number))
+                connection.execute(_runs.delete().where(_runs.c.number == existing.number))
+                existing = None
             if existing is not None:
                 if existing.spec_yaml != spec_yaml:
                     raise FailedPrecondition(
@@ -144,6 +150,11 @@ class EventStore:
         if created is None:
             raise NotFound(f"run {name!r} vanished while it was created", field="name", value=name)
         return created, True
+
+    def has_run(self, name: str) -> bool:
+        """Whether there is a run of that name."""
+        with self._engine.connect() as connection:
+            return self._find(connection, name) is not None
 
     def run(self, name: str) -> RunRow:
         """One run.
@@ -227,6 +238,13 @@ class EventStore:
     def _find(connection: sa.Connection, name: str) -> RunRow | None:
         row = connection.execute(sa.select(_runs).where(_runs.c.name == name)).mappings().one_or_none()
         return RunRow(**row) if row is not None else None
+
+    @staticmethod
+    def _did_nothing(connection: sa.Connection, run: RunRow) -> bool:
+        """Whether a run failed before its first step; it then has only a few events."""
+        query = sa.select(_events.c.payload).where(_events.c.run == run.number).limit(100)
+        kinds = {pb.RunEvent.FromString(p).WhichOneof("event") for p in connection.execute(query).scalars()}
+        return run.state == pb.RUN_STATE_FAILED and not kinds & {"step_done", "stage_done"}
 
     @staticmethod
     def _last_sequence(connection: sa.Connection, number: int) -> int:

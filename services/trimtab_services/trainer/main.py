@@ -32,6 +32,7 @@ async def build(runtime: Runtime[TrainerServiceConfig]) -> Service:
         handlers=[partial(trainer_pb2_grpc.add_TrainerServiceServicer_to_server, servicer)],
         describe=describe,
         background=[servicer.watch_processes],
+        drain=servicer.stop_runs if config.stop_runs_on_drain else None,
         close=close,
     )
 

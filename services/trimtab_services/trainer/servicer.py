@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
+import shutil
 import subprocess
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
@@ -59,8 +61,19 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
             if run.pid and is_run_process(run.pid, run.name):
                 self._watch(run.name, run.pid, None)
             else:
-                await self._fail(run.name, "its process was gone when the service started")
+                await self._settle(run, "its process was gone when the service started")
         await self._runtime.set_state(State.SERVICE_STATE_SERVING)
+
+    async def stop_runs(self) -> None:
+        """Asks every run process to stop with a checkpoint, and waits until all have ended."""
+        left = {}
+        for run in await self._in_store(self._store.runs, limit=_MOST_PAGE):
+            if run.state not in ENDED and run.pid:
+                await self._in_store(self._store.set_state, run.name, pb.RUN_STATE_STOPPING)
+                terminate(run.pid)
+                left[run.name] = run.pid
+        while left := {name: pid for name, pid in left.items() if is_run_process(pid, name)}:
+            await asyncio.sleep(0.1)
 
     async def StartRun(self, request: pb.StartRunRequest, context: grpc.aio.ServicerContext) -> pb.StartRunResponse:
         """Checks the spec and launches a run process; idempotent by name."""
@@ -74,14 +87,27 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
             candidate.write_text(request.spec_yaml)
             try:
                 await self._launcher.check(candidate)
+                await self._refuse_foreign_folder(name, directory)
                 run, is_new = await self._in_store(self._store.create_run, name, request.spec_yaml, directory)
                 if is_new:
-                    directory.mkdir(exist_ok=True)
+                    if directory.exists():  # of a run of that name that failed before its first step
+                        await asyncio.to_thread(shutil.rmtree, directory)
+                    directory.mkdir()
                     candidate.replace(directory / "spec.given.yaml")
                     run = await self._launch(run, resume=False)
             finally:
                 candidate.unlink(missing_ok=True)
         return pb.StartRunResponse(run=run.to_message())
+
+    async def _refuse_foreign_folder(self, name: str, directory: Path) -> None:
+        """Refuses the name of a new run whose folder holds something that this service did not put there."""
+        if directory.exists() and any(directory.iterdir()) and not await self._in_store(self._store.has_run, name):
+            raise FailedPrecondition(
+                f"name: {directory} is not empty, and run {name!r} is not known here; nothing in it is touched. Take "
+                "another name, or move the folder away",
+                field="name",
+                value=name,
+            )
 
     async def ResumeRun(self, request: pb.ResumeRunRequest, context: grpc.aio.ServicerContext) -> pb.ResumeRunResponse:
         """Launches an ended run again from its last checkpoint."""
@@ -187,6 +213,8 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
                 stop=run.state == pb.RUN_STATE_STOPPING,
                 checkpoint=wants_checkpoint,
             )
+            if self._runtime.draining.is_set() and run.state != pb.RUN_STATE_STOPPING:
+                return  # the run keeps its events until a service is back; one that is ending may still tell how
 
     async def _launch(self, run: RunRow, *, resume: bool) -> RunRow:
         directory = Path(run.directory)
@@ -214,8 +242,17 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         run = await self._in_store(self._store.run, name)
         if run.state not in ENDED and run.pid == pid:
             code = f"exit code {process.returncode}" if process else "unknown exit code"
-            await self._fail(name, f"its process ended with {code}: {_log_end(Path(run.directory) / 'run.log')}")
+            await self._settle(run, f"its process ended with {code}: {_log_end(Path(run.directory) / 'run.log')}")
         self._changed[name].set()
+
+    async def _settle(self, run: RunRow, error: str) -> None:
+        """The state of a run whose process ended without telling: what its folder says, else FAILED with `error`."""
+        state = _state_on_disk(Path(run.directory))
+        if state is None:
+            await self._fail(run.name, error)
+            return
+        await self._in_store(self._store.set_state, run.name, state)
+        self._changed[run.name].set()
 
     async def _fail(self, name: str, error: str) -> None:
         _log.error("run failed", extra={"run": name, "error": error})
@@ -249,6 +286,15 @@ def _checked_name(name: str) -> str:
 
 def _state(run: RunRow) -> str:
     return pb.RunState.Name(run.state).removeprefix("RUN_STATE_")
+
+
+def _state_on_disk(directory: Path) -> pb.RunState.ValueType | None:
+    """STOPPED or SUCCEEDED where the run's state.json says so."""
+    try:
+        name = json.loads((directory / "state.json").read_text(encoding="utf-8"))["state"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return {"STOPPED": pb.RUN_STATE_STOPPED, "SUCCEEDED": pb.RUN_STATE_SUCCEEDED}.get(name)
 
 
 def _log_end(path: Path) -> str:

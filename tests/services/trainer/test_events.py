@@ -31,6 +31,18 @@ def test_run_is_created_once(store: EventStore) -> None:
         store.create_run("a", "seed: 2", Path("runs/a"))
 
 
+def test_a_run_that_failed_before_its_first_step_gives_its_name_back(store: EventStore) -> None:
+    store.create_run("a", "seed: 1", Path("runs/a"))
+    store.append("a", pb.RunEvent(sequence=1, run_ended=pb.RunEnded(state=pb.RUN_STATE_FAILED, error="no such file")))
+    run, is_new = store.create_run("a", "seed: 2", Path("runs/a"))
+    assert is_new and run.state == pb.RUN_STATE_STARTING and run.error == ""
+    assert store.events("a", 0) == []
+    store.append("a", step(1))
+    store.append("a", pb.RunEvent(sequence=2, run_ended=pb.RunEnded(state=pb.RUN_STATE_FAILED, error="late")))
+    with pytest.raises(FailedPrecondition, match="another spec"):
+        store.create_run("a", "seed: 3", Path("runs/a"))
+
+
 def test_append_is_idempotent_and_refuses_gaps(store: EventStore) -> None:
     store.create_run("a", "seed: 1", Path("runs/a"))
     assert store.append("a", step(1)) == 1

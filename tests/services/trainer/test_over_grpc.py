@@ -22,8 +22,8 @@ from trimtab_services.trainer.config import TrainerServiceConfig
 
 
 @contextmanager
-def trainer_service(directory: Path) -> Iterator[tuple[RunningServer, Client]]:
-    config = TrainerServiceConfig(directory=directory, drain_s=5.0, **FREE_PORTS)
+def trainer_service(directory: Path, **settings: bool) -> Iterator[tuple[RunningServer, Client]]:
+    config = TrainerServiceConfig(directory=directory, drain_s=20.0, **settings, **FREE_PORTS)
     server = RunningServer(config, "trainer", "trimtab.v1.TrainerService", main.build)
     try:
         with client(server) as connection:
@@ -227,6 +227,41 @@ def test_the_service_comes_back_to_a_run_that_went_on(tmp_path: Path, llama_fold
             assert numbers == list(range(1, len(numbers) + 1))
     finally:
         server.stop()
+
+
+def test_a_drain_that_stops_runs_leaves_them_resumable(
+    tmp_path: Path, llama_folder: Path, demonstrations: Path
+) -> None:
+    with trainer_service(tmp_path / "runs", stop_runs_on_drain=True) as (_, service):
+        start(service, "ending", sft(llama_folder, demonstrations, epochs=5000))
+        wait_steps(service, "ending", 2)
+    with pytest.raises(AssertionError, match="no process"):
+        process_of(tmp_path / "runs", "ending")
+    assert json.loads((tmp_path / "runs" / "ending" / "state.json").read_text())["state"] == "STOPPED"
+    with trainer_service(tmp_path / "runs", stop_runs_on_drain=True) as (_, service):
+        stopped = wait_state(service, "ending", pb.RUN_STATE_STOPPED)
+        service.resume_run(pb.ResumeRunRequest(name="ending"))
+        wait_steps(service, "ending", stopped.step + 2)
+
+
+def test_a_mended_spec_takes_the_name_and_a_strange_folder_is_left_alone(
+    service: Client, directory: Path, llama_folder: Path, demonstrations: Path
+) -> None:
+    rows = demonstrations.read_text()
+    demonstrations.write_text(rows + '{"prompt": ""}\n')
+    spec = sft(llama_folder, demonstrations)
+    start(service, "mended", spec)
+    failed = wait_state(service, "mended", pb.RUN_STATE_FAILED)
+    assert "demonstrations.jsonl:17" in failed.error
+    start(service, "mended", sft(llama_folder, demonstrations, skip_bad_rows=1))
+    events = list(watch(service, "mended"))
+    assert events[0].sequence == 1 and events[-1].run_ended.state == pb.RUN_STATE_SUCCEEDED
+
+    (directory / "strange").mkdir()
+    (directory / "strange" / "state.json").write_text("mine")
+    with pytest.raises(FailedPrecondition, match="not empty, and run 'strange' is not known here"):
+        start(service, "strange", spec)
+    assert (directory / "strange" / "state.json").read_text() == "mine"
 
 
 def test_runs_are_listed_newest_first_in_pages(service: Client, llama_folder: Path, demonstrations: Path) -> None:

@@ -86,6 +86,9 @@ def main() -> None:
     except TrimtabError as error:
         click.echo(f"error: {error.message}", err=True)
         sys.exit(2)
+    except OSError as error:  # a path that cannot be read or written
+        click.echo(f"error: {error.filename or 'input or output'}: {error.strerror or error}", err=True)
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
     sys.exit(code if isinstance(code, int) else 0)

@@ -7,10 +7,11 @@ from typing import Any
 
 import click
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from trimtab.cli.connect import client_of, connection_options
 from trimtab.cli.display import RunDisplay, follow_run
+from trimtab.client import Client
 from trimtab.errors import ConfigError
 from trimtab.v1 import trainer_pb2 as pb
 
@@ -27,8 +28,8 @@ def runs() -> None:
 @click.argument("spec_file", type=click.Path(path_type=Path))
 @click.option("--watch/--no-watch", "follow", default=False, help="Follow the run until it ends.")
 @connection_options
-def start(name: str, spec_file: Path, follow: bool, **connection: Any) -> None:
-    """Start the run NAME from SPEC_FILE."""
+def start(name: str, spec_file: Path, follow: bool, **connection: Any) -> int:
+    """Start the run NAME from SPEC_FILE. With --watch the exit code is that of `runs watch`."""
     try:
         text = spec_file.read_text(encoding="utf-8")
     except OSError as error:
@@ -36,21 +37,21 @@ def start(name: str, spec_file: Path, follow: bool, **connection: Any) -> None:
     with client_of("trainer", **connection) as client:
         run = client.start_run(pb.StartRunRequest(name=name, spec_yaml=text)).run
         click.echo(f"{run.name}: {_state(run)}, in {run.directory}")
-        if follow:
-            _watch(client, name)
+        return _watch(client, name) if follow else 0
 
 
 @runs.command("list")
 @connection_options
 def list_runs(**connection: Any) -> None:
     """The runs, newest first."""
-    table = Table("name", "state", "stage", "step", "error")
+    keys = ("name", "state", "stage", "step", "error")
+    table = Table(*(Column(key, overflow="fold") for key in keys), box=None, padding=(0, 1), pad_edge=False)
     token = ""
     with client_of("trainer", **connection) as client:
         while True:
             page = client.list_runs(pb.ListRunsRequest(page_token=token))
             for run in page.runs:
-                table.add_row(run.name, _state(run), run.stage, f"{run.step}/{run.total_steps}", run.error[:80])
+                table.add_row(run.name, _state(run), run.stage, f"{run.step}/{run.total_steps}", run.error)
             token = page.next_page_token
             if not token:
                 break
@@ -60,10 +61,13 @@ def list_runs(**connection: Any) -> None:
 @runs.command()
 @click.argument("name")
 @connection_options
-def watch(name: str, **connection: Any) -> None:
-    """Follow the run NAME until it ends; Ctrl-C stops watching, not the run."""
+def watch(name: str, **connection: Any) -> int:
+    """Follow the run NAME until it ends; Ctrl-C stops watching, not the run.
+
+    Exit code 0 when it has succeeded, 130 when it was stopped, 1 when it has failed.
+    """
     with client_of("trainer", **connection) as client:
-        _watch(client, name)
+        return _watch(client, name)
 
 
 @runs.command()
@@ -84,9 +88,11 @@ def resume(name: str, **connection: Any) -> None:
         click.echo(_state(client.resume_run(pb.ResumeRunRequest(name=name)).run))
 
 
-def _watch(client: Any, name: str) -> None:
+def _watch(client: Client, name: str) -> int:
     with RunDisplay(Console()) as display:
         follow_run(client, name, display)
+    run = client.get_run(pb.GetRunRequest(name=name)).run
+    return {pb.RUN_STATE_SUCCEEDED: 0, pb.RUN_STATE_STOPPED: 130}.get(run.state, 1)
 
 
 def _state(run: pb.Run) -> str:

@@ -16,6 +16,7 @@ from trimtab.cli.connect import credential_options, credentials_of, directory_op
 from trimtab.client import Client
 from trimtab.errors import TrimtabError
 from trimtab.local import read_endpoints
+from trimtab.types import ServiceState
 from trimtab.v1 import trainer_pb2 as pb
 
 __all__ = ["status"]
@@ -65,6 +66,9 @@ def _replica(service: str, address: str, connect: Callable[[str], Client]) -> di
     row |= {"state": info.state.value, "note": info.state_reason}
     row |= {"waiting": info.load.waiting_items, "running": info.load.running_items}
     for model in info.models:
+        if info.state is ServiceState.WAITING_FOR_VERSION:
+            row["note"] = model.last_swap_error or row["note"]
+            continue
         other = model.channel_version not in (0, model.served.version)
         row |= {"version": model.served.version, "lag": "behind" if other else 0}
         row["note"] = model.last_swap_error or row["note"]

@@ -1,0 +1,70 @@
+"""What is missing is named, with key and path, before anything is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trimtab.errors import ConfigError
+from trimtab_trainer.config import RunSpec
+from trimtab_trainer.preflight import check_inputs
+
+DATASETS = ("demonstrations", "rankings", "prompts", "pretrain")
+
+
+@pytest.fixture
+def fields(tmp_path: Path, llama_folder: Path) -> dict[str, Any]:
+    for name in DATASETS:
+        (tmp_path / f"{name}.jsonl.gz").touch()
+    (tmp_path / "endpoints.json").write_text("{}")
+    return {
+        "name": "r",
+        "directory": tmp_path / "run",
+        "model": str(llama_folder),
+        "data_directory": tmp_path,
+        "stages": ["sft", "reward_model", "ppo"],
+        "services": {"endpoints_file": tmp_path / "endpoints.json"},
+    }
+
+
+def test_a_spec_whose_inputs_are_there_passes_and_leaves_no_trace(fields: dict[str, Any]) -> None:
+    check_inputs(RunSpec.model_validate(fields))
+    assert not fields["directory"].exists()
+
+
+def test_a_missing_model_is_named(fields: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no model folder") as caught:
+        check_inputs(RunSpec.model_validate({**fields, "model": str(tmp_path / "nowhere")}))
+    assert caught.value.field == "model" and str(tmp_path / "nowhere") in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("dataset", "key"),
+    [
+        ("demonstrations", "sft.demonstrations"),
+        ("rankings", "reward_model.rankings"),
+        ("prompts", "ppo.prompts"),
+        ("pretrain", "sft.pretraining"),
+    ],
+)
+def test_a_missing_dataset_is_named(fields: dict[str, Any], tmp_path: Path, dataset: str, key: str) -> None:
+    path = tmp_path / f"{dataset}.jsonl.gz"
+    path.unlink()
+    with pytest.raises(ConfigError, match="no such file") as caught:
+        check_inputs(RunSpec.model_validate(fields))
+    assert caught.value.field == key and str(path) in caught.value.message
+
+
+def test_what_the_run_itself_writes_is_not_asked_for(fields: dict[str, Any]) -> None:
+    check_inputs(RunSpec.model_validate({**fields, "ppo": {"prompts": "{directory}/data/prompts.jsonl"}}))
+
+
+def test_services_are_asked_for_where_a_stage_needs_them(fields: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="services: not set, but ppo work"):
+        check_inputs(RunSpec.model_validate({**fields, "services": None}))
+    check_inputs(RunSpec.model_validate({**fields, "services": None, "stages": ["sft"]}))
+    (tmp_path / "endpoints.json").unlink()
+    with pytest.raises(ConfigError, match="services.generation: .*endpoints.json: no such file; `trimtab up`"):
+        check_inputs(RunSpec.model_validate(fields))

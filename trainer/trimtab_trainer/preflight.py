@@ -1,0 +1,45 @@
+"""What can be known of a run before anything is loaded: that its model, its data and its services' addresses exist."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from trimtab.errors import ConfigError
+from trimtab_trainer.config import MINIATURE, RunSpec
+
+__all__ = ["NEED_SERVICES", "check_inputs"]
+
+NEED_SERVICES = frozenset({"collect_rankings", "ppo", "ppo_without_ptx", "evaluate"})
+"""Stages that work with services."""
+
+
+def check_inputs(spec: RunSpec) -> None:
+    """Refuses a spec whose inputs are not there.
+
+    Raises:
+        ConfigError: names the key and the whole path.
+    """
+    if spec.model != MINIATURE and not (Path(spec.model) / "config.json").is_file():
+        raise _missing("model", Path(spec.model), "no model folder (it has no config.json)")
+    for key, written in spec.data_paths():
+        if "{directory}" in written:
+            continue  # the run writes it
+        path = spec.path(written)
+        if not path.exists():
+            raise _missing(key, path, "no such file")
+    needy = [stage for stage in spec.stages if stage in NEED_SERVICES]
+    if needy and spec.services is None:
+        raise ConfigError(
+            f"services: not set, but {', '.join(needy)} work with services; set services.endpoints_file, or "
+            "--endpoints, to the endpoints.json that `trimtab up` writes",
+            field="services",
+        )
+    if needy and spec.services is not None:
+        for name in ("generation", "reward", "reference", "weights"):
+            file = spec.services.of(name).endpoints_file
+            if file is not None and not Path(file).is_file():
+                raise _missing(f"services.{name}", Path(file), "no such file; `trimtab up` writes it")
+
+
+def _missing(key: str, path: Path, what: str) -> ConfigError:
+    return ConfigError(f"{key}: {path.absolute()}: {what}", field=key, value=path)
