@@ -18,8 +18,10 @@ from trimtab_trainer.kl import AdaptiveKLController
 from trimtab_trainer.language_modeling import Example
 from trimtab_trainer.optimization import Learner, prepare_for_training
 from trimtab_trainer.ppo import PPOState, build_experience, missing_eos_score
-from trimtab_trainer.rollouts import Rollout, RolloutPrompt, _Collection, _left, _next_batch, _take, _Work
-from trimtab_trainer.stage_configs import OptimizerConfig, PPOConfig
+from trimtab_trainer.ppo_config import PPOConfig
+from trimtab_trainer.rollout_work import RolloutPrompt, Work, left_of, take
+from trimtab_trainer.rollouts import Rollout, _next_batch
+from trimtab_trainer.stage_configs import OptimizerConfig
 
 CPU = torch.device("cpu")
 
@@ -173,13 +175,11 @@ def test_a_batch_is_cut_by_ids_and_lengths_only() -> None:
 
 
 def test_work_is_split_and_taken_up_again() -> None:
-    waiting = deque([_Work(RolloutPrompt("a", (1,), 0, 5), 0, 5), _Work(RolloutPrompt("b", (2,), 0, 2), 0, 2)])
-    chunk = _take(waiting, 3)
+    waiting = deque([Work(RolloutPrompt("a", (1,), 0, 5), 0, 5), Work(RolloutPrompt("b", (2,), 0, 2), 0, 2)])
+    chunk = take(waiting, 3)
     assert [(w.prompt.prompt_id, w.first, w.count) for w in chunk] == [("a", 0, 3)]
-    assert [(w.prompt.prompt_id, w.first, w.count) for w in _take(waiting, 99)] == [("a", 3, 2), ("b", 0, 2)]
-    collection = _Collection(sampling=None, version=None, score=False, deadline=0.0)  # type: ignore[arg-type]
-    collection.generated[("a", 1)] = rollouts(1)[0]
-    left = _left(chunk[0], collection)
+    assert [(w.prompt.prompt_id, w.first, w.count) for w in take(waiting, 99)] == [("a", 3, 2), ("b", 0, 2)]
+    left = left_of(chunk[0], {("a", 1)}, tries=1)
     assert [(w.first, w.count, w.tries) for w in left] == [(0, 1, 1), (2, 1, 1)]
 
 

@@ -21,11 +21,12 @@ from trimtab_models.heads import read_rewards
 from trimtab_models.loading import load_reward_model, reward_model_from_policy, save_model
 from trimtab_models.tokenizer import encode_completion, encode_prompt, load_tokenizer, tokenizer_digest
 from trimtab_trainer.config import OptimizerConfig, RunSpec
-from trimtab_trainer.evaluation import RankedAnswers, clustered_interval, pair_agreement, ranking_accuracy
+from trimtab_trainer.evaluation import RankedAnswers, calibration, clustered_interval, pair_agreement, ranking_accuracy
 from trimtab_trainer.examples import RankingExample
 from trimtab_trainer.optimization import Learner, prepare_for_training
 from trimtab_trainer.reporter import RunState, step_metrics
-from trimtab_trainer.reward_model import score_answers, train_on_rankings
+from trimtab_trainer.reward_model import train_on_rankings
+from trimtab_trainer.reward_model_accuracy import score_answers
 from trimtab_trainer.run import RunOutcome
 
 Go = Callable[..., RunOutcome]
@@ -173,7 +174,7 @@ def test_it_learns_and_demonstrations_have_mean_zero(tmp_path: Path, llama_folde
     assert told is not None and 0 < int(told[1]) <= tied
     assert figures["rankings"] + figures["rankings_held_out"] + int(told[1]) == 81
 
-    folder = tmp_path / "models/reward_model/model"
+    folder = tmp_path / "models/reward_model/member-1"
     tokenizer = load_tokenizer(folder)
     model = load_reward_model(folder)
     stock = AutoModelForSequenceClassification.from_pretrained(folder)
@@ -187,6 +188,56 @@ def test_it_learns_and_demonstrations_have_mean_zero(tmp_path: Path, llama_folde
     assert np.mean(rewards) == pytest.approx(0.0, abs=1e-4)
     assert np.std(rewards) > 0.1
     np.testing.assert_allclose(np.array(logits) - np.array(rewards), figures["reward_bias"], atol=1e-4)
+
+
+def test_disjoint_members_share_no_prompt_and_judge_each_other(
+    tmp_path: Path, llama_folder: Path, data: Path, go: Go
+) -> None:
+    changes = {"members": 2, "disjoint_members": True, "epochs": 8}
+    assert go(spec(tmp_path, llama_folder, data, **changes), stop_after=9).state is RunState.STOPPED
+    outcome = go(spec(tmp_path, llama_folder, data, **changes), resume=True)
+    result = outcome.results["reward_model"]
+    steps = step_metrics(tmp_path / "events.jsonl", "reward_model")
+    per_member = [-(-count // 8) * 8 for count in _halves(int(result.metrics["rankings"]))]
+    assert list(steps) == list(range(1, sum(per_member) + 1))
+    assert steps[per_member[0] + 1]["loss"] > 0.4 > steps[per_member[0]]["loss"]  # the second starts from nothing
+    assert steps[per_member[0] + 1]["learning_rate"] > steps[per_member[0]]["learning_rate"]
+    for key in ("accuracy_member_1", "accuracy_member_2", "accuracy_ensemble"):
+        assert result.metrics[key] > 0.75
+    assert result.metrics["accuracy"] == result.metrics["accuracy_member_1"]
+    assert 0.01 < result.metrics["member_spread"] < 5
+    assert result.model == "models/reward_model/member-1"
+    one, other = (load_reward_model(tmp_path / f"models/reward_model/member-{n}") for n in (1, 2))
+    assert not torch.equal(one.score.weight, other.score.weight)
+
+
+def _halves(rankings: int) -> tuple[int, int]:
+    return (rankings + 1) // 2, rankings // 2
+
+
+def test_members_of_an_ensemble_differ_by_head_and_order_only(
+    tmp_path: Path, llama_folder: Path, data: Path, go: Go
+) -> None:
+    result = go(spec(tmp_path, llama_folder, data, members=2, epochs=1)).results["reward_model"]
+    steps = step_metrics(tmp_path / "events.jsonl", "reward_model")
+    assert len(steps) == 2 * -(-int(result.metrics["rankings"]) // 8)
+    one, other = (load_reward_model(tmp_path / f"models/reward_model/member-{n}") for n in (1, 2))
+    assert not torch.equal(one.score.weight, other.score.weight)
+    assert {"accuracy_member_1", "accuracy_member_2", "accuracy_ensemble", "member_spread"} <= result.metrics.keys()
+
+
+def test_folds_hold_out_labelers(tmp_path: Path, llama_folder: Path, data: Path, go: Go) -> None:
+    """Labeler `a` can be predicted, `b` ranks by chance: a model that saw only the other shows it."""
+    folds = spec(tmp_path, llama_folder, data, groups=None, folds=2, epochs=12, held_out_fraction=0.3)
+    folds = folds.model_copy(update={"stages": ("reward_model_folds",)})
+    result = go(folds).results["reward_model_folds"]
+    labelers = [one["labelers"] for one in result.details["folds"]]
+    assert sorted(labelers) == [["a"], ["b"]]
+    seen, unseen = np.array(result.details["accuracies"]).T
+    of_a = labelers.index(["b"])  # the fold that holds out b learns from a
+    assert seen[of_a] > 0.85 and unseen[of_a] < 0.75
+    assert result.metrics["accuracy_training_labelers"] == pytest.approx(seen.mean())
+    assert result.metrics["accuracy_held_out_labelers_error"] == pytest.approx(unseen.std(ddof=1) / np.sqrt(2))
 
 
 def test_groups_are_told_apart(tmp_path: Path, llama_folder: Path, data: Path, go: Go) -> None:
@@ -206,7 +257,7 @@ def test_stopped_and_resumed_is_bit_for_bit_the_same(tmp_path: Path, llama_folde
     outcome = go(spec(halves, llama_folder, data, epochs=2), resume=True)
     assert outcome.state is RunState.SUCCEEDED
     assert step_metrics(halves / "events.jsonl", "reward_model") == steps
-    one, other = (load_file(d / "models/reward_model/model/model.safetensors") for d in (straight, halves))
+    one, other = (load_file(d / "models/reward_model/member-1/model.safetensors") for d in (straight, halves))
     assert [key for key in one if not torch.equal(one[key], other[key])] == []
 
 
@@ -223,7 +274,7 @@ def test_another_tokenizer_is_refused_with_both_digests(tmp_path: Path, llama_fo
 
 def test_a_reward_model_can_go_on(tmp_path: Path, llama_folder: Path, data: Path, go: Go) -> None:
     go(spec(tmp_path / "first", llama_folder, data))
-    first = tmp_path / "first/models/reward_model/model"
+    first = tmp_path / "first/models/reward_model/member-1"
     outcome = go(spec(tmp_path / "second", llama_folder, data, initial_model=str(first)))
     assert outcome.state is RunState.SUCCEEDED
 
@@ -250,6 +301,25 @@ def test_accuracy_by_group_and_its_clusters() -> None:
         "h": (0.0, 5, 5),
     }
     assert ranking_accuracy([], samples=100, seed=0) == {}
+
+
+def test_calibration_of_a_perfect_and_of_an_overconfident_model() -> None:
+    generator = np.random.default_rng(0)
+    rankings = []
+    for number in range(20_000):
+        difference = generator.normal() * 2
+        first_wins = generator.random() < 1 / (1 + np.exp(-difference))
+        rankings.append(RankedAnswers(str(number), "", (0, 1) if first_wins else (1, 0), (difference, 0.0)))
+    found = calibration(rankings)
+    assert found is not None and found.error < 0.02
+    assert sum(one.pairs for one in found.bins) == 20_000
+    assert all(0.5 <= one.predicted <= 1 for one in found.bins)
+    assert [one.predicted for one in found.bins] == sorted(one.predicted for one in found.bins)
+    loud = calibration([RankedAnswers(r.prompt, "", r.ranks, (5 * r.scores[0], 0.0)) for r in rankings])
+    assert loud is not None and loud.error > 0.1
+    assert calibration([RankedAnswers("tied", "", (0, 0), (1.0, 2.0))]) is None
+    even = calibration([RankedAnswers("x", "", (0, 1), (1.0, 1.0))])
+    assert even is not None and even.error == 0.0
 
 
 def test_the_interval_covers_and_clusters_widen_it() -> None:

@@ -21,7 +21,7 @@ from trimtab_trainer.kl import AdaptiveKLController, ema_decay_at
 from trimtab_trainer.language_modeling import Example, train_on
 from trimtab_trainer.losses import policy_loss, value_loss
 from trimtab_trainer.optimization import Learner, gradient_norm
-from trimtab_trainer.stage_configs import PPOConfig
+from trimtab_trainer.ppo_config import PPOConfig
 
 __all__ = ["ActorCritic", "UpdateFigures"]
 

@@ -1,8 +1,8 @@
 """Which claims of InstructGPT a run can check, and what it measured of each.
 
 A claim is in the table when the models that it speaks of were evaluated, under the names base, few_shot, sft, ppo
-(gamma 0) and ppo_ptx. Preference is by the gold score where there is one, else by the reward model that trained the
-policy, which the note then says.
+(gamma 0) and ppo_ptx. Preference is by the gold score where there is one, else by a judge that no policy was optimised
+against, else by the reward model that trained the policy, which the note then says.
 """
 
 from __future__ import annotations
@@ -18,6 +18,13 @@ from trimtab_trainer.claims import Claim, give_back, mean_difference, sample_mea
 from trimtab_trainer.context import StageResult
 
 __all__ = ["Evaluated", "claim_table", "figures_of"]
+
+_JUDGES = {
+    "gold": "gold score",
+    "judge": "a reward model that no policy was optimised against",
+    "reward": "the reward model that the policy was trained on, which favours it",
+}
+"""What preference may be measured by, the most trustworthy first."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +51,9 @@ class Evaluated:
 
 
 def figures_of(model: Evaluated, *, samples: int, seed: int) -> dict[str, dict[str, float]]:
-    """Means over the prompts with their 95 % intervals: reward, gold, hallucinated, kl, ended, tokens, and the loss."""
+    """Means over the prompts with their 95 % intervals: reward, judge, gold and so on, and the pretraining loss."""
     found: dict[str, dict[str, float]] = {}
-    for key in ("reward", "gold", "hallucinated", "kl", "ended", "tokens"):
+    for key in ("reward", "judge", "gold", "hallucinated", "kl", "ended", "tokens"):
         if values := model.of(key):
             estimate = sample_mean(values, samples=samples, seed=seed)
             found[key] = {"value": estimate.value, "low": estimate.low, "high": estimate.high}
@@ -82,9 +89,9 @@ def claim_table(
 
 
 def _preferred(ours: Evaluated, theirs: Evaluated, claim: str, paper: str, samples: int, seed: int) -> Claim:
-    key = "gold" if ours.of("gold") else "reward"
+    key = next(key for key in _JUDGES if ours.of(key))
     found = win_rate(ours.of(key), theirs.of(key), samples=samples, seed=seed)
-    by = "gold score" if key == "gold" else "the reward model that the policy was trained on, which favours it"
+    by = _JUDGES[key]
     note = f"win rate by {by}, a tie is 1/2; ties {found.ties:.0%}; {found.prompts} prompts"
     return Claim(claim, paper, found.value, found.low, found.high, found.low > 0.5, note)
 

@@ -29,7 +29,7 @@ from trimtab_trainer.miniature.demonstrations import corruptions
 from trimtab_trainer.miniature.labelers import Labeler, agreement, labelers_for, make_labelers, oracle, ranking_row
 from trimtab_trainer.miniature.world import parse_prompt
 from trimtab_trainer.rollouts import RolloutPrompt
-from trimtab_trainer.services import Services
+from trimtab_trainer.services import Services, connect
 
 __all__ = ["collect"]
 
@@ -39,8 +39,8 @@ _ORACLE_ROWS = 1000
 
 def collect(context: StageContext, config: CollectRankingsConfig) -> StageResult:
     """Runs the stage: see the module."""
-    if context.spec.services is None or context.spec.miniature is None:
-        raise ConfigError("collect_rankings works with services and the miniature only", field="services")
+    if context.spec.miniature is None:
+        raise ConfigError("collect_rankings: its labelers know the miniature only", field="miniature")
     folder = context.resolve_model(config.model, key="model")
     tokenizer = load_tokenizer(folder)
     prompts = [str(row.prompt) for row in read_prompts(context.spec.path(config.prompts))][: config.limit]
@@ -50,9 +50,7 @@ def collect(context: StageContext, config: CollectRankingsConfig) -> StageResult
     done = snapshot.step if snapshot else 0
 
     context.reporter.stage_started(context.stage, len(parts), step=done)
-    with Services(
-        context.spec.services, run=context.spec.name, stage=context.stage, rollout_timeout_s=config.timeout_s
-    ) as services:
+    with connect(context, rollout_timeout_s=config.timeout_s) as services:
         services.check_tokenizers(tokenizer, ["generation"])
         version = services.publish(load_policy(folder, device=context.spec.device), tokenizer, step=0)
         for number in range(done, len(parts)):

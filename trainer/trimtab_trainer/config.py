@@ -12,7 +12,7 @@ stage hands on), a folder under it (`sft/epoch-1`, `sft/rl_init`), or the path o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -22,6 +22,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from trimtab.errors import ConfigError
+from trimtab_trainer.ppo_config import PPOConfig, RolloutSamplingConfig
 from trimtab_trainer.stage_configs import (
     AnswersAt,
     CollectRankingsConfig,
@@ -29,12 +30,11 @@ from trimtab_trainer.stage_configs import (
     EvaluatedModel,
     OptimizerConfig,
     Positive,
-    PPOConfig,
     PretrainConfig,
     RewardModelConfig,
     RLInitConfig,
-    RolloutSamplingConfig,
     Section,
+    SFTBaselineConfig,
     SFTConfig,
 )
 
@@ -52,6 +52,7 @@ __all__ = [
     "RewardModelConfig",
     "RolloutSamplingConfig",
     "RunSpec",
+    "SFTBaselineConfig",
     "SFTConfig",
     "ServiceAddresses",
     "ServicesConfig",
@@ -65,12 +66,26 @@ __all__ = [
 ]
 
 StageName = Literal[
-    "pretrain", "sft", "collect_rankings", "reward_model", "ppo", "ppo_without_ptx", "ptx_control", "evaluate"
+    "pretrain",
+    "sft",
+    "collect_rankings",
+    "reward_model",
+    "reward_model_folds",
+    "sft_baseline",
+    "ppo",
+    "ppo_without_ptx",
+    "ptx_control",
+    "evaluate",
 ]
 STAGES: tuple[StageName, ...] = get_args(StageName)
-_CONTROLS = ("ppo_without_ptx", "ptx_control")
-"""Stages that repeat `ppo` without one of its two gradients, to tell what each does; they take its section."""
 """Every stage, in the only order in which they make sense."""
+
+_SECTIONS: Mapping[str, str] = {
+    "reward_model_folds": "reward_model",
+    "ppo_without_ptx": "ppo",
+    "ptx_control": "ppo",
+}
+"""Stages that repeat another one with a difference, to tell what it does, and so take its section."""
 
 PRESETS = ("tiny", "smollm2", "instructgpt")
 """Run specs inside the package."""
@@ -103,11 +118,16 @@ class ServiceAddresses(Section):
 
     addresses: tuple[str, ...] = Field(default=(), description="host:port of each replica; fixed for the run.")
     endpoints_file: Path | None = Field(default=None, description="endpoints.json, read again when it changes.")
+    dns: str | None = Field(
+        default=None,
+        pattern=r"^[^:/\s]+:\d{1,5}$",
+        description="name:port of which every address is a replica, such as a headless Service; asked again and again.",
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> ServiceAddresses:
-        if bool(self.addresses) == (self.endpoints_file is not None):
-            raise ValueError("set exactly one of `addresses` and `endpoints_file`")
+        if bool(self.addresses) + (self.endpoints_file is not None) + (self.dns is not None) != 1:
+            raise ValueError("set exactly one of `addresses`, `endpoints_file` and `dns`")
         return self
 
 
@@ -124,6 +144,9 @@ class ServicesConfig(Section):
     token_file: Path | None = Field(default=None, description="File with the bearer token, read again when it changes.")
     tls: TLSFiles | None = Field(default=None, description="null: plaintext.")
     patience_s: float = Field(default=60.0, gt=0, description="How long a call waits for any well replica.")
+    start_timeout_s: float = Field(
+        default=15.0, gt=0, description="How long a stage waits at its start for a first answer of each service."
+    )
 
     @model_validator(mode="after")
     def _all_found(self) -> ServicesConfig:
@@ -164,6 +187,7 @@ class RunSpec(Section):
     sft: SFTConfig = SFTConfig()
     collect_rankings: CollectRankingsConfig = CollectRankingsConfig()
     reward_model: RewardModelConfig = RewardModelConfig()
+    sft_baseline: SFTBaselineConfig = SFTBaselineConfig()
     ppo: PPOConfig = PPOConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
 
@@ -197,15 +221,15 @@ class RunSpec(Section):
 
     def stage_config(self, stage: StageName) -> BaseModel:
         """The section of a stage."""
-        config: BaseModel = getattr(self, "ppo" if stage in _CONTROLS else stage)
+        config: BaseModel = getattr(self, _SECTIONS.get(stage, stage))
         return config
 
     def _model_references(self) -> Iterator[tuple[StageName, str, str]]:
         """(stage, key, model reference) of every stage that runs."""
         for stage in self.stages:
             config = self.stage_config(stage)
-            section = "ppo" if stage in _CONTROLS else stage
-            for key in ("initial_model", "model", "policy", "reward_model"):
+            section = _SECTIONS.get(stage, stage)
+            for key in ("initial_model", "model", "policy", "reward_model", "judge"):
                 if isinstance(value := getattr(config, key, None), str):
                     yield stage, f"{section}.{key}", value
             if isinstance(config, EvaluateConfig):
@@ -221,7 +245,7 @@ class RunSpec(Section):
             mixes = not isinstance(config, SFTConfig) or config.pretraining_mix or config.rl_init is not None
             for key in keys:
                 if isinstance(value := getattr(config, key, None), str) and (mixes or key != "pretraining"):
-                    yield f"{'ppo' if stage in _CONTROLS else stage}.{key}", value
+                    yield f"{_SECTIONS.get(stage, stage)}.{key}", value
 
     def path(self, written: str) -> Path:
         """A data path with its placeholders filled in."""

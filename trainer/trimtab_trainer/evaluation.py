@@ -13,9 +13,19 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Accuracy", "RankedAnswers", "clustered_interval", "pair_agreement", "ranking_accuracy"]
+__all__ = [
+    "Accuracy",
+    "Calibration",
+    "CalibrationBin",
+    "RankedAnswers",
+    "calibration",
+    "clustered_interval",
+    "pair_agreement",
+    "ranking_accuracy",
+]
 
 _LEAST_CLUSTERS = 5
+_CALIBRATION_BINS = 10
 
 
 @dataclass(frozen=True)
@@ -93,6 +103,61 @@ def ranking_accuracy(
             clusters = agree.setdefault(group, {})
             clusters[ranking.prompt] = clusters.get(ranking.prompt, np.zeros(2)) + found
     return {group: _accuracy(np.stack(list(c.values())), samples, seed) for group, c in sorted(agree.items())}
+
+
+@dataclass(frozen=True)
+class CalibrationBin:
+    """Decided pairs whose predicted probability lies in one tenth of 0.5..1.
+
+    Attributes:
+        predicted: mean probability that the answer with the higher score is the better one.
+        observed: how often it was.
+        pairs: of the bin.
+    """
+
+    predicted: float
+    observed: float
+    pairs: int
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Whether sigmoid(r_i - r_j) is the share of labelers who prefer i.
+
+    Attributes:
+        error: expected calibration error, 0..0.5: mean over pairs of |predicted - observed| of their bin.
+        bins: those that hold a pair, least sure first.
+    """
+
+    error: float
+    bins: tuple[CalibrationBin, ...]
+
+
+def calibration(rankings: Iterable[RankedAnswers]) -> Calibration | None:
+    """Predicted against observed preferences over decided pairs; None when none is decided.
+
+    The probability of the pairwise loss is p = sigmoid(|r_i - r_j|) for the answer with the higher score (InstructGPT
+    3.5, equation 1); the error is that of Guo et al. 2017 (arXiv 1706.04599), equation 3, over ten bins of 0.5..1. An
+    equal score has p = 0.5 and counts as one half observed.
+    """
+    predicted: list[npt.NDArray[np.float64]] = []
+    observed: list[npt.NDArray[np.float64]] = []
+    for ranking in rankings:
+        rank, score = np.asarray(ranking.ranks), np.asarray(ranking.scores, np.float64)
+        better = rank[:, None] < rank[None, :]
+        difference = (score[:, None] - score[None, :])[better]
+        predicted.append(1 / (1 + np.exp(-np.abs(difference))))
+        observed.append((difference > 0) + 0.5 * (difference == 0))
+    if not predicted or not (total := sum(map(len, predicted))):
+        return None
+    p, seen = np.concatenate(predicted), np.concatenate(observed)
+    place = np.minimum(((p - 0.5) * 2 * _CALIBRATION_BINS).astype(int), _CALIBRATION_BINS - 1)
+    bins = tuple(
+        CalibrationBin(float(p[place == number].mean()), float(seen[place == number].mean()), int(pairs))
+        for number in range(_CALIBRATION_BINS)
+        if (pairs := (place == number).sum())
+    )
+    return Calibration(sum(abs(one.predicted - one.observed) * one.pairs for one in bins) / total, bins)
 
 
 def clustered_interval(

@@ -76,18 +76,20 @@ class Experience:
     Attributes:
         rollouts: row i of every tensor belongs to rollout i.
         mask: bool, true on real completion tokens.
-        old_logprobs: of the policy before the update.
+        trainer_logprobs: of the policy before the update, by the trainer; None where they were not computed.
+        old_logprobs: those that the ratio divides by: the trainer's, or the sampler's where the spec says so.
         generation_logprobs: of the sampler.
         ref_logprobs: of the KL reference.
         values: of the state before each token, before the update.
         advantages: whitened where the configuration says so.
         returns: advantages before whitening plus values.
-        importance_weights: truncated old/generation ratios; ones at `max_lag` 0.
+        importance_weights: truncated old/generation ratios; they weigh the loss at `max_lag` 1 only.
         scores: [batch] reward model's score after the missing-EOS replacement.
     """
 
     rollouts: tuple[Rollout, ...]
     mask: Bool[Tensor, "batch completion"]
+    trainer_logprobs: Float[Tensor, "batch completion"] | None
     old_logprobs: Float[Tensor, "batch completion"]
     generation_logprobs: Float[Tensor, "batch completion"]
     ref_logprobs: Float[Tensor, "batch completion"]

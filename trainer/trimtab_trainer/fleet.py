@@ -2,8 +2,9 @@
 
 A `Fleet` asks its resolver again and again, so replicas may come and go during a run. A call goes to the well replica
 with the least outstanding work; one that fails is left alone for a while and the call goes elsewhere, which is safe,
-since generation, scoring and log-probs are pure. Nothing waits for ever: when no replica has been well for
-`patience_s`, the call fails with every address and its last error.
+since generation, scoring and log-probs are pure. Replicas are greeted beside the work, so a silent one holds nobody up.
+Nothing waits for ever: when no replica has been well for `patience_s`, the call fails with every address and its last
+error.
 """
 
 from __future__ import annotations
@@ -27,12 +28,13 @@ from trimtab.errors import (
 from trimtab.resolver import Resolver
 from trimtab.types import ServiceInfo, ServiceState
 
-__all__ = ["Fleet", "Replica", "worth_another_replica"]
+__all__ = ["Fleet", "Replica", "counts_as_try", "worth_another_replica"]
 
 T = TypeVar("T")
 
 _BACKOFF_S = (0.25, 0.5, 1.0, 2.0, 5.0)
 _REFRESH_S = 0.5
+_GREETING_S = 5.0
 
 
 @dataclass
@@ -49,12 +51,21 @@ class Replica:
     """`time.monotonic()` before which it gets no work."""
     last_error: str = ""
     info: ServiceInfo | None = field(default=None, repr=False)
-    """Its answer to GetInfo when it was first found well."""
+    """Its answer to GetInfo when it was last greeted and found well."""
+    leaving: bool = False
+    """The resolver names it no more: it answers what it has and gets nothing new."""
+    greeting: asyncio.Task[None] | None = field(default=None, repr=False)
+    """GetInfo under way."""
 
 
 def worth_another_replica(error: TrimtabError) -> bool:
     """True when the same work can succeed elsewhere; False when the work itself is at fault."""
     return isinstance(error, Unavailable | DeadlineExceeded | Overloaded | InternalError | VersionUnavailable)
+
+
+def counts_as_try(error: TrimtabError) -> bool:
+    """False for a replica that is only busy, draining, starting or gone: such answers say nothing about the work."""
+    return not isinstance(error, Overloaded | Unavailable)
 
 
 class Fleet:
@@ -85,28 +96,38 @@ class Fleet:
             for address in addresses:
                 if address not in self._replicas:
                     self._replicas[address] = Replica(address, self._connect(address))
-            for address in [known for known in self._replicas if known not in addresses]:
-                if self._replicas[address].outstanding == 0:  # one that drains first answers what it has
-                    await self._replicas.pop(address).client.close()
-        return list(self._replicas.values())
+            for address, replica in list(self._replicas.items()):
+                replica.leaving = address not in addresses
+                if replica.leaving and replica.outstanding == 0:
+                    await self._forget(replica)
+        return [replica for replica in self._replicas.values() if not replica.leaving]
 
     async def well(self) -> list[Replica]:
-        """Replicas that take work now, least outstanding work first; asks those not known to be well."""
+        """Replicas that take work now, least outstanding work first. Does not wait for those not known to be well."""
         now = time.monotonic()
         candidates = [r for r in await self.replicas() if r.retry_at <= now]
-        await asyncio.gather(*(self._greet(r) for r in candidates if r.info is None))
+        for replica in candidates:
+            if replica.info is None and replica.greeting is None:
+                replica.greeting = asyncio.create_task(self._greet(replica))
         return sorted((r for r in candidates if r.info is not None), key=lambda r: (r.outstanding, r.address))
 
     async def _greet(self, replica: Replica) -> None:
         try:
-            info = await replica.client.info(timeout_s=5.0)
+            info = await replica.client.info(timeout_s=_GREETING_S)
+            if info.state is ServiceState.SERVING:
+                replica.info, replica.failures = info, 0
+            else:
+                self.failed(replica, Unavailable(f"{info.state}: {info.state_reason}"))
         except TrimtabError as error:
             self.failed(replica, error)
-            return
-        if info.state is ServiceState.SERVING:
-            replica.info, replica.failures = info, 0
-        else:
-            self.failed(replica, Unavailable(f"{info.state}: {info.state_reason}"))
+        finally:
+            replica.greeting = None
+
+    async def _forget(self, replica: Replica) -> None:
+        if replica.greeting is not None:
+            replica.greeting.cancel()
+        del self._replicas[replica.address]
+        await replica.client.close()
 
     def failed(self, replica: Replica, error: TrimtabError) -> None:
         """Notes a failure: the replica gets no work until its backoff has passed and it answers GetInfo again."""
@@ -130,13 +151,19 @@ class Fleet:
                 return replicas
             if time.monotonic() >= give_up:
                 raise Unavailable(f"no {self.name} replica has served for {self.patience_s:.0f} s: {self.describe()}")
-            await asyncio.sleep(0.1)
+            greetings = [r.greeting for r in self._replicas.values() if r.greeting is not None]
+            if greetings:
+                await asyncio.wait(greetings, timeout=0.1, return_when=asyncio.FIRST_COMPLETED)
+            else:
+                await asyncio.sleep(0.1)
 
     def describe(self) -> str:
         """Each address with its last error, for messages."""
         if not self._replicas:
             return "the resolver names no address"
-        return "; ".join(f"{r.address}: {r.last_error or 'no error'}" for r in self._replicas.values())
+        return "; ".join(
+            f"{r.address}: {r.last_error.removeprefix(f'{r.address}: ') or 'no error'}" for r in self._replicas.values()
+        )
 
     @asynccontextmanager
     async def working(self, replica: Replica, cost: int) -> AsyncIterator[Replica]:
@@ -147,35 +174,49 @@ class Fleet:
         finally:
             replica.outstanding -= cost
 
-    async def call(self, function: Callable[[AsyncClient], Awaitable[T]], *, cost: int, tries: int = 5) -> T:
+    async def call(
+        self, function: Callable[[AsyncClient], Awaitable[T]], *, cost: int, timeout_s: float, tries: int = 5
+    ) -> T:
         """Makes one pure call on the least busy replica, elsewhere again when that one fails.
 
+        Args:
+            function: makes the call, with a deadline of its own.
+            cost: outstanding work that it counts as.
+            timeout_s: for all tries, waits included.
+            tries: answers that count, after which the last one is raised; busy and missing replicas do not.
+
         Raises:
-            TrimtabError: what the last replica answered after `tries` tries, or at once when the work is at fault.
+            TrimtabError: what the last replica answered, or at once when the work is at fault.
         """
-        for attempt in range(1, tries + 1):
+        give_up = time.monotonic() + timeout_s
+        while True:
             replica = (await self.wait_well())[0]
             try:
                 async with self.working(replica, cost):
                     return await function(replica.client)
             except TrimtabError as error:
-                if not worth_another_replica(error) or attempt == tries:
+                if not worth_another_replica(error):
                     raise
                 self.failed(replica, error)
-        raise InternalError(f"{self.name}: no try was made")  # tries < 1
+                tries -= counts_as_try(error)
+                if tries <= 0 or time.monotonic() >= give_up:
+                    raise
 
     async def infos(self) -> dict[str, ServiceInfo]:
         """GetInfo of every replica that answers, by address."""
-        answers = {}
-        for replica in await self.replicas():
+
+        async def ask(replica: Replica) -> ServiceInfo | None:
             try:
-                answers[replica.address] = await replica.client.info(timeout_s=5.0)
+                return await replica.client.info(timeout_s=_GREETING_S)
             except TrimtabError as error:
                 replica.last_error = error.message
-        return answers
+                return None
+
+        replicas = await self.replicas()
+        answers = await asyncio.gather(*map(ask, replicas))
+        return {r.address: info for r, info in zip(replicas, answers, strict=True) if info is not None}
 
     async def close(self) -> None:
         """Closes every connection."""
-        for replica in self._replicas.values():
-            await replica.client.close()
-        self._replicas.clear()
+        for replica in list(self._replicas.values()):
+            await self._forget(replica)

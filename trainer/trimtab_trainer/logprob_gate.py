@@ -2,45 +2,61 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+from torch import Tensor
+
 from trimtab.errors import Mismatch
 from trimtab_trainer.config import PPOConfig
 from trimtab_trainer.experience import Experience
 
 __all__ = ["check_logprobs"]
 
+_LARGEST = {"float32": 2e-3, "bfloat16": 1.0}
+_MEAN = {"float32": 2e-4, "bfloat16": 0.05}
+"""Nats by which the same tokens may differ on the first batch. Two correct bfloat16 forwards that batch differently
+round each logit to 3 digits, so single tokens differ by tenths of a nat and the mean by a few hundredths."""
 
-def check_logprobs(config: PPOConfig, experience: Experience, *, first: bool) -> None:
+
+def check_logprobs(
+    config: PPOConfig, experience: Experience, *, precision: Literal["float32", "bfloat16"], first: bool
+) -> None:
     """Refuses to train where sampler, trainer and reference disagree about the same tokens.
 
+    Does nothing where the trainer's own log-probs were not computed.
+
     Args:
-        config: its bounds, `gate_tolerance` and `mismatch_tolerance`, in nats.
-        experience: with `old_logprobs` of the trainer.
+        config: its bounds `gate_tolerance`, `gate_mean_tolerance` and `mismatch_tolerance`, in nats.
+        experience: the batch, before the update.
+        precision: the trainer's, which the bounds follow where the spec gives none.
         first: the stage's first batch, whose policy is the reference itself.
 
     Raises:
-        Mismatch: on the first batch the largest difference is beyond `gate_tolerance`; on a later one at
+        Mismatch: on the first batch the largest or the mean difference is beyond its bound; on a later one at
             `max_lag` 0 the mean difference to the sampler is beyond `mismatch_tolerance`.
     """
-    mask = experience.mask
-    sampler = (experience.generation_logprobs - experience.old_logprobs)[mask].abs()
-    reference = (experience.ref_logprobs - experience.old_logprobs)[mask].abs()
+    own, mask = experience.trainer_logprobs, experience.mask
+    if own is None:
+        return
+    sampler = (experience.generation_logprobs - own)[mask].abs()
     if first:
+        reference = (experience.ref_logprobs - own)[mask].abs()
+        largest = config.gate_tolerance if config.gate_tolerance is not None else _LARGEST[precision]
+        mean = config.gate_mean_tolerance if config.gate_mean_tolerance is not None else _MEAN[precision]
         for name, differences in (("generation", sampler), ("reference", reference)):
-            largest = float(differences.max())
-            if not largest <= config.gate_tolerance:
-                raise Mismatch(
-                    f"start-up check: log-probs of {name} and trainer differ by up to {largest:.3g} nats on the same "
-                    f"tokens; allowed by ppo.gate_tolerance: {config.gate_tolerance:g}. Training on this would "
-                    "optimise the difference",
-                    field="ppo.gate_tolerance",
-                    value=largest,
-                    limit=config.gate_tolerance,
-                )
-    elif config.max_lag == 0 and not float(sampler.mean()) <= config.mismatch_tolerance:
+            _hold(name, "by up to", differences.max(), "ppo.gate_tolerance", largest)
+            _hold(name, "on average by", differences.mean(), "ppo.gate_mean_tolerance", mean)
+    elif config.max_lag == 0:
+        _hold("generation", "on average by", sampler.mean(), "ppo.mismatch_tolerance", config.mismatch_tolerance)
+
+
+def _hold(name: str, how: str, difference: Tensor, key: str, limit: float) -> None:
+    found = float(difference)
+    if not found <= limit:
         raise Mismatch(
-            f"log-probs of generation and trainer differ by {float(sampler.mean()):.3g} nats on average; allowed by "
-            f"ppo.mismatch_tolerance: {config.mismatch_tolerance:g}",
-            field="ppo.mismatch_tolerance",
-            value=float(sampler.mean()),
-            limit=config.mismatch_tolerance,
+            f"log-probs of {name} and trainer differ {how} {found:.3g} nats on the same tokens; allowed by {key}: "
+            f"{limit:g}. Training on this would optimise the difference",
+            field=key,
+            value=found,
+            limit=limit,
         )

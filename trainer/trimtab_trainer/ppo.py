@@ -5,7 +5,7 @@
 Collaborators: `ppo_data` says which prompts and passages a step takes; `services` connects and publishes; `rollouts`
 dispatches over replicas, each completion scored the moment it ends; `experience` holds what came back; `logprob_gate`
 refuses a batch on which sampler and trainer disagree; `advantages` and `losses` are the formulas; `actor_critic` holds
-the two models and makes the step. None of them knows this module.
+the two models and makes the step; `ppo_metrics` counts. None of them knows this module.
 
 Source: InstructGPT (Ouyang et al. 2022), section 3.5 and appendix C.4; what it leaves open follows Huang et al. 2024.
 """
@@ -13,25 +13,22 @@ Source: InstructGPT (Ouyang et al. 2022), section 3.5 and appendix C.4; what it 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import TypeVar
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from trimtab.errors import ConfigError, InternalError, TrainingDiverged
+from trimtab.errors import TrainingDiverged
 from trimtab_models.loading import load_policy, load_reward_model, named_parameter_tensors, save_model
 from trimtab_models.tokenizer import check_same_tokenizer, load_tokenizer
 from trimtab_trainer.actor_critic import ActorCritic, UpdateFigures
 from trimtab_trainer.advantages import (
-    explained_variance,
     generalized_advantages,
-    kl_k3,
     kl_penalties,
     replace_missing_eos,
     shaped_rewards,
@@ -47,12 +44,15 @@ from trimtab_trainer.logprob_gate import check_logprobs
 from trimtab_trainer.losses import importance_weights
 from trimtab_trainer.optimization import Learner, prepare_for_training
 from trimtab_trainer.ppo_data import PPOData, RolloutSampler
+from trimtab_trainer.ppo_metrics import Clock, iteration_metrics, mean_gold, mean_kl
+from trimtab_trainer.reward_normalizer import RewardNormalizer
 from trimtab_trainer.rollouts import Rollout
-from trimtab_trainer.services import Services
+from trimtab_trainer.services import Services, connect
 
-__all__ = ["build_experience", "missing_eos_score", "train", "train_without_ptx"]
+__all__ = ["PPOState", "build_experience", "missing_eos_score", "train", "train_without_ptx"]
 
-T = TypeVar("T")
+_CHECK_EVERY = 10
+"""Iterations between two comparisons of log-probs where the trainer's own are not computed anyway."""
 
 
 def train(context: StageContext, config: PPOConfig) -> StageResult:
@@ -62,45 +62,50 @@ def train(context: StageContext, config: PPOConfig) -> StageResult:
     tokenizer = load_tokenizer(folder)
     check_same_tokenizer("ppo.reward_model", reward_folder, folder)
     data = PPOData.read(context, config, tokenizer)
-    agent, state = _start_or_resume(context, config)
-    with _connect(context, config) as services:
-        services.check_tokenizers(tokenizer, ["generation"])
+    longest = data.longest_prompt + config.sampling.max_new_tokens
+    with connect(context, rollout_timeout_s=config.rollout_timeout_s) as services:
+        services.check_lengths(longest)
         services.serve("reference", folder)
         services.serve("reward", reward_folder)
-        services.check_tokenizers(tokenizer, ["reference", "reward"])
-        services.check_lengths(data.longest_prompt + config.sampling.max_new_tokens)
+        agent, state = _start_or_resume(context, config)
         sampler = RolloutSampler(context, config, services, data.prompts)
-        version = services.publish(agent.policy.model, tokenizer, step=agent.policy.step)
-        sampled_at = {version: state.iteration}  # iteration from which on a version was the policy
-        pending = sampler.submit(state.iteration, version)
+        version = _publish(context, config, services, agent, tokenizer, state.iteration)
+        services.check_policy(tokenizer, version, longest=longest)
+        pending, sampled_at = _first_rollouts(config, services, sampler, state, version)
         good_version = version  # the last one whose rollouts were fit to train on
 
         context.reporter.stage_started(context.stage, config.iterations, step=state.iteration)
         while state.iteration < config.iterations and not state.stopped_by_kl:
-            clock = _Clock()
+            clock = Clock()
             with clock.phase("rollouts"):
                 rollouts = pending.result()
             if config.max_lag:  # the next batch is sampled by the present policy while it is being improved
+                state.rollout_version = version
                 pending = sampler.submit(state.iteration + 1, version)
             with clock.phase("experience"):
                 plan = _plan(context, config, rollouts, state.iteration, epoch=0)
                 experience = build_experience(agent, rollouts, plan, config, state)
                 _watch_health(context, experience, state)
-                check_logprobs(config, experience, first=state.iteration == 0)
             with clock.phase("update"), _saving_batch(context, state, experience):
+                check_logprobs(config, experience, precision=context.spec.precision, first=state.iteration == 0)
                 _check_divergence(config, services, experience, good_version)
                 figures = _update(context, config, agent, experience, plan, data, state)
-                agent.kl.update(_mean_kl(experience), len(experience.rollouts))
+                agent.kl.update(mean_kl(experience), len(experience.rollouts))
             good_version = version
             with clock.phase("publish"):
-                version = services.publish(agent.policy.model, tokenizer, step=agent.policy.step)
+                if config.max_lag:  # what is being sampled must end on the version that it was asked for
+                    wait([pending])
+                version = _publish(context, config, services, agent, tokenizer, state.iteration + 1)
                 sampled_at[version] = state.iteration + 1
             if not config.max_lag:
+                state.rollout_version = version
                 pending = sampler.submit(state.iteration + 1, version)
+            metrics = iteration_metrics(experience, figures, agent, clock)
+            if context.spec.miniature is not None:
+                metrics["gold"] = mean_gold(rollouts, tokenizer)
             oldest = min(span.version for rollout in rollouts for span in rollout.version_spans)
             lag = state.iteration - sampled_at[oldest]
-            metrics = {**_metrics(experience, figures, agent, clock), "version": version, "lag": lag, **clock.seconds}
-            _finish_iteration(context, config, agent, state, metrics)
+            _finish_iteration(context, config, agent, state, {**metrics, "version": version, "lag": lag})
 
         pending.cancel()
         return _finish(context, agent, tokenizer, version, state)
@@ -128,17 +133,21 @@ def build_experience(
     """
     mask = pad_rows([np.ones(len(r.token_ids), np.float32) for r in rollouts]).bool()
     generation = pad_rows([r.generation_logprobs for r in rollouts])
-    reference = pad_rows([_given(r.ref_logprobs, r, "ref_logprobs") for r in rollouts])
-    recompute = config.old_logprobs == "recompute"
+    reference = pad_rows([r.known_ref_logprobs for r in rollouts])
     shape = (mask.shape[0], mask.shape[1])
-    old = agent.logprobs(plan, shape, config.sampling.temperature) if recompute else generation
+    own = None
+    if config.old_logprobs == "recompute" or state.iteration % _CHECK_EVERY == 0:
+        own = agent.logprobs(plan, shape, config.sampling.temperature)
+    old = own if own is not None and config.old_logprobs == "recompute" else generation
     values = agent.value_estimates(plan, shape)
 
-    scores = torch.tensor([_given(r.reward, r, "reward") for r in rollouts], dtype=torch.float32)
+    scores = torch.tensor([r.known_reward for r in rollouts], dtype=torch.float32)
     ended = torch.tensor([r.ended for r in rollouts])
     if state.iteration == 0:
         state.missing_eos_score = missing_eos_score(config, scores)
     scores = replace_missing_eos(scores, ended, state.missing_eos_score)
+    if config.normalize_rewards:
+        scores = state.normalizer.normalized(scores)
     rewards = shaped_rewards(scores, kl_penalties(old, reference, mask), mask, kl_coef=agent.kl.coef)
     advantages, returns = generalized_advantages(rewards, values, mask, gamma=config.gamma, lam=config.lam)
     if config.whiten_advantages:
@@ -146,6 +155,7 @@ def build_experience(
     return Experience(
         rollouts=tuple(rollouts),
         mask=mask,
+        trainer_logprobs=own,
         old_logprobs=old,
         generation_logprobs=generation,
         ref_logprobs=reference,
@@ -179,46 +189,52 @@ class PPOState:
         missing_eos_score: set by the first batch; None keeps scores.
         passages_used: pretraining passages used so far.
         stopped_by_kl: the bound on KL was passed.
+        rollout_version: version that samples the next iteration's rollouts; 0 before the first.
         negative_kl_iterations: iterations in a row with a KL estimate below 0 beyond chance.
+        normalizer: of rewards, where the spec asks for one.
     """
 
     iteration: int = 0
     missing_eos_score: float | None = None
     passages_used: int = 0
     stopped_by_kl: bool = False
+    rollout_version: int = 0
     negative_kl_iterations: int = 0
+    normalizer: RewardNormalizer = field(default_factory=RewardNormalizer)
 
 
-@dataclass
-class _Clock:
-    """Seconds of each phase of an iteration."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Counts the body's time."""
-        began = time.monotonic()
-        try:
-            yield
-        finally:
-            self.seconds[f"seconds_{name}"] = time.monotonic() - began
-
-
-def _connect(context: StageContext, config: PPOConfig) -> Services:
-    if context.spec.services is None:
-        raise ConfigError("services: not set, but ppo works with services", field="services")
-
-    def on_queue(waiting: int, running: int, replicas: int) -> None:
-        context.reporter.rollout_queue(context.stage, 0, waiting=waiting, running=running, replicas=replicas)
-
-    return Services(
-        context.spec.services,
-        run=context.spec.name,
-        stage=context.stage,
-        rollout_timeout_s=config.rollout_timeout_s,
-        on_queue=on_queue,
+def _publish(
+    context: StageContext,
+    config: PPOConfig,
+    services: Services,
+    agent: ActorCritic,
+    tokenizer: PreTrainedTokenizerBase,
+    iteration: int,
+) -> int:
+    """Publishes the policy as it is after so many iterations; a resumed run gets the number that it had."""
+    return services.publish(
+        agent.policy.model,
+        tokenizer,
+        step=agent.policy.step,
+        name=f"iteration-{iteration}",
+        serving_dtype=config.serving_dtype,
     )
+
+
+def _first_rollouts(
+    config: PPOConfig, services: Services, sampler: RolloutSampler, state: PPOState, version: int
+) -> tuple[Future[list[Rollout]], dict[int, int]]:
+    """The rollouts that the first iteration waits for, and from which iteration on each version was the policy.
+
+    At `max_lag` 1 a resumed run has them sampled once more by the version before, as they were when it was left.
+    """
+    if not config.max_lag or not state.rollout_version or state.rollout_version == version:
+        return sampler.submit(state.iteration, version), {version: state.iteration}
+    services.point_policy_to(state.rollout_version)
+    pending = sampler.submit(state.iteration, state.rollout_version)
+    wait([pending])
+    services.point_policy_to(version)
+    return pending, {state.rollout_version: state.iteration - 1, version: state.iteration}
 
 
 def _start_or_resume(context: StageContext, config: PPOConfig) -> tuple[ActorCritic, PPOState]:
@@ -228,9 +244,10 @@ def _start_or_resume(context: StageContext, config: PPOConfig) -> tuple[ActorCri
     for model in (policy, values):
         prepare_for_training(model, gradient_checkpointing=spec.gradient_checkpointing)
     steps = config.iterations * config.minibatches * config.epochs
+    policy_steps = steps - config.critic_warmup_iterations * config.minibatches * config.epochs
     average = {name: t.detach().float().clone() for name, t in named_parameter_tensors(policy).items()}
     agent = ActorCritic(
-        policy=Learner(policy, config.optimizer, total_steps=steps, precision=spec.precision),
+        policy=Learner(policy, config.optimizer, total_steps=policy_steps, precision=spec.precision),
         values=Learner(values, config.value_optimizer, total_steps=steps, precision=spec.precision),
         kl=AdaptiveKLController(
             config.kl_coef, config.kl_target if config.kl_controller == "adaptive" else None, config.kl_horizon
@@ -245,13 +262,14 @@ def _start_or_resume(context: StageContext, config: PPOConfig) -> tuple[ActorCri
     if agent.average is not None:
         agent.average = {name: snapshot.tensors[f"average/{name}"].to(spec.device) for name in agent.average}
     agent.kl.coef = snapshot.state["kl_coef"]
-    return agent, PPOState(**snapshot.state["progress"])
+    progress = snapshot.state["progress"]
+    return agent, PPOState(**{**progress, "normalizer": RewardNormalizer(**progress["normalizer"])})
 
 
 def _snapshot(agent: ActorCritic, state: PPOState) -> Snapshot:
     average = {f"average/{name}": tensor for name, tensor in (agent.average or {}).items()}
     tensors = {**agent.policy.capture("policy"), **agent.values.capture("values"), **average}
-    return Snapshot(state.iteration, tensors, {"kl_coef": agent.kl.coef, "progress": vars(state).copy()})
+    return Snapshot(state.iteration, tensors, {"kl_coef": agent.kl.coef, "progress": asdict(state)})
 
 
 def _plan(
@@ -301,30 +319,9 @@ def _watch_health(context: StageContext, experience: Experience, state: PPOState
     state.negative_kl_iterations = state.negative_kl_iterations + 1 if is_negative_kl(kl) else 0
     warn_of_negative_kl(state.negative_kl_iterations, float(kl.mean()), warn)
     if state.iteration == 0:
-        given = torch.tensor([_given(r.reward, r, "reward") for r in experience.rollouts])
+        given = torch.tensor([r.known_reward for r in experience.rollouts])
         ended = torch.tensor([rollout.ended for rollout in experience.rollouts])
         warn_of_low_scores(given, ended, state.missing_eos_score, warn)
-
-
-def _metrics(experience: Experience, figures: UpdateFigures, agent: ActorCritic, clock: _Clock) -> dict[str, float]:
-    mask, rollouts = experience.mask, experience.rollouts
-    mismatch = (experience.generation_logprobs - experience.old_logprobs)[mask].abs()
-    tokens = int(mask.sum())
-    return {
-        "score": float(experience.scores.mean()),
-        "mean_kl": _mean_kl(experience),
-        "reward": float(np.mean([_given(r.reward, r, "reward") for r in rollouts])),
-        "ended_fraction": float(np.mean([rollout.ended for rollout in rollouts])),
-        "completion_tokens": tokens / len(rollouts),
-        "kl_k3": _sequence_means(kl_k3(experience.old_logprobs, experience.ref_logprobs, mask)),
-        "kl_coef": agent.kl.coef,
-        "explained_variance": explained_variance(experience.values, experience.returns, mask),
-        "mismatch_mean": float(mismatch.mean()),
-        "mismatch_max": float(mismatch.max()),
-        "importance_weight": float(experience.importance_weights[mask].mean()),
-        "tokens_per_second": tokens / sum(clock.seconds.values()),
-        **figures.means(),
-    }
 
 
 def _finish_iteration(
@@ -358,15 +355,16 @@ def _finish(
 
 @contextmanager
 def _saving_batch(context: StageContext, state: PPOState, experience: Experience) -> Iterator[None]:
-    names = ("mask", "old_logprobs", "generation_logprobs", "ref_logprobs", "values", "advantages", "returns", "scores")
+    names = ("old_logprobs", "generation_logprobs", "ref_logprobs", "values", "advantages", "returns", "scores")
 
     def batch() -> dict[str, Tensor]:
         lengths = torch.tensor([[len(r.prompt_token_ids), len(r.token_ids)] for r in experience.rollouts])
         ids = torch.tensor([i for r in experience.rollouts for i in (*r.prompt_token_ids, *r.token_ids)])
-        return {**{name: getattr(experience, name) for name in names}, "lengths": lengths, "token_ids": ids}
+        tensors = {name: getattr(experience, name) for name in ("mask", *names)}
+        return {**tensors, "lengths": lengths, "token_ids": ids}
 
     with context.saving_batch(state.iteration + 1, batch):
-        for name in ("scores", "advantages", "returns"):
+        for name in names:
             if not bool(torch.isfinite(getattr(experience, name)).all()):
                 raise TrainingDiverged(
                     f"{name} of the batch are not finite", field=name, value=math.nan, limit="finite"
@@ -380,10 +378,10 @@ def _check_divergence(config: PPOConfig, services: Services, experience: Experie
     Raises:
         TrainingDiverged: the mean KL of the batch is beyond `kl_limit`.
     """
-    kl = _mean_kl(experience)
+    kl = mean_kl(experience)
     if config.kl_limit is None or kl <= config.kl_limit:
         return
-    services.roll_back(good_version)
+    services.point_policy_to(good_version)
     raise TrainingDiverged(
         f"mean KL of the batch is {kl:.3g} nats; allowed by ppo.kl_limit: {config.kl_limit:g}. Generation is back on "
         f"version {good_version}, the last one within it; a lower learning rate or a larger kl_coef keeps it there",
@@ -391,18 +389,3 @@ def _check_divergence(config: PPOConfig, services: Services, experience: Experie
         value=kl,
         limit=config.kl_limit,
     )
-
-
-def _mean_kl(experience: Experience) -> float:
-    return _sequence_means(kl_penalties(experience.old_logprobs, experience.ref_logprobs, experience.mask))
-
-
-def _sequence_means(per_token: Tensor) -> float:
-    """Mean over sequences of the sum over tokens."""
-    return float(per_token.sum(-1).mean())
-
-
-def _given(value: T | None, rollout: Rollout, name: str) -> T:
-    if value is None:
-        raise InternalError(f"rollout {rollout.prompt_id}/{rollout.sample_index} came without {name}", field=name)
-    return value

@@ -98,9 +98,11 @@ class RolloutSampler:
         )
 
     def submit(self, iteration: int, version: int) -> Future[list[Rollout]]:
-        """Starts the rollouts of an iteration on a policy version; past the last iteration nothing is started."""
+        """Starts the rollouts of an iteration on a policy version; past the last iteration there are none."""
         if iteration >= self._config.iterations:
-            return Future()
+            none: Future[list[Rollout]] = Future()
+            none.set_result([])
+            return none
         return self._services.rollouts.submit(
             self._batch(iteration), self._sampling, VersionRequirement(exactly=version), score=True
         )

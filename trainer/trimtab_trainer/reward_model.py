@@ -4,8 +4,8 @@ One prompt with K ranked answers is one batch element: its answers are packed be
 all pairs of the ranking enter the loss together (InstructGPT 3.5, equation 1; C.2). One epoch, since more overfits. The
 offset is set afterwards so that demonstrations have mean reward 0, and lives in `config.json` as `reward_bias`.
 
-The accuracy on rankings that were held out comes with a bootstrap interval over prompts, for each labeler group, and
-beside the rule "the longer answer wins", which a reward model must beat.
+A stage may train several members: as an ensemble, or on disjoint parts of the rankings, so that one can judge a policy
+that was optimised against another. What they are worth is measured by `reward_model_accuracy`.
 """
 
 from __future__ import annotations
@@ -13,33 +13,31 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
-from itertools import permutations
+from dataclasses import dataclass
+from itertools import accumulate, permutations
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trimtab.errors import ConfigError
-from trimtab_models.heads import hidden_states, scores_of
 from trimtab_models.loading import (
     load_reward_model,
     max_sequence_tokens,
+    reward_bias,
     reward_model_from_policy,
     save_model,
     set_reward_bias,
 )
-from trimtab_models.packing import pack_shared_prompts
 from trimtab_models.tokenizer import check_same_tokenizer, load_tokenizer
 from trimtab_trainer.checkpoint import Snapshot, capture_random_state, restore_random_state
 from trimtab_trainer.config import RewardModelConfig
 from trimtab_trainer.context import StageContext, StageResult
 from trimtab_trainer.data import Ranking, read_demonstrations, read_rankings
-from trimtab_trainer.data.splits import in_groups, keep_groups, keep_sources, split_by_prompt
-from trimtab_trainer.evaluation import RankedAnswers, pair_agreement, ranking_accuracy
+from trimtab_trainer.data.splits import keep_groups, keep_sources, split_by_prompt
+from trimtab_trainer.evaluation import pair_agreement
 from trimtab_trainer.examples import (
     RankingExample,
     Reading,
@@ -49,31 +47,131 @@ from trimtab_trainer.examples import (
 )
 from trimtab_trainer.losses import ranking_loss
 from trimtab_trainer.optimization import Learner, prepare_for_training, seed_step, shuffled, token_micro_batches
+from trimtab_trainer.reward_model_accuracy import measure, score_answers
 
-__all__ = ["score_answers", "train", "train_on_rankings"]
+__all__ = [
+    "Course",
+    "RewardModelSetup",
+    "read_rankings_of",
+    "read_sources",
+    "train",
+    "train_member",
+    "train_on_rankings",
+]
 
 
 def train(context: StageContext, config: RewardModelConfig) -> StageResult:
     """Runs the stage: see the module."""
-    folder = context.resolve_model(config.initial_model)
-    tokenizer = load_tokenizer(folder)
-    check_same_tokenizer("reward_model.initial_model", folder, Path(context.base_model))
-    model = _load(context, config, folder, tokenizer)
-    reading = Reading.of(context, config, tokenizer, max_sequence_tokens(model))
-    rankings, held_out = _read_rankings(context, config, reading)
-    total_steps = math.ceil(len(rankings) / config.batch_size) * config.epochs
-    learner = Learner(model, config.optimizer, total_steps=total_steps, precision=context.spec.precision)
-    snapshot = context.checkpoints.load_latest()
-    if snapshot is not None:
-        learner.restore(snapshot.tensors)
-        restore_random_state(snapshot.tensors)
+    setup = RewardModelSetup.of(context, config)
+    rankings, held_out = read_rankings_of(context, config, setup.reading)
+    parts = _parts(rankings, config)
+    course = Course.of(context, config, parts)
+    folders = []
+    for number in range(len(parts)):
+        folder = context.models / f"member-{number + 1}"
+        if not course.is_over(number):
+            model = train_member(context, config, setup, course, number)
+            _set_offset(context, config, model, setup.reading)
+            save_model(model, setup.tokenizer, folder)
+        folders.append(folder)
+    members = [load_reward_model(folder, dtype="float32", device=context.spec.device) for folder in folders]
+    metrics, details = measure(context, config, members, held_out)
+    counts = {
+        "rankings": float(len(rankings)),
+        "rankings_held_out": float(len(held_out)),
+        "reward_bias": reward_bias(members[0]),
+    }
+    return StageResult(model=context.relative(folders[0]), metrics={**metrics, **counts}, details=details)
 
-    context.reporter.stage_started(context.stage, learner.total_steps, step=learner.step)
-    seed = context.seed(config.seed)
+
+@dataclass(frozen=True)
+class RewardModelSetup:
+    """What every member starts from.
+
+    Attributes:
+        folder: of the model to start from.
+        tokenizer: its tokenizer, checked against the base model's.
+        reading: how rows are read for its context length.
+    """
+
+    folder: Path
+    tokenizer: PreTrainedTokenizerBase
+    reading: Reading
+
+    @classmethod
+    def of(cls, context: StageContext, config: RewardModelConfig) -> RewardModelSetup:
+        """Resolves the model reference.
+
+        Raises:
+            ConfigError: there is no such model.
+            Mismatch: its tokenizer is not the base model's.
+        """
+        folder = context.resolve_model(config.initial_model)
+        tokenizer = load_tokenizer(folder)
+        check_same_tokenizer("reward_model.initial_model", folder, Path(context.base_model))
+        most = max_sequence_tokens(_load(context, config, folder, tokenizer, seed=0))
+        return cls(folder, tokenizer, Reading.of(context, config, tokenizer, most))
+
+
+@dataclass(frozen=True)
+class Course:
+    """The steps of a stage that trains several reward models one after another, as one sequence of steps.
+
+    Attributes:
+        parts: rankings of each member.
+        ends: steps of the stage done when each member is trained.
+        snapshot: where the stage was left; None at its start.
+    """
+
+    parts: Sequence[Sequence[RankingExample]]
+    ends: Sequence[int]
+    snapshot: Snapshot | None
+
+    @classmethod
+    def of(cls, context: StageContext, config: RewardModelConfig, parts: Sequence[Sequence[RankingExample]]) -> Course:
+        """Plans the steps, takes up the stage's last checkpoint and tells that the stage has started."""
+        steps = [math.ceil(len(part) / config.batch_size) * config.epochs for part in parts]
+        course = cls(parts, tuple(accumulate(steps)), context.checkpoints.load_latest())
+        context.reporter.stage_started(context.stage, course.ends[-1], step=course.done)
+        return course
+
+    @property
+    def done(self) -> int:
+        """Steps of the stage that its last checkpoint holds."""
+        return self.snapshot.step if self.snapshot else 0
+
+    def start(self, number: int) -> int:
+        """Steps of the stage before a member's first."""
+        return self.ends[number - 1] if number else 0
+
+    def is_over(self, number: int) -> bool:
+        """Whether a later member has begun, so that this one is saved."""
+        return self.done > self.ends[number]
+
+
+def train_member(
+    context: StageContext, config: RewardModelConfig, setup: RewardModelSetup, course: Course, number: int
+) -> PreTrainedModel:
+    """Trains one member of a course from its start, or from the stage's checkpoint; returns it in evaluation mode.
+
+    Raises:
+        TrainingDiverged: a loss or gradient is not finite; the batch is saved.
+        StageStopped: a stop was asked for.
+    """
+    rankings, start = course.parts[number], course.start(number)
+    seed = int(np.random.SeedSequence([context.seed(config.seed), number]).generate_state(1, np.uint64)[0] >> 1)
+    model = _load(context, config, setup.folder, setup.tokenizer, seed=seed)
+    prepare_for_training(model, gradient_checkpointing=context.spec.gradient_checkpointing)
+    learner = Learner(
+        model, config.optimizer, total_steps=course.ends[number] - start, precision=context.spec.precision
+    )
+    if course.snapshot is not None and course.done > start:
+        learner.restore(course.snapshot.tensors)
+        restore_random_state(course.snapshot.tensors)
     for step in range(learner.step, learner.total_steps):
         batch = _batch(rankings, config.batch_size, step, seed)
         seed_step(seed, step)
-        with context.saving_batch(step + 1, lambda examples=batch: _example_tensors(examples)):
+        with context.saving_batch(start + step + 1, lambda examples=batch: _example_tensors(examples)):
             figures = train_on_rankings(
                 learner,
                 batch,
@@ -83,19 +181,13 @@ def train(context: StageContext, config: RewardModelConfig) -> StageResult:
             )
             update = learner.update()
         context.after_step(
-            step + 1,
-            learner.total_steps,
+            start + step + 1,
+            course.ends[-1],
             config.checkpoint_every,
-            lambda: Snapshot(learner.step, {**learner.capture(), **capture_random_state()}),
+            lambda at=start + step + 1: Snapshot(at, {**learner.capture(), **capture_random_state()}),
             metrics={**figures, "learning_rate": update.learning_rate, "gradient_norm": update.gradient_norm},
         )
-
-    model.eval()
-    bias = _set_offset(context, config, model, reading)
-    metrics, details = _evaluate(context, config, model, held_out)
-    save_model(model, tokenizer, context.models / "model")
-    counts = {"rankings": float(len(rankings)), "rankings_held_out": float(len(held_out)), "reward_bias": bias}
-    return StageResult(model=context.relative(context.models / "model"), metrics={**metrics, **counts}, details=details)
+    return model.eval()
 
 
 def train_on_rankings(
@@ -141,31 +233,6 @@ def train_on_rankings(
     }
 
 
-def score_answers(model: PreTrainedModel, examples: Sequence[RankingExample]) -> list[Float[Tensor, " answers"]]:
-    """Rewards of every answer, float32, the shared prompt read once; differentiable.
-
-    Equal to scoring each prompt + answer on its own: an answer attends to the prompt and to itself, and its positions
-    go on from the prompt's end.
-
-    Args:
-        model: a sequence classifier with one label.
-        examples: one packed row each; rows are padded on the right.
-
-    Returns:
-        For each example the rewards of its answers, read at their last tokens.
-    """
-    device = next(model.parameters()).device
-    rows = pack_shared_prompts([(example.prompt, example.answers) for example in examples])
-    hidden = hidden_states(
-        model,
-        rows.input_ids.to(device),
-        position_ids=rows.position_ids.to(device),
-        attention_mask=rows.attention_mask.to(device),
-    )
-    rewards = scores_of(model, hidden[rows.last_row.to(device), rows.last_column.to(device)])
-    return list(rewards.split(rows.counts))
-
-
 def _decided_pairs(example: RankingExample) -> tuple[Tensor, Tensor]:
     """Indices of the better and the worse answer of all decided pairs of all labelers of a prompt."""
     pairs = [
@@ -178,16 +245,21 @@ def _decided_pairs(example: RankingExample) -> tuple[Tensor, Tensor]:
     return better, worse
 
 
-def _read_rankings(
+def read_rankings_of(
     context: StageContext, config: RewardModelConfig, reading: Reading
 ) -> tuple[list[RankingExample], list[RankingExample]]:
-    """Rankings to train on, of the groups asked for, and those held out, of every group."""
+    """Rankings to train on, of the groups asked for, and those held out, of every group.
+
+    Raises:
+        ConfigError: no decided ranking is left to train on.
+        DataError: a bad row, a row that is too long, or a filter that names nobody.
+    """
     seed = context.seed(config.seed)
     path = other = context.spec.path(config.rankings)
-    train_rows = _read_sources(context, config, path)
+    train_rows = read_sources(context, config, path)
     if config.rankings_held_out is not None:
         other = context.spec.path(config.rankings_held_out)
-        held_out_rows = _read_sources(context, config, other)
+        held_out_rows = read_sources(context, config, other)
     else:
         train_rows, held_out_rows = split_by_prompt(train_rows, config.held_out_fraction, seed=seed)
     train = ranking_examples(path, keep_groups(train_rows, config.groups), reading)
@@ -198,7 +270,25 @@ def _read_rankings(
     )
 
 
-def _read_sources(context: StageContext, config: RewardModelConfig, path: Path) -> list[Ranking]:
+def _parts(rankings: list[RankingExample], config: RewardModelConfig) -> list[list[RankingExample]]:
+    """The rankings of each member: all of them, or parts with no `prompt_id` in two of them."""
+    if not config.disjoint_members:
+        return [rankings] * config.members
+    prompts = {example.prompt_id: None for example in rankings}
+    member = {prompt: number % config.members for number, prompt in enumerate(prompts)}
+    parts = [[one for one in rankings if member[one.prompt_id] == number] for number in range(config.members)]
+    if not all(parts):
+        raise ConfigError(
+            f"reward_model.members: {config.members} disjoint members cannot share {len(prompts)} prompts",
+            field="reward_model.members",
+            value=config.members,
+            limit=f"at most {len(prompts)}",
+        )
+    return parts
+
+
+def read_sources(context: StageContext, config: RewardModelConfig, path: Path) -> list[Ranking]:
+    """The rankings of a file, of the sources asked for."""
     rows = read_rankings(path, skip_bad_rows=config.skip_bad_rows, warn=context.warn)
     return rows if config.sources is None else keep_sources(rows, config.sources)
 
@@ -225,10 +315,10 @@ def _decided(
 
 
 @torch.no_grad()
-def _set_offset(context: StageContext, config: RewardModelConfig, model: PreTrainedModel, reading: Reading) -> float:
-    """Sets the offset so that demonstrations have mean reward 0 (InstructGPT 3.5); returns it."""
+def _set_offset(context: StageContext, config: RewardModelConfig, model: PreTrainedModel, reading: Reading) -> None:
+    """Sets the offset so that demonstrations have mean reward 0 (InstructGPT 3.5)."""
     if config.demonstrations is None:
-        return 0.0
+        return
     seed = context.seed(config.seed)
     path = context.spec.path(config.demonstrations)
     demonstrations = read_demonstrations(path, skip_bad_rows=config.skip_bad_rows, warn=context.warn)
@@ -241,25 +331,21 @@ def _set_offset(context: StageContext, config: RewardModelConfig, model: PreTrai
             for row in (rows[position] for position in positions)
         ]
         total += sum(float(rewards[0]) for rewards in score_answers(model, micro))
-    bias = total / len(rows)
-    set_reward_bias(model, bias)
-    return bias
+    set_reward_bias(model, total / len(rows))
 
 
 def _load(
-    context: StageContext, config: RewardModelConfig, folder: Path, tokenizer: PreTrainedTokenizerBase
+    context: StageContext, config: RewardModelConfig, folder: Path, tokenizer: PreTrainedTokenizerBase, *, seed: int
 ) -> PreTrainedModel:
-    """The model to train: a policy's backbone under a new head, or a reward model that goes on."""
+    """The model to train: a policy's backbone under a new head drawn by `seed`, or a reward model that goes on."""
     architectures = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or [""]
     if architectures[0].endswith("ForSequenceClassification"):
         model = load_reward_model(folder, dtype="float32", device=context.spec.device)
     else:
-        seed = context.seed(config.seed)
         model = reward_model_from_policy(
             folder, tokenizer=tokenizer, seed=seed, dtype="float32", device=context.spec.device
         )
     set_reward_bias(model, 0.0)  # the loss does not see it, and the offset is measured from zero
-    prepare_for_training(model, gradient_checkpointing=context.spec.gradient_checkpointing)
     return model
 
 
@@ -268,45 +354,6 @@ def _batch(rankings: Sequence[RankingExample], size: int, step: int, seed: int) 
     epoch, position = divmod(step, math.ceil(len(rankings) / size))
     order = shuffled(len(rankings), seed=seed, epoch=epoch, name="reward_model")
     return [rankings[index] for index in order[position * size : (position + 1) * size]]
-
-
-@torch.no_grad()
-def _scores(
-    context: StageContext, config: RewardModelConfig, model: PreTrainedModel, examples: Sequence[RankingExample]
-) -> list[list[float]]:
-    """Rewards of the answers of each example, as in training."""
-    scores: list[list[float]] = [[] for _ in examples]
-    for positions in token_micro_batches([example.tokens for example in examples], config.micro_batch_tokens):
-        for position, rewards in zip(positions, score_answers(model, [examples[p] for p in positions]), strict=True):
-            scores[position] = rewards.tolist()
-    return scores
-
-
-def _evaluate(
-    context: StageContext, config: RewardModelConfig, model: PreTrainedModel, held_out: Sequence[RankingExample]
-) -> tuple[dict[str, float], dict[str, Any]]:
-    """Accuracy on held-out rankings: of the groups trained on, of every group, and that of "the longer answer wins"."""
-    if not held_out:
-        return {}, {}
-    seed = context.seed(config.seed)
-    lengths = [[float(len(answer)) for answer in example.answers] for example in held_out]
-    metrics: dict[str, float] = {}
-    details: dict[str, Any] = {}
-    for name, scores in (("accuracy", _scores(context, config, model, held_out)), ("longer_wins", lengths)):
-        ranked = []
-        trained = []
-        for example, score in zip(held_out, scores, strict=True):
-            for group, ranks in example.rankings:
-                label = " ".join(filter(None, (example.source, group)))
-                ranked.append(RankedAnswers(example.prompt_id, label, ranks, score))
-                if in_groups(example.source, group, config.groups):
-                    trained.append(ranked[-1])
-        if overall := ranking_accuracy(trained, samples=config.bootstrap_samples, seed=seed, by_group=False):
-            metrics |= overall[""].metrics(name)
-            details[name] = asdict(overall[""])
-        by_group = ranking_accuracy(ranked, samples=config.bootstrap_samples, seed=seed)
-        details[f"{name}_by_group"] = {group: asdict(accuracy) for group, accuracy in by_group.items() if group}
-    return metrics, details
 
 
 def _example_tensors(examples: Sequence[RankingExample]) -> dict[str, Tensor]:

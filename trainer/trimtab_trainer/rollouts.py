@@ -15,7 +15,7 @@ import concurrent.futures
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
@@ -23,7 +23,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from trimtab.errors import DeadlineExceeded, InvalidRequest, TrimtabError
+from trimtab.errors import DeadlineExceeded, InternalError, InvalidRequest, TrimtabError
 from trimtab.types import (
     Completion,
     FinishReason,
@@ -38,7 +38,8 @@ from trimtab.types import (
     VersionRequirement,
     VersionSpan,
 )
-from trimtab_trainer.fleet import Fleet, Replica, worth_another_replica
+from trimtab_trainer.fleet import Fleet, Replica, counts_as_try, worth_another_replica
+from trimtab_trainer.rollout_work import RolloutPrompt, Work, free_slots, left_of, most_items, take
 
 __all__ = ["Rollout", "RolloutDispatcher", "RolloutPrompt"]
 
@@ -49,25 +50,6 @@ _CHUNK_SEQUENCES = 32
 _SCORE_CALLS_IN_FLIGHT = 2
 _SCORE_ITEMS = 64
 _SCORE_TIMEOUT_S = 120.0
-
-
-@dataclass(frozen=True)
-class RolloutPrompt:
-    """One prompt of a collection.
-
-    Attributes:
-        prompt_id: unique within the run; orders the result, so equal runs see equal batches.
-        token_ids: the rendered prompt.
-        seed: key of the random draws of its completions.
-        num_samples: completions wanted.
-        context: token ids before the prompt that only the sampler sees, such as demonstrations for a few-shot prompt.
-    """
-
-    prompt_id: str
-    token_ids: tuple[int, ...]
-    seed: int
-    num_samples: int = 1
-    context: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -92,15 +74,21 @@ class Rollout:
     reward: float | None = None
     ref_logprobs: npt.NDArray[np.float32] | None = None
 
+    @property
+    def known_reward(self) -> float:
+        """`reward` of a rollout that was scored; InternalError where it was not."""
+        if self.reward is None:
+            raise InternalError(f"rollout {self.prompt_id}/{self.sample_index} came without reward", field="reward")
+        return self.reward
 
-@dataclass
-class _Work:
-    """Samples of one prompt that are still to be made: indices from `first` on, `count` of them."""
-
-    prompt: RolloutPrompt
-    first: int
-    count: int
-    tries: int = 0
+    @property
+    def known_ref_logprobs(self) -> npt.NDArray[np.float32]:
+        """`ref_logprobs` of a rollout that was scored; InternalError where it was not."""
+        if self.ref_logprobs is None:
+            raise InternalError(
+                f"rollout {self.prompt_id}/{self.sample_index} came without ref_logprobs", field="ref_logprobs"
+            )
+        return self.ref_logprobs
 
 
 @dataclass
@@ -173,6 +161,15 @@ class RolloutDispatcher:
         """
         return asyncio.run_coroutine_threadsafe(self._collect(list(prompts), sampling, version, score), self._loop)
 
+    def rewards(self, rollouts: Sequence[Rollout]) -> list[float]:
+        """Rewards of finished rollouts by the model that the reward service has now, in their order.
+
+        Raises:
+            TrimtabError: the reward service refused them, or no replica was well for its patience.
+        """
+
+        return self.run(self._rewards(list(rollouts)))
+
     def close(self) -> None:
         """Ends what is under way, closes every connection and ends the thread."""
 
@@ -223,13 +220,13 @@ class RolloutDispatcher:
             raise _first_error(errors) from errors
 
     async def _generate_all(self, prompts: list[RolloutPrompt], collection: _Collection) -> None:
-        waiting = deque(_Work(prompt, 0, prompt.num_samples) for prompt in prompts)
-        running: dict[asyncio.Task[list[_Work]], int] = {}
+        waiting = deque(Work(prompt, 0, prompt.num_samples) for prompt in prompts)
+        running: dict[asyncio.Task[list[Work]], int] = {}
         try:
             while waiting or running:
                 replicas = await self.generation.well() if running else await self.generation.wait_well()
                 for replica in replicas:
-                    while chunk := _take(waiting, _free_slots(replica)):
+                    while chunk := take(waiting, min(free_slots(replica), most_items(replica, _CHUNK_SEQUENCES))):
                         count = sum(work.count for work in chunk)
                         task = asyncio.create_task(self._generate(replica, chunk, collection))
                         replica.outstanding += count
@@ -253,7 +250,7 @@ class RolloutDispatcher:
             self._queue = queue
             self._on_queue(*queue)
 
-    async def _generate(self, replica: Replica, chunk: list[_Work], collection: _Collection) -> list[_Work]:
+    async def _generate(self, replica: Replica, chunk: list[Work], collection: _Collection) -> list[Work]:
         """Has one replica make a chunk; returns what it left undone when it failed."""
         by_id = {str(position): work for position, work in enumerate(chunk)}
         request = GenerateRequest(
@@ -276,15 +273,17 @@ class RolloutDispatcher:
             async for result in replica.client.generate(request, timeout_s=remaining_s):
                 if result.completion is not None:
                     self._add(by_id[result.prompt_id].prompt, result.completion, collection)
-        except TrimtabError as error:
-            if not worth_another_replica(error):
+            error: TrimtabError = InternalError(f"{replica.address} ended its answer before all completions had come")
+        except TrimtabError as raised:
+            if not worth_another_replica(raised):
                 raise
+            error = raised
+        left = [rest for work in chunk for rest in left_of(work, collection.generated, tries=counts_as_try(error))]
+        if left:
             self.generation.failed(replica, error)
-            left = [rest for work in chunk for rest in _left(work, collection)]
             if any(work.tries >= _MOST_TRIES for work in left):
-                raise
-            return left
-        return []
+                raise error
+        return left
 
     def _add(self, prompt: RolloutPrompt, completion: Completion, collection: _Collection) -> None:
         rollout = Rollout(
@@ -311,62 +310,45 @@ class RolloutDispatcher:
                 collection.scored[key] = replace(rollout, reward=reward, ref_logprobs=logprobs)
 
     async def _rewards(self, batch: list[Rollout]) -> list[float]:
-        items = tuple(ScoreItem(prompt=rollout.prompt_token_ids, completion=rollout.token_ids) for rollout in batch)
-        request = ScoreRequest(items=items)
-        response = await self.reward.call(
-            lambda client: client.score(request, timeout_s=_SCORE_TIMEOUT_S), cost=_token_count(batch)
-        )
-        return [score.reward for score in response.scores]
+        async def score(part: list[Rollout]) -> list[float]:
+            items = tuple(ScoreItem(prompt=rollout.prompt_token_ids, completion=rollout.token_ids) for rollout in part)
+            response = await self.reward.call(
+                lambda client: client.score(ScoreRequest(items=items), timeout_s=_SCORE_TIMEOUT_S),
+                cost=_token_count(part),
+                timeout_s=self._timeout_s,
+            )
+            return [score.reward for score in response.scores]
+
+        return await self._in_parts(self.reward, batch, score)
 
     async def _ref_logprobs(self, batch: list[Rollout], temperature: float) -> list[npt.NDArray[np.float32]]:
-        items = tuple(
-            LogProbsItem(
-                token_ids=rollout.prompt_token_ids + rollout.token_ids, start_index=len(rollout.prompt_token_ids)
+        async def logprobs(part: list[Rollout]) -> list[npt.NDArray[np.float32]]:
+            items = tuple(
+                LogProbsItem(
+                    token_ids=rollout.prompt_token_ids + rollout.token_ids, start_index=len(rollout.prompt_token_ids)
+                )
+                for rollout in part
             )
-            for rollout in batch
-        )
-        request = LogProbsRequest(items=items, options=LogProbsOptions(temperature=temperature))
-        response = await self.reference.call(
-            lambda client: client.logprobs(request, timeout_s=_SCORE_TIMEOUT_S), cost=_token_count(batch)
-        )
-        return [result.logprobs for result in response.results]
+            request = LogProbsRequest(items=items, options=LogProbsOptions(temperature=temperature))
+            response = await self.reference.call(
+                lambda client: client.logprobs(request, timeout_s=_SCORE_TIMEOUT_S),
+                cost=_token_count(part),
+                timeout_s=self._timeout_s,
+            )
+            return [result.logprobs for result in response.results]
+
+        return await self._in_parts(self.reference, batch, logprobs)
+
+    async def _in_parts(
+        self, fleet: Fleet, batch: list[Rollout], ask: Callable[[list[Rollout]], Awaitable[list[T]]]
+    ) -> list[T]:
+        """Answers to a batch, asked in as many calls as the replicas' own limits make it."""
+        most = min(most_items(replica, _SCORE_ITEMS) for replica in await fleet.wait_well())
+        return [answer for i in range(0, len(batch), most) for answer in await ask(batch[i : i + most])]
 
 
-def _give_back(replica: Replica, count: int, task: asyncio.Task[list[_Work]]) -> None:
+def _give_back(replica: Replica, count: int, task: asyncio.Task[list[Work]]) -> None:
     replica.outstanding -= count
-
-
-def _free_slots(replica: Replica) -> int:
-    """Sequences that a replica can be given now: its slots, and half as many waiting so that none stands empty."""
-    slots = replica.info.limits.max_concurrent_sequences if replica.info else 0
-    return max(slots, 1) * 3 // 2 - replica.outstanding
-
-
-def _take(waiting: deque[_Work], room: int) -> list[_Work]:
-    """Takes up to `room` sequences off the queue, at most one chunk; splits the samples of a prompt where needed."""
-    chunk: list[_Work] = []
-    room = min(room, _CHUNK_SEQUENCES)
-    while waiting and room > 0:
-        work = waiting.popleft()
-        if work.count > room:
-            waiting.appendleft(replace(work, first=work.first + room, count=work.count - room))
-            work = replace(work, count=room)
-        chunk.append(work)
-        room -= work.count
-    return chunk
-
-
-def _left(work: _Work, collection: _Collection) -> list[_Work]:
-    """The samples of `work` that were not generated, as runs of neighbouring indices, one more try noted."""
-    runs: list[_Work] = []
-    for index in range(work.first, work.first + work.count):
-        if (work.prompt.prompt_id, index) in collection.generated:
-            continue
-        if runs and runs[-1].first + runs[-1].count == index:
-            runs[-1].count += 1
-        else:
-            runs.append(_Work(work.prompt, index, 1, work.tries + 1))
-    return runs
 
 
 async def _next_batch(queue: asyncio.Queue[Rollout | None]) -> list[Rollout]:

@@ -49,6 +49,8 @@ STAGE_FUNCTIONS: Mapping[StageName, str] = {
     "sft": "trimtab_trainer.sft:train",
     "collect_rankings": "trimtab_trainer.collect_rankings:collect",
     "reward_model": "trimtab_trainer.reward_model:train",
+    "reward_model_folds": "trimtab_trainer.reward_model_folds:train",
+    "sft_baseline": "trimtab_trainer.sft_baseline:choose",
     "ppo": "trimtab_trainer.ppo:train",
     "ppo_without_ptx": "trimtab_trainer.ppo:train_without_ptx",
     "ptx_control": "trimtab_trainer.ptx_control:train",

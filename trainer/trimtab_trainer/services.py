@@ -7,9 +7,6 @@ the run here, with both values, before a model is trained.
 
 from __future__ import annotations
 
-import os
-import socket
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,22 +14,49 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trimtab import AsyncClient, Client, TLSConfig, Token
-from trimtab.errors import ConfigError, LeaseHeld, Mismatch, TrimtabError, Unavailable
+from trimtab.errors import ConfigError, InvalidRequest, Mismatch, Reason, Unavailable
 from trimtab.local import CHANNELS
-from trimtab.resolver import FileResolver, Resolver, StaticResolver
+from trimtab.resolver import DNSResolver, FileResolver, Resolver, StaticResolver
 from trimtab.types import ServiceInfo, ServiceState
 from trimtab.v1 import weights_pb2
 from trimtab_models.tokenizer import tokenizer_digest
 from trimtab_models.versions import publish_folder, publish_model
 from trimtab_trainer.config import ServiceAddresses, ServicesConfig
+from trimtab_trainer.context import StageContext
 from trimtab_trainer.fleet import Fleet
+from trimtab_trainer.lease import LeaseKeeper
 from trimtab_trainer.rollouts import RolloutDispatcher
 
-__all__ = ["Services"]
+__all__ = ["Services", "connect"]
 
-_LEASE_TTL_S = 60.0
 _SWAP_TIMEOUT_S = 300.0
 _PUBLISH_TIMEOUT_S = 600.0
+_MOST_ID = 200
+
+
+def connect(context: StageContext, *, rollout_timeout_s: float) -> Services:
+    """The services of a run's spec, for one of its stages.
+
+    Raises:
+        ConfigError: the spec names no services.
+        TrimtabError: as `Services`.
+    """
+    spec, stage = context.spec, context.stage
+    if spec.services is None:
+        raise ConfigError(f"services: not set, but {stage} works with services", field="services")
+
+    def on_queue(waiting: int, running: int, replicas: int) -> None:
+        context.reporter.rollout_queue(stage, 0, waiting=waiting, running=running, replicas=replicas)
+
+    return Services(
+        spec.services,
+        run=spec.name,
+        stage=stage,
+        rollout_timeout_s=rollout_timeout_s,
+        deterministic=spec.deterministic,
+        on_queue=on_queue,
+        tell=lambda text: context.reporter.message(text, stage=stage),
+    )
 
 
 class Services:
@@ -43,12 +67,15 @@ class Services:
         run: name of the run, for leases and manifests.
         stage: name of the stage, for manifests.
         rollout_timeout_s: longest wait for one batch of rollouts.
+        deterministic: services must be so too.
         on_queue: called with (waiting, running, replicas) whenever the rollouts given out change.
+        tell: takes one sentence on whatever makes the run wait.
 
     Raises:
         ConfigError: no addresses for a service.
-        Unavailable: the weights service cannot be reached.
+        Unavailable: a service does not answer within `start_timeout_s`.
         LeaseHeld: another run publishes to a channel of generation, reward or reference.
+        Mismatch: `deterministic`, and a replica is not.
     """
 
     def __init__(
@@ -58,7 +85,9 @@ class Services:
         run: str,
         stage: str,
         rollout_timeout_s: float,
+        deterministic: bool = False,
         on_queue: Callable[[int, int, int], None] = lambda waiting, running, replicas: None,
+        tell: Callable[[str], None] = lambda text: None,
     ) -> None:
         self._config = config
         self._run, self._stage = run, stage
@@ -68,16 +97,18 @@ class Services:
         if not addresses:
             raise ConfigError("services.weights: no address is known", field="services.weights")
         self.weights = Client(addresses[0], token=self._token, tls=self._tls, timeout_s=_PUBLISH_TIMEOUT_S)
-        self.weights.info(timeout_s=10.0)
-        holder = f"{run} on {socket.gethostname()}, process {os.getpid()}"
-        self._leases: dict[str, _LeaseKeeper] = {}
-        try:
-            for channel in CHANNELS.values():  # nobody else moves what this run samples from or is judged by
-                self._leases[channel] = _LeaseKeeper(self.weights, f"{channel.partition('/')[0]}/", holder)
-        except BaseException:
-            self._give_leases_back()
-            raise
+        self.weights.info(timeout_s=config.start_timeout_s)
         self.rollouts = RolloutDispatcher(self._fleets, timeout_s=rollout_timeout_s, on_queue=on_queue)
+        self._leases: dict[str, LeaseKeeper] = {}
+        try:
+            self._check_answering()
+            if deterministic:
+                self._check_deterministic()
+            for channel in CHANNELS.values():  # nobody else moves what this run samples from or is judged by
+                self._leases[channel] = LeaseKeeper(self.weights, f"{channel.partition('/')[0]}/", run, tell=tell)
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Closes every connection and gives the lease back."""
@@ -101,39 +132,59 @@ class Services:
         tokenizer: PreTrainedTokenizerBase,
         *,
         step: int,
+        name: str = "",
+        serving_dtype: str | None = None,
         metrics: Mapping[str, float] | None = None,
     ) -> int:
         """Publishes the policy's weights to the channel that generation follows; returns the version's number.
 
+        A publication is named by run, stage and step (or `name`): a resumed run that makes the same weights again gets
+        the version that it made then, and the channel goes to it.
+
         Raises:
             TrimtabError: the store refused it, or cannot be reached. Nothing half-done is visible then.
         """
-        manifest = publish_model(
-            self.weights,
-            model,
-            tokenizer,
-            channels=[CHANNELS["generation"]],
-            lease_id=self._lease(CHANNELS["generation"]),
-            run=self._run,
-            stage=self._stage,
-            step=step,
-            metrics=metrics or {},
-        )
-        return int(manifest.version)
 
-    def roll_back(self, version: int) -> None:
-        """Points the channel that generation follows to an earlier version.
+        def publication(publish_id: str) -> weights_pb2.Manifest:
+            return publish_model(
+                self.weights,
+                model,
+                tokenizer,
+                channels=[CHANNELS["generation"]],
+                serving_dtype=serving_dtype,
+                lease_id=self._lease(CHANNELS["generation"]),
+                run=self._run,
+                stage=self._stage,
+                step=step,
+                metrics=metrics or {},
+                publish_id=publish_id,
+            )
+
+        return int(self._published(publication, CHANNELS["generation"], name or str(step)).version)
+
+    def check_policy(self, tokenizer: PreTrainedTokenizerBase, version: int, *, longest: int) -> None:
+        """Waits until every generation replica serves a version, then compares tokenizers and lengths with the run's.
+
+        Raises:
+            Unavailable: a replica does not come to serve it.
+            Mismatch: names the service and both values.
+        """
+        manifest = self.weights.get_manifest(weights_pb2.GetManifestRequest(version=version), timeout_s=30.0).manifest
+        self._wait_served(self._fleet("generation"), manifest.weights_digest, version)
+        self.check_tokenizers(tokenizer, ["generation", "reference", "reward"])
+        self.check_lengths(longest)
+
+    def policy_version(self) -> int:
+        """The version that generation's channel points to now; 0 when it does not exist."""
+        return self._channel_version(CHANNELS["generation"])
+
+    def point_policy_to(self, version: int) -> None:
+        """Points the channel that generation follows to a version that exists.
 
         Raises:
             TrimtabError: the weights service refused it, or cannot be reached.
         """
-        request = weights_pb2.SetChannelRequest(
-            channel=CHANNELS["generation"],
-            version=version,
-            expected_previous_version=-1,
-            lease_id=self._lease(CHANNELS["generation"]),
-        )
-        self.weights.set_channel(request, timeout_s=30.0)
+        self._point(CHANNELS["generation"], version)
 
     def serve(self, service: str, folder: Path) -> int:
         """Publishes a model folder to the channel of `reward` or `reference` and waits until every replica serves it.
@@ -143,14 +194,19 @@ class Services:
         Raises:
             Unavailable: a replica did not serve it in time; the message has its state and its last swap error.
         """
-        manifest = publish_folder(
-            self.weights,
-            folder,
-            channels=[CHANNELS[service]],
-            lease_id=self._lease(CHANNELS[service]),
-            run=self._run,
-            stage=self._stage,
-        )
+
+        def publication(publish_id: str) -> weights_pb2.Manifest:
+            return publish_folder(
+                self.weights,
+                folder,
+                channels=[CHANNELS[service]],
+                lease_id=self._lease(CHANNELS[service]),
+                run=self._run,
+                stage=self._stage,
+                publish_id=publish_id,
+            )
+
+        manifest = self._published(publication, CHANNELS[service], f"{service}/{folder.parent.name}/{folder.name}")
         self._wait_served(self._fleet(service), manifest.weights_digest, manifest.version)
         return int(manifest.version)
 
@@ -200,6 +256,56 @@ class Services:
         """GetInfo of every replica of a service that answers, by address."""
         return self.rollouts.run(self._fleet(service).infos())
 
+    def _published(
+        self, publication: Callable[[str], weights_pb2.Manifest], channel: str, name: str
+    ) -> weights_pb2.Manifest:
+        """Makes a publication under its name, or a new one where other weights have that; the channel points to it."""
+        try:
+            manifest = publication(f"{self._run}/{self._stage}/{name}"[:_MOST_ID])
+        except InvalidRequest as error:
+            if error.reason is not Reason.DUPLICATE_ID:
+                raise
+            manifest = publication("")  # a run that is not deterministic came to other weights after a resume
+        if self._channel_version(channel) != manifest.version:
+            self._point(channel, manifest.version)
+        return manifest
+
+    def _channel_version(self, channel: str) -> int:
+        found = self.weights.list_channels(weights_pb2.ListChannelsRequest(prefix=channel), timeout_s=30.0).channels
+        return next((row.version for row in found if row.name == channel), 0)
+
+    def _point(self, channel: str, version: int) -> None:
+        request = weights_pb2.SetChannelRequest(
+            channel=channel, version=version, expected_previous_version=-1, lease_id=self._lease(channel)
+        )
+        self.weights.set_channel(request, timeout_s=30.0)
+
+    def _check_answering(self) -> None:
+        """Waits for a first answer of each service, whatever its state."""
+        give_up = time.monotonic() + self._config.start_timeout_s
+        silent = ["generation", "reward", "reference"]
+        while silent := [name for name in silent if not self.infos(name)]:
+            if time.monotonic() > give_up:
+                name = silent[0]
+                raise Unavailable(
+                    f"services.{name}: no replica answers after {self._config.start_timeout_s:g} s: "
+                    f"{self._fleet(name).describe()}",
+                    field=f"services.{name}",
+                )
+            time.sleep(0.2)
+
+    def _check_deterministic(self) -> None:
+        for name in ("generation", "reward", "reference"):
+            for address, info in self.infos(name).items():
+                if not info.deterministic:
+                    raise Mismatch(
+                        f"deterministic: the run is, but {name} at {address} is not; set `deterministic: true` there, "
+                        "or false here",
+                        field=f"services.{name}",
+                        value=False,
+                        limit=True,
+                    )
+
     def _lease(self, channel: str) -> str:
         """Id of the lease on a channel; raises what its renewal met."""
         keeper = self._leases[channel]
@@ -221,83 +327,30 @@ class Services:
         return AsyncClient(address, token=self._token, tls=self._tls)
 
     def _wait_served(self, fleet: Fleet, weights_digest: str, version: int) -> None:
-        give_up = time.monotonic() + _SWAP_TIMEOUT_S
+        """Waits long for replicas that answer and are behind, and only for `patience_s` where none answers."""
+        began = last_answer = time.monotonic()
         while True:
             infos = self.rollouts.run(fleet.infos())
             behind = {address: info for address, info in infos.items() if not _serves(info, weights_digest)}
             if infos and not behind:
                 return
-            if time.monotonic() > give_up:
+            now = time.monotonic()
+            last_answer = now if infos else last_answer
+            if now > began + _SWAP_TIMEOUT_S or now > last_answer + self._config.patience_s:
                 states = "; ".join(f"{a}: {_state(info)}" for a, info in behind.items()) or fleet.describe()
                 raise Unavailable(
-                    f"{fleet.name} does not serve version {version} after {_SWAP_TIMEOUT_S:.0f} s: {states}",
+                    f"{fleet.name} does not serve version {version} after {now - began:.0f} s: {states}",
                     field=f"services.{fleet.name}",
                 )
             time.sleep(0.1)
 
 
-class _LeaseKeeper:
-    """Holds the lease on a channel prefix and renews it from a thread."""
-
-    def __init__(self, weights: Client, prefix: str, holder: str) -> None:
-        self._weights = weights
-        self._prefix = prefix
-        self._holder = holder
-        self._lost: TrimtabError | None = None
-        self._stop = threading.Event()
-        self.lease_id = self._acquire()
-        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
-        self._thread.start()
-
-    def check(self) -> None:
-        """Raises the error that a renewal met."""
-        if self._lost is not None:
-            raise self._lost
-
-    def close(self) -> None:
-        """Stops renewing and gives the lease back."""
-        self._stop.set()
-        self._thread.join()
-        try:
-            self._weights.release_lease(weights_pb2.ReleaseLeaseRequest(lease_id=self.lease_id), timeout_s=5.0)
-        except TrimtabError:
-            pass  # it ends by itself
-
-    def _acquire(self) -> str:
-        """Takes the lease; waits for one that a killed process of an earlier try left behind to end."""
-        give_up = time.monotonic() + _LEASE_TTL_S + 10
-        while True:
-            try:
-                return self._request("")
-            except LeaseHeld:
-                if time.monotonic() > give_up:
-                    raise
-                time.sleep(1.0)
-
-    def _renew(self) -> None:
-        expires = time.monotonic() + _LEASE_TTL_S
-        while not self._stop.wait(_LEASE_TTL_S / 4):
-            try:
-                self._request(self.lease_id)
-                expires = time.monotonic() + _LEASE_TTL_S
-            except LeaseHeld as error:
-                self._lost = error
-                return
-            except TrimtabError as error:
-                if time.monotonic() > expires:
-                    self._lost = error
-                    return
-
-    def _request(self, lease_id: str) -> str:
-        request = weights_pb2.AcquireLeaseRequest(
-            channel_prefix=self._prefix, holder=self._holder, ttl_ms=int(_LEASE_TTL_S * 1000), lease_id=lease_id
-        )
-        return self._weights.acquire_lease(request, timeout_s=10.0).lease.lease_id
-
-
 def _resolver(addresses: ServiceAddresses, service: str) -> Resolver:
     if addresses.endpoints_file is not None:
         return FileResolver(addresses.endpoints_file, service)
+    if addresses.dns is not None:
+        host, _, port = addresses.dns.rpartition(":")
+        return DNSResolver(host, int(port))
     return StaticResolver(addresses.addresses)
 
 

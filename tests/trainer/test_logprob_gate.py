@@ -1,0 +1,69 @@
+"""The gate before an update: who disagrees with whom, by how much, and at which precision that is too much."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from trimtab.errors import Mismatch
+from trimtab_trainer.experience import Experience
+from trimtab_trainer.logprob_gate import check_logprobs
+from trimtab_trainer.ppo_config import PPOConfig
+
+SHAPE = (4, 6)
+MASK = torch.arange(6) < torch.tensor([6, 3, 1, 5])[:, None]
+
+
+def experience(**off: float) -> Experience:
+    """Log-probs that all agree, but for one token of those named; padding disagrees wildly."""
+    base = torch.linspace(-5, -1, 24).reshape(SHAPE)
+    tensors: dict[str, Any] = {}
+    for name in ("trainer_logprobs", "generation_logprobs", "ref_logprobs"):
+        tensors[name] = base.clone()
+        tensors[name][1, 2] += off.get(name, 0.0)
+        tensors[name][~MASK] = torch.randn(int((~MASK).sum())) * 100
+    rest = ("old_logprobs", "values", "advantages", "returns", "importance_weights")
+    return Experience(
+        rollouts=(), mask=MASK, scores=torch.zeros(4), **tensors, **{name: torch.zeros(SHAPE) for name in rest}
+    )
+
+
+def config(**changes: Any) -> PPOConfig:
+    return PPOConfig(ptx_coef=0.0, pretraining=None, **changes)
+
+
+@pytest.mark.parametrize(
+    ("off", "words"),
+    [
+        ({"generation_logprobs": 0.01}, "generation and trainer differ by up to 0.01 .* ppo.gate_tolerance: 0.002"),
+        ({"ref_logprobs": -0.01}, "reference and trainer differ by up to 0.01"),
+        ({"generation_logprobs": math.nan}, "generation and trainer differ by up to nan"),
+    ],
+)
+def test_a_first_batch_that_disagrees_is_refused(off: dict[str, float], words: str) -> None:
+    check_logprobs(config(), experience(), precision="float32", first=True)
+    with pytest.raises(Mismatch, match=words):
+        check_logprobs(config(), experience(**off), precision="float32", first=True)
+
+
+def test_the_mean_has_a_bound_of_its_own() -> None:
+    with pytest.raises(Mismatch, match="on average by .* ppo.gate_mean_tolerance: 1e-05"):
+        check_logprobs(config(gate_mean_tolerance=1e-5), experience(ref_logprobs=1e-3), precision="float32", first=True)
+
+
+def test_bounds_follow_the_precision_unless_given() -> None:
+    off = experience(generation_logprobs=0.3)
+    check_logprobs(config(), off, precision="bfloat16", first=True)
+    with pytest.raises(Mismatch, match="ppo.gate_tolerance: 0.1"):
+        check_logprobs(config(gate_tolerance=0.1), off, precision="bfloat16", first=True)
+
+
+def test_later_batches_are_held_to_the_sampler_alone() -> None:
+    check_logprobs(config(), experience(ref_logprobs=5.0), precision="float32", first=False)
+    off = experience(generation_logprobs=5.0)
+    with pytest.raises(Mismatch, match="ppo.mismatch_tolerance: 0.05"):
+        check_logprobs(config(), off, precision="float32", first=False)
+    check_logprobs(config(max_lag=1), off, precision="float32", first=False)  # an older policy sampled it

@@ -1,0 +1,97 @@
+"""The figures of one iteration of PPO: what the report shows and what tells health from sickness."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from trimtab_models.tokenizer import decode
+from trimtab_trainer.actor_critic import ActorCritic, UpdateFigures
+from trimtab_trainer.advantages import explained_variance, kl_k3, kl_penalties
+from trimtab_trainer.experience import Experience
+from trimtab_trainer.miniature.gold import gold
+from trimtab_trainer.rollouts import Rollout
+
+__all__ = ["Clock", "iteration_metrics", "mean_gold", "mean_kl"]
+
+
+@dataclass
+class Clock:
+    """Seconds of each phase of an iteration."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Counts the body's time."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[f"seconds_{name}"] = time.monotonic() - began
+
+
+def iteration_metrics(
+    experience: Experience,
+    figures: UpdateFigures,
+    agent: ActorCritic,
+    clock: Clock,
+) -> dict[str, float]:
+    """Figures of a batch and of its update.
+
+    Args:
+        experience: the batch, as it was before the update.
+        figures: of the update.
+        agent: after it.
+        clock: seconds of each phase.
+    """
+    mask, rollouts = experience.mask, experience.rollouts
+    tokens = int(mask.sum())
+    measured = {
+        "score": float(experience.scores.mean()),
+        "mean_kl": mean_kl(experience),
+        "kl_k3": _sequence_means(kl_k3(experience.old_logprobs, experience.ref_logprobs, mask)),
+        "kl_coef": agent.kl.coef,
+        "reward": float(np.mean([rollout.known_reward for rollout in rollouts])),
+        "ended_fraction": float(np.mean([rollout.ended for rollout in rollouts])),
+        "repeated_fraction": float(np.mean([_repeated(rollout.token_ids) for rollout in rollouts])),
+        "completion_tokens": tokens / len(rollouts),
+        "explained_variance": explained_variance(experience.values, experience.returns, mask),
+        "importance_weight": float(experience.importance_weights[mask].mean()),
+        "tokens_per_second": tokens / sum(clock.seconds.values()),
+    }
+    if experience.trainer_logprobs is not None:
+        mismatch = (experience.generation_logprobs - experience.trainer_logprobs)[mask].abs()
+        measured |= {"mismatch_mean": float(mismatch.mean()), "mismatch_max": float(mismatch.max())}
+    return {**measured, **figures.means(), **clock.seconds}
+
+
+def mean_gold(rollouts: Sequence[Rollout], tokenizer: PreTrainedTokenizerBase) -> float:
+    """Mean gold score of the miniature's rollouts, read from their texts: measured, and never trained on."""
+    scores = [
+        gold(decode(tokenizer, one.prompt_token_ids), decode(tokenizer, one.token_ids), finished=one.ended).score
+        for one in rollouts
+    ]
+    return float(np.mean(scores))
+
+
+def mean_kl(experience: Experience) -> float:
+    """k1 estimate of the KL to the reference, nats of a sequence."""
+    return _sequence_means(kl_penalties(experience.old_logprobs, experience.ref_logprobs, experience.mask))
+
+
+def _sequence_means(per_token: Tensor) -> float:
+    """Mean over sequences of the sum over tokens."""
+    return float(per_token.sum(-1).mean())
+
+
+def _repeated(token_ids: tuple[int, ...]) -> float:
+    """Share of a completion's trigrams that it has said before; 0 for one without a trigram."""
+    trigrams = [token_ids[i : i + 3] for i in range(len(token_ids) - 2)]
+    return 1 - len(set(trigrams)) / len(trigrams) if trigrams else 0.0

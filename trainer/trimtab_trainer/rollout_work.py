@@ -1,0 +1,81 @@
+"""What is given out to replicas: prompts with the samples still to be made, split and taken up again as replicas need.
+
+Pure functions over records, for `rollouts`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Container
+from dataclasses import dataclass, replace
+
+from trimtab_trainer.fleet import Replica
+
+__all__ = ["RolloutPrompt", "Work", "free_slots", "left_of", "most_items", "take"]
+
+
+@dataclass(frozen=True)
+class RolloutPrompt:
+    """One prompt of a collection.
+
+    Attributes:
+        prompt_id: unique within the run; orders the result, so equal runs see equal batches.
+        token_ids: the rendered prompt.
+        seed: key of the random draws of its completions.
+        num_samples: completions wanted.
+        context: token ids before the prompt that only the sampler sees, such as demonstrations for a few-shot prompt.
+    """
+
+    prompt_id: str
+    token_ids: tuple[int, ...]
+    seed: int
+    num_samples: int = 1
+    context: tuple[int, ...] = ()
+
+
+@dataclass
+class Work:
+    """Samples of one prompt that are still to be made: indices from `first` on, `count` of them."""
+
+    prompt: RolloutPrompt
+    first: int
+    count: int
+    tries: int = 0
+
+
+def free_slots(replica: Replica) -> int:
+    """Sequences that a replica can be given now: its slots, and half as many waiting so that none stands empty."""
+    slots = replica.info.limits.max_concurrent_sequences if replica.info else 0
+    return max(slots, 1) * 3 // 2 - replica.outstanding
+
+
+def most_items(replica: Replica, most: int) -> int:
+    """Items of one request to a replica: `most`, or what it says it takes where that is less."""
+    allowed = replica.info.limits.max_items_per_request if replica.info else 0
+    return min(most, allowed) if allowed > 0 else most
+
+
+def take(waiting: deque[Work], room: int) -> list[Work]:
+    """Takes up to `room` sequences off the queue; splits the samples of a prompt where needed."""
+    chunk: list[Work] = []
+    while waiting and room > 0:
+        work = waiting.popleft()
+        if work.count > room:
+            waiting.appendleft(replace(work, first=work.first + room, count=work.count - room))
+            work = replace(work, count=room)
+        chunk.append(work)
+        room -= work.count
+    return chunk
+
+
+def left_of(work: Work, done: Container[tuple[str, int]], *, tries: int) -> list[Work]:
+    """The samples of `work` that are not done, as runs of neighbouring indices, `tries` more noted."""
+    runs: list[Work] = []
+    for index in range(work.first, work.first + work.count):
+        if (work.prompt.prompt_id, index) in done:
+            continue
+        if runs and runs[-1].first + runs[-1].count == index:
+            runs[-1].count += 1
+        else:
+            runs.append(Work(work.prompt, index, 1, work.tries + tries))
+    return runs
