@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from trimtab_models.loading import reward_model_from_policy, save_model
@@ -36,9 +36,9 @@ def policy_model() -> LlamaForCausalLM:
 def make_folders(folder: Path) -> tuple[Path, Path]:
     """Folders of the policy and of a reward model made from it, with a tokenizer that only names its ids."""
     words = {f"w{i}": i for i in range(2, VOCAB)} | {"<pad>": PAD, "<eos>": EOS}
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="<pad>")), pad_token="<pad>", eos_token="<eos>"
-    )
+    by_word = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
+    by_word.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=by_word, pad_token="<pad>", eos_token="<eos>")
     save_model(policy_model(), tokenizer, folder / "policy")
     reward = reward_model_from_policy(folder / "policy", tokenizer=tokenizer, seed=7)
     save_model(reward, tokenizer, folder / "reward")

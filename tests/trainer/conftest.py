@@ -31,7 +31,7 @@ def go() -> Callable[..., RunOutcome]:
 
     def go(spec: RunSpec, *, resume: bool = False, stop_after: int = 0) -> RunOutcome:
         sink = _StopAfter(stop_after)
-        with Reporter(spec.directory, sink=sink, console=Console(file=io.StringIO())) as reporter:
+        with Reporter(spec.directory, sinks=[sink], console=Console(file=io.StringIO())) as reporter:
             return run(spec, resume=resume, reporter=reporter, orders=sink.orders)
 
     return go

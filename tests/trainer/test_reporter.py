@@ -42,7 +42,7 @@ def tell_all(reporter: Reporter) -> None:
 
 def test_every_event_reaches_file_sink_and_wire(tmp_path: Path) -> None:
     sink = Sink(tmp_path / "events.jsonl")
-    with Reporter(tmp_path, sink=sink, console=console()) as reporter:
+    with Reporter(tmp_path, sinks=[sink], console=console()) as reporter:
         tell_all(reporter)
     events = list(read_events(tmp_path / "events.jsonl"))
     assert events == sink.events

@@ -28,6 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from trimtab.errors import CorruptData, Mismatch
+from trimtab_models.files import sync
 
 __all__ = [
     "CheckpointStore",
@@ -101,11 +102,11 @@ class CheckpointStore:
         }
         (partial / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         for path in (*(partial / name for name in _FILES), partial / "manifest.json", partial):
-            _sync(path)
+            sync(path)
         if final.exists():  # one that could not be used, or a step done again after a resume
             shutil.rmtree(final)
         partial.rename(final)
-        _sync(self.folder)
+        sync(self.folder)
         self._prune()
         return final
 
@@ -248,7 +249,7 @@ def write_file_atomically(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def _model_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -265,11 +266,3 @@ def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -78,6 +78,12 @@ def claim_table(
         ("ppo_ptx", "sft", "PPO-ptx is preferred to SFT", "preferred at every size (figure 1)"),
         ("ppo_ptx", "base", "PPO-ptx is preferred to the base model", "0.85 ± 0.03 at 175 B (section 4.1)"),
         ("ppo_ptx", "few_shot", "PPO-ptx is preferred to the few-shot prompted base", "0.71 ± 0.04 at 175 B"),
+        (
+            "ppo_ptx",
+            "base_4x",
+            "PPO-ptx is preferred to a base model four times its size",
+            "1.3 B to 175 B (section 1)",
+        ),
         ("sft", "few_shot", "SFT is preferred to the few-shot prompted base", "preferred at every size (figure 1)"),
     ):
         if ours in models and theirs in models:

@@ -58,6 +58,7 @@ __all__ = [
     "ServicesConfig",
     "StageName",
     "TLSFiles",
+    "WandbConfig",
     "load_run_spec",
     "preset_path",
     "spec_to_yaml",
@@ -98,6 +99,7 @@ class MiniatureConfig(Section):
     """The closed world of the quickstart: its datasets are written to `{directory}/data` when the run starts."""
 
     seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of the world's rows.")
+    width: Literal[64, 128] = Field(default=64, description="Hidden size of the base: 0.16 M or 0.6 M parameters.")
     pretrain: Positive = Field(default=60_000, description="Documents to pretrain on.")
     pretrain_held_out: Positive = Field(default=500, description="Documents for the held-out loss.")
     demonstrations: Positive = Field(default=400, description="Demonstrations.")
@@ -161,6 +163,14 @@ class ServicesConfig(Section):
         return own or ServiceAddresses(endpoints_file=self.endpoints_file)
 
 
+class WandbConfig(Section):
+    """Where Weights & Biases keeps the run; its own environment variables hold the login."""
+
+    project: str = Field(min_length=1, description="Name of the project there.")
+    entity: str | None = Field(default=None, description="User or team. null: the login's own.")
+    mode: Literal["online", "offline"] = Field(default="online", description="offline: into the run's folder only.")
+
+
 class RunSpec(Section):
     """Everything about a run."""
 
@@ -181,6 +191,8 @@ class RunSpec(Section):
         default=False, description="A killed and resumed run ends bit-identical, at equal device and threads."
     )
     gradient_checkpointing: bool = Field(default=False, description="Recomputes activations: less memory, more time.")
+    tensorboard: bool = Field(default=True, description="Writes the metrics of every step to DIR/tensorboard too.")
+    wandb: WandbConfig | None = Field(default=None, description="Sends them to Weights & Biases too. null: no.")
     miniature: MiniatureConfig | None = Field(default=None, description="Writes the miniature's datasets. null: none.")
     services: ServicesConfig | None = Field(default=None, description="Needed by collect_rankings and ppo.")
     pretrain: PretrainConfig = PretrainConfig()

@@ -13,7 +13,7 @@ from typing import TypeVar
 from transformers import PreTrainedTokenizerBase
 
 from trimtab.errors import ConfigError, DataError
-from trimtab_models.tokenizer import encode_completion, encode_prompt
+from trimtab_models.tokenizer import encode_completion, encode_document, encode_prompt
 from trimtab_trainer.context import StageContext
 from trimtab_trainer.data import Demonstration, Passage, Ranking
 from trimtab_trainer.language_modeling import Example
@@ -113,7 +113,7 @@ def document_examples(path: Path, rows: Sequence[Passage], reading: Reading) -> 
     """Documents of a file that fit, each ending in EOS; all tokens but the first count."""
     found = []
     for row in rows:
-        ids = tuple(encode_completion(reading.tokenizer, row.text))
+        ids = tuple(encode_document(reading.tokenizer, row.text))
         found.append((Example(ids, first=1), len(ids)))
     return reading.fitting(path, found)
 

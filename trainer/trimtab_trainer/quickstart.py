@@ -1,14 +1,16 @@
-"""`trimtab quickstart`: services up, one run from start to end, a table and a report.
+"""`trimtab quickstart`: services up, one run from start to end, a table and a report; with `--full` the proof.
 
 It is `trimtab up`, `StartRun` and `WatchRun` in one process, and nothing else: the run is the same process that a
-cluster would start, and it talks to the same services.
+cluster would start, and it talks to the same services. `--full` makes the miniature's run once for each of three seeds
+on which no choice was made, beside a base model four times as large, and sets the claims side by side.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,26 +23,34 @@ from trimtab.cli.display import RunDisplay, follow_run
 from trimtab.errors import ConfigError, FailedPrecondition
 from trimtab.local import LocalServices, read_endpoints
 from trimtab.v1 import trainer_pb2 as pb
+from trimtab_trainer.checkpoint import write_file_atomically
 from trimtab_trainer.config import load_run_spec
+from trimtab_trainer.report_comparison import pooled_claims, write_comparison
 
 __all__ = ["run_quickstart"]
 
 _RUN = "quickstart"
+_BASE_4X = "base-4x"
+_FULL_SEEDS = (1, 2, 3)
+"""Settings of the miniature were chosen on seed 0."""
 _SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
-    "tiny": {"generation": {"slots": 128, "deterministic": False}, "reward": {}, "reference": {}},
+    "tiny": {"generation": {"slots": 128}, "reward": {}, "reference": {}},
     "smollm2": {"generation": {"slots": 16}, "reward": {}, "reference": {}},
 }
 
 
-def run_quickstart(directory: Path, model: str, data_directory: Path | None, overrides: Sequence[str]) -> int:
-    """Runs the whole job; returns the exit code: 0 when the run succeeded, 130 when it was stopped, 1 when it failed.
+def run_quickstart(
+    directory: Path, model: str, data_directory: Path | None, overrides: Sequence[str], *, full: bool = False
+) -> int:
+    """Runs the whole job; returns the exit code: 0 when it succeeded, 130 when it was stopped, 1 when it failed.
 
     Raises:
-        ConfigError: data for smollm2 is missing, or an override is wrong.
+        ConfigError: data for smollm2 is missing, an override is wrong, or `full` was asked of another model than tiny.
     """
     directory = directory.resolve()
     directory.mkdir(parents=True, exist_ok=True)
-    spec_file = _write_spec(directory, model, data_directory, overrides)
+    specs = _specs(directory, model, data_directory, full=full)
+    files = {name: _write_spec(directory, name, spec, overrides) for name, spec in specs.items()}
     console = Console()
     settings = {name: {**values, "threads": 1 if model == "tiny" else 2} for name, values in _SETTINGS[model].items()}
     began = time.monotonic()
@@ -50,25 +60,31 @@ def run_quickstart(directory: Path, model: str, data_directory: Path | None, ove
         )
         target = read_endpoints(directory)["trainer"][0]["grpc"]
         with Client(target) as client:
-            ended = _run(client, spec_file, console)
-    run_directory = directory / "runs" / _RUN
+            ended = _run_all(client, files, console)
     if ended.state == pb.RUN_STATE_STOPPED:
         console.print("stopped; call the same command again to go on")
         return 130
     if ended.state != pb.RUN_STATE_SUCCEEDED:
         console.print(f"[red]failed:[/red] {ended.error}", markup=True)
         return 1
-    written = json.loads((run_directory / "report.json").read_text())
-    for name in ("report.html", "report.json"):
-        (directory / name).write_bytes((run_directory / name).read_bytes())
-    _print_table(console, written)
+    made = [directory / "runs" / name for name in files if name != _BASE_4X]
+    if full:
+        _write_full_report(directory, made, console)
+    else:
+        for name in ("report.html", "report.json"):
+            (directory / name).write_bytes((made[0] / name).read_bytes())
+        _print_table(console, json.loads((directory / "report.json").read_text()))
     console.print(f"{time.monotonic() - began:.0f} s in all; report: {directory / 'report.html'}")
     return 0
 
 
-def _write_spec(directory: Path, model: str, data_directory: Path | None, overrides: Sequence[str]) -> Path:
-    spec: dict[str, Any] = {"preset": model, "name": _RUN, "directory": str(directory / "runs" / _RUN)}
+def _specs(directory: Path, model: str, data_directory: Path | None, *, full: bool) -> dict[str, dict[str, Any]]:
+    """Run specs by name, in the order in which they run."""
     if model == "smollm2":
+        if full:
+            raise ConfigError(
+                "--full: it is the miniature's proof; allowed with --model tiny", field="full", value=model
+            )
         if data_directory is None:
             raise ConfigError(
                 "--data: --model smollm2 trains on human data: name a folder with demonstrations.jsonl.gz, "
@@ -77,42 +93,92 @@ def _write_spec(directory: Path, model: str, data_directory: Path | None, overri
             )
         from trimtab_trainer.gguf import smollm2_folder
 
-        spec["data_directory"] = str(data_directory.resolve())
-        spec["model"] = str(smollm2_folder(directory / "smollm2"))
-    elif data_directory is not None:
+        folder = str(smollm2_folder(directory / "smollm2"))
+        return {_RUN: {"preset": model, "data_directory": str(data_directory.resolve()), "model": folder}}
+    if data_directory is not None:
         raise ConfigError("--data: --model tiny writes its own data", field="data", value=data_directory)
-    path = directory / "run.yaml"
+    if not full:
+        return {_RUN: {"preset": model}}
+    large = {"preset": model, "stages": ["pretrain"], "seed": 1, "miniature": {"seed": 1, "width": 128}}
+    models = {"base_4x": {"model": str(directory / "runs" / _BASE_4X / "models" / "pretrain" / "model")}}
+    return {
+        _BASE_4X: large,
+        **{
+            f"seed-{seed}": {
+                "preset": model,
+                "seed": seed,
+                "miniature": {"seed": seed},
+                "evaluate": {"models": models},
+            }
+            for seed in _FULL_SEEDS
+        },
+    }
+
+
+def _write_spec(directory: Path, name: str, spec: Mapping[str, Any], overrides: Sequence[str]) -> Path:
+    written: dict[str, Any] = {**spec, "name": name, "directory": str(directory / "runs" / name)}
     for override in overrides:
         key, _, value = override.partition("=")
-        section = spec
+        section = written
         *parents, last = key.split(".")
         for parent in parents:
             section = section.setdefault(parent, {})
         section[last] = yaml.safe_load(value)
-    path.write_text(yaml.safe_dump(spec, sort_keys=False))
+    path = directory / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(written, sort_keys=False))
     load_run_spec(path, endpoints_file=directory / "endpoints.json")  # a wrong one ends here, before anything starts
     return path
 
 
-def _run(client: Client, spec_file: Path, console: Console) -> pb.Run:
-    """Starts or resumes the run and follows it to its end; Ctrl-C asks it to stop and waits for its checkpoint."""
+def _run_all(client: Client, files: Mapping[str, Path], console: Console) -> pb.Run:
+    """Runs one after another up to the first that does not succeed; returns the last."""
+    ended = pb.Run()
+    for name, file in files.items():
+        ended = _run(client, name, file, console)
+        if ended.state != pb.RUN_STATE_SUCCEEDED:
+            break
+    return ended
+
+
+def _run(client: Client, name: str, spec_file: Path, console: Console) -> pb.Run:
+    """Starts or resumes a run and follows it to its end; Ctrl-C asks it to stop and waits for its checkpoint."""
     text = spec_file.read_text()
-    run = client.start_run(pb.StartRunRequest(name=_RUN, spec_yaml=text), timeout_s=120).run
+    run = client.start_run(pb.StartRunRequest(name=name, spec_yaml=text), timeout_s=120).run
     if run.state in (pb.RUN_STATE_STOPPED, pb.RUN_STATE_FAILED):
         try:
-            run = client.resume_run(pb.ResumeRunRequest(name=_RUN)).run
-            console.print("the run of this folder goes on where it was stopped")
+            run = client.resume_run(pb.ResumeRunRequest(name=name)).run
+            console.print(f"run {name} of this folder goes on where it was stopped")
         except FailedPrecondition as error:
             console.print(error.message)
     with RunDisplay(console) as display:
         while True:
             try:
-                follow_run(client, _RUN, display)
+                follow_run(client, name, display)
                 break
             except KeyboardInterrupt:
                 console.print("stopping after this step; a checkpoint is saved")
-                client.stop_run(pb.StopRunRequest(name=_RUN))
-    return client.get_run(pb.GetRunRequest(name=_RUN)).run
+                client.stop_run(pb.StopRunRequest(name=name))
+    return client.get_run(pb.GetRunRequest(name=name)).run
+
+
+def _write_full_report(directory: Path, runs: Sequence[Path], console: Console) -> None:
+    """The runs side by side: DIR/report.html, and DIR/report.json with the claims over all of them."""
+    write_comparison(runs, directory / "report.html")
+    reports = [json.loads((run / "report.json").read_text()) for run in runs]
+    claims = pooled_claims([report["claims"] for report in reports])
+    share = sum(claim.holding for claim in claims) / sum(claim.runs for claim in claims)
+    written = {
+        "runs": [str(run) for run in runs],
+        "claims": [asdict(claim) for claim in claims],
+        "share_of_claims_that_hold": share,
+        "wall_seconds": {run.name: report["wall_seconds"]["all"] for run, report in zip(runs, reports, strict=True)},
+    }
+    write_file_atomically(directory / "report.json", json.dumps(written, indent=1) + "\n")
+    table = Table("claim", "paper", "measured", "holds", title=f"claims over {len(runs)} seeds", show_edge=False)
+    for claim in claims:
+        measured = f"{claim.measured:.3f} ({claim.low:.3f} to {claim.high:.3f})"
+        table.add_row(claim.claim, claim.paper, measured, f"{claim.holding} of {claim.runs}")
+    console.print(table)
 
 
 def _print_table(console: Console, written: dict[str, Any]) -> None:

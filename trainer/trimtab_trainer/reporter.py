@@ -16,7 +16,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -134,14 +134,14 @@ class Reporter:
 
     Args:
         directory: the run's folder; events.jsonl there is continued.
-        sink: also gets every event.
+        sinks: each also gets every event.
         console: where people read; None makes one on stderr. Its `is_terminal` decides between bars and lines.
     """
 
-    def __init__(self, directory: Path, *, sink: EventSink | None = None, console: Console | None = None) -> None:
+    def __init__(self, directory: Path, *, sinks: Sequence[EventSink] = (), console: Console | None = None) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self._path = directory / "events.jsonl"
-        self._sink = sink
+        self._sinks = tuple(sinks)
         self._console = console or Console(stderr=True)
         self._lock = threading.RLock()
         self._sequence = _mend(self._path)
@@ -237,8 +237,8 @@ class Reporter:
         self._file.write(event.to_json() + "\n")
         self._file.flush()
         self._sequence = event.sequence
-        if self._sink is not None:
-            self._sink.send(event)
+        for sink in self._sinks:
+            sink.send(event)
 
     def _finite(self, stage: str, metrics: Mapping[str, float]) -> dict[str, float]:
         finite = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}

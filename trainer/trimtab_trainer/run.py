@@ -234,8 +234,9 @@ def _did_nothing(directory: Path) -> bool:
 def _continue(spec: RunSpec) -> RunOutcome:
     outcome = read_outcome(spec.directory)
     before = load_run_spec(spec.directory / "spec.yaml")
-    # services may have moved in the meantime; anything else would make it another run
-    changed = [key for key in RunSpec.model_fields if key != "services" and getattr(before, key) != getattr(spec, key)]
+    # where the services are and who watches may change; anything else would make it another run
+    same = RunSpec.model_fields.keys() - {"services", "tensorboard", "wandb"}
+    changed = [key for key in RunSpec.model_fields if key in same and getattr(before, key) != getattr(spec, key)]
     if changed:
         key = changed[0]
         raise ConfigError(
@@ -283,14 +284,14 @@ def _prepare(spec: RunSpec, reporter: Reporter) -> None:
 
     data = spec.directory / "data"
     if not (data / "miniature.json").exists():  # written last
-        sizes = spec.miniature.model_dump(exclude={"seed"})
+        sizes = spec.miniature.model_dump(exclude={"seed", "width"})
         write_datasets(data, seed=spec.miniature.seed, sizes=Sizes(**sizes))
         reporter.message(f"the miniature's datasets are in {data}; its labelers and texts are simulated")
     base = spec.directory / "models" / "untrained"
     if spec.model == MINIATURE and not base.exists():
         partial = base.with_name(".partial-untrained")
         shutil.rmtree(partial, ignore_errors=True)
-        save_base(partial, seed=spec.seed % 2**32)
+        save_base(partial, seed=spec.seed % 2**32, width=spec.miniature.width)
         partial.rename(base)
 
 

@@ -43,15 +43,20 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def base_config() -> LlamaConfig:
-    """Shape of the base model: d = 64, 3 layers, 4 heads, tied embeddings, rotary positions; 0.16 M parameters."""
+def base_config(width: int = 64) -> LlamaConfig:
+    """Shape of a base model: 3 layers, heads of 16, tied embeddings, rotary positions.
+
+    Args:
+        width: 64 makes 0.16 M parameters, which everything is trained from; 128 makes four times as many, the large
+            base that the small aligned model is compared with.
+    """
     return LlamaConfig(
         vocab_size=len(SPECIAL_TOKENS) + len(vocabulary()),
-        hidden_size=64,
-        intermediate_size=176,
+        hidden_size=width,
+        intermediate_size=176 * width // 64,
         num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=4,
+        num_attention_heads=width // 16,
+        num_key_value_heads=width // 16,
         max_position_embeddings=CONTEXT_TOKENS,
         tie_word_embeddings=True,
         attention_dropout=0.0,
@@ -62,13 +67,13 @@ def base_config() -> LlamaConfig:
     )
 
 
-def untrained_policy(seed: int) -> LlamaForCausalLM:
-    """The base model before pretraining, fp32 on the CPU, its weights drawn from `seed` (sets the global seed)."""
+def untrained_policy(seed: int, width: int = 64) -> LlamaForCausalLM:
+    """A base model before pretraining, fp32 on the CPU, its weights drawn from `seed` (sets the global seed)."""
     set_seed(seed)
-    return LlamaForCausalLM(base_config())
+    return LlamaForCausalLM(base_config(width))
 
 
-def save_base(folder: str | Path, *, seed: int) -> None:
-    """Writes the untrained base model and its tokenizer as one Hugging Face folder."""
-    untrained_policy(seed).save_pretrained(folder)
+def save_base(folder: str | Path, *, seed: int, width: int = 64) -> None:
+    """Writes an untrained base model and its tokenizer as one Hugging Face folder."""
+    untrained_policy(seed, width).save_pretrained(folder)
     build_tokenizer().save_pretrained(folder)
