@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.trimtab-installed
 
-.PHONY: setup quickstart test test-slow lint types layers check protos bench clean
+.PHONY: setup quickstart test test-slow lint types layers check protos stubs-fresh oldest-protobuf bench clean
 
 setup: $(STAMP)
 
@@ -39,11 +39,18 @@ types: setup
 layers: setup
 	$(BIN)/lint-imports
 
-# All of CI but the tests.
 check: lint types layers
 
 protos:
-	protos/generate.sh
+	PYTHON=$(PYTHON) protos/generate.sh
+
+# The stubs in the package are those that the protos give; installs the proto tools in a venv of their own.
+stubs-fresh: setup
+	PYTHON=$(PYTHON) $(BIN)/pytest -m slow tests/contract/test_stubs_fresh.py
+
+# The SDK on the oldest protobuf and gRPC that pyproject.toml allows; installs them in a temporary folder.
+oldest-protobuf: setup
+	$(BIN)/pytest -m slow tests/clients/test_oldest_protobuf.py
 
 bench: setup
 	@test -n "$(NAME)" || { echo "usage: make bench NAME=x, one of: $(basename $(notdir $(wildcard benchmarks/*.py)))"; exit 2; }

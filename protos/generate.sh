@@ -5,9 +5,11 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-clients/python}
 venv=.venv-protos
-if [ ! -x "$venv/bin/protoc-gen-mypy_grpc" ]; then
-  python3 -m venv "$venv"
+if ! cmp --silent protos/requirements.txt "$venv/requirements.txt"; then  # none yet, other pins, or half an install
+  rm -rf "$venv"
+  "${PYTHON:-python3}" -m venv "$venv"
   "$venv/bin/pip" install --quiet --requirement protos/requirements.txt
+  cp protos/requirements.txt "$venv/requirements.txt"
 fi
 mkdir -p "$out"
 rm -f "$out"/trimtab/v1/*_pb2*.py*

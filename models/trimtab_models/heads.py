@@ -11,7 +11,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from trimtab.errors import InternalError, Reason
-from trimtab_models.loading import backbone, reward_bias, score_weight
+from trimtab_models.anatomy import backbone, reward_bias, score_weight
+from trimtab_models.attention import layer_masks
 
 __all__ = ["check_finite", "completion_values", "hidden_states", "read_rewards", "scores_of"]
 
@@ -32,15 +33,18 @@ def hidden_states(
         input_ids: int64 [batch, seq].
         position_ids: int64 [batch, seq]; None counts from 0 in each row.
         attention_mask: bool [batch, 1, seq, seq], true where a query (row) may see a key (column); None is causal.
+            Layers with a sliding window see no farther than it either way.
 
     Returns:
         [batch, seq, hidden] in the model's dtype.
+
+    Raises:
+        Unsupported: a mask is given and the model has layers that no mask can keep apart, see `attention.layer_masks`.
     """
     if position_ids is None:
         position_ids = torch.arange(input_ids.shape[1], device=input_ids.device).expand(input_ids.shape[0], -1)
-    output = backbone(model)(
-        input_ids=input_ids, position_ids=position_ids, attention_mask=attention_mask, use_cache=False
-    )
+    masks = None if attention_mask is None else layer_masks(model, attention_mask, position_ids)
+    output = backbone(model)(input_ids=input_ids, position_ids=position_ids, attention_mask=masks, use_cache=False)
     return output.last_hidden_state
 
 

@@ -4,22 +4,22 @@ re-initialised.
 A reward model is saved in Hugging Face's own sequence-classification format with one label. Those classifiers have no
 head bias (a `score.bias` is dropped on load), so the offset that makes demonstrations score 0 is `reward_bias` in
 config.json: our readers subtract it (`heads`), a stock load gives the same order, shifted by that constant.
+
+What a loaded model consists of is in `anatomy`; what its users ask beside loading it is exported from here too.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -31,20 +31,30 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from trimtab.errors import ConfigError, ModelFolderError
+from trimtab_models.anatomy import (
+    backbone,
+    max_sequence_tokens,
+    named_parameter_tensors,
+    reward_bias,
+    score_weight,
+    set_reward_bias,
+    vocab_size,
+)
+from trimtab_models.files import sync, sync_folder
+from trimtab_models.logprobs import check_logprobs
 
 __all__ = [
     "DTYPES",
-    "backbone",
     "enable_gradient_checkpointing",
     "load_policy",
     "load_reward_model",
     "max_sequence_tokens",
     "named_parameter_tensors",
+    "pad_token_id",
     "reward_bias",
     "reward_model_from_policy",
     "save_model",
     "set_reward_bias",
-    "sync_folder",
     "vocab_size",
 ]
 
@@ -67,7 +77,6 @@ _DROPOUT_KEYS = (
     "residual_dropout",
     "summary_first_dropout",
 )
-_CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 
 
 def load_policy(
@@ -83,10 +92,13 @@ def load_policy(
             reference need always.
 
     Raises:
-        ModelFolderError: no such folder, no config, no safetensors, or tensors that do not fit the architecture.
+        ModelFolderError: no such folder, no config, no safetensors, tensors that do not fit the architecture, or an
+            architecture whose log-probs `logprobs` does not compute (`logprobs.check_logprobs`).
         ConfigError: unknown dtype, dropout outside [0, 1).
     """
-    return _load(AutoModelForCausalLM, folder, dtype=dtype, device=device, dropout=dropout)
+    model = _load(AutoModelForCausalLM, folder, dtype=dtype, device=device, dropout=dropout)
+    check_logprobs(model)
+    return model
 
 
 def load_reward_model(
@@ -174,38 +186,6 @@ def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     )
 
 
-def backbone(model: PreTrainedModel) -> nn.Module:
-    """The transformer under the head: what turns token ids into `last_hidden_state` [batch, seq, hidden]."""
-    return model.base_model
-
-
-def score_weight(model: PreTrainedModel) -> Tensor:
-    """The scalar head's weight [1, hidden] of a reward or value model.
-
-    Raises:
-        ModelFolderError: the architecture's classifier has no `score` layer without bias.
-    """
-    head = getattr(model, "score", None)
-    if not isinstance(head, nn.Linear) or head.bias is not None or head.out_features != 1:
-        raise ModelFolderError(
-            f"{type(model).__name__}: its head is no `score` layer with one output and no bias",
-            field="score",
-            value=type(model).__name__,
-        )
-    weight: Tensor = head.weight
-    return weight
-
-
-def reward_bias(model: PreTrainedModel) -> float:
-    """The offset subtracted from every score; 0 for a model that has none."""
-    return float(getattr(model.config, "reward_bias", 0.0))
-
-
-def set_reward_bias(model: PreTrainedModel, bias: float) -> None:
-    """Sets the offset, which `save_model` writes to config.json."""
-    model.config.reward_bias = float(bias)
-
-
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
     """Writes a Hugging Face folder: model, config, tokenizer, template. It appears whole or not at all.
 
@@ -223,44 +203,10 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
         if folder.exists():
             folder.rename(old)
         partial.rename(folder)
-        _sync(folder.parent)
+        sync(folder.parent)
     finally:
         for left_over in (partial, old):
             shutil.rmtree(left_over, ignore_errors=True)
-
-
-def sync_folder(folder: Path) -> None:
-    """Flushes every file of a folder, and the folder itself, to disk."""
-    for path in (*folder.iterdir(), folder):
-        _sync(path)
-
-
-def max_sequence_tokens(model: PreTrainedModel) -> int:
-    """Context length: most tokens of one sequence.
-
-    Raises:
-        ModelFolderError: the configuration names none.
-    """
-    for key in _CONTEXT_KEYS:
-        value = getattr(model.config, key, None)
-        if isinstance(value, int) and value > 0:
-            return value
-    raise ModelFolderError(
-        f"{type(model).__name__}: its configuration has none of {', '.join(_CONTEXT_KEYS)}",
-        field="max_position_embeddings",
-    )
-
-
-def vocab_size(model: PreTrainedModel) -> int:
-    """Size of the vocabulary: every token id is below it."""
-    embeddings: Any = model.get_input_embeddings()
-    return int(embeddings.weight.shape[0])
-
-
-def named_parameter_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
-    """Exactly the tensors that a safetensors folder of the model holds, by name, sorted; tied weights once."""
-    tied: Iterable[str] = getattr(model, "all_tied_weights_keys", None) or ()
-    return {name: tensor for name, tensor in sorted(model.state_dict().items()) if name not in set(tied)}
 
 
 def enable_gradient_checkpointing(model: PreTrainedModel) -> None:
@@ -373,11 +319,3 @@ def _quiet() -> Iterator[None]:
         transformers_logging.set_verbosity(level)
         if bars:
             transformers_logging.enable_progress_bar()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -8,20 +8,24 @@ Logits are made for a chunk of tokens at a time and forgotten again, in the back
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
+from trimtab.errors import ModelFolderError
+from trimtab_models.anatomy import output_layer, vocab_size
 from trimtab_models.heads import hidden_states
 
-__all__ = ["TokenLogProbs", "completion_logprobs", "sequence_logprobs", "token_logprobs"]
+__all__ = ["TokenLogProbs", "check_logprobs", "completion_logprobs", "sequence_logprobs", "token_logprobs"]
 
 CHUNK_ELEMENTS = 2**24
 """Logits of a chunk: tokens times vocabulary (64 MiB in float32)."""
+
+_MULTIPLIERS = ("logit_scale", "lm_head_multiplier")
+_SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap")
 
 
 @dataclass(frozen=True)
@@ -52,10 +56,10 @@ def token_logprobs(
     chunk_tokens: int | None = None,
     row_multiple: int = 1,
 ) -> TokenLogProbs:
-    """Log-probs of target tokens under the model's output layer: log softmax(W h / T)[target].
+    """Log-probs of target tokens under the model's output layer: log softmax(cap(scale W h) / T)[target].
 
     Args:
-        model: a policy; its output embeddings (with bias) and final logit soft-cap are used.
+        model: a policy; its output embeddings (with bias), logit scale and final logit soft-cap are used.
         hidden: [tokens, hidden], the state before each target.
         targets: int64 [tokens].
         temperature: T, above 0.
@@ -68,17 +72,21 @@ def token_logprobs(
     Returns:
         One entry for each token. `logprobs` is differentiable in hidden and in the output layer. A float64 model's are
         float64.
+
+    Raises:
+        ModelFolderError: the model has no output embeddings.
     """
-    head: Any = model.get_output_embeddings()
-    softcap = getattr(model.config, "final_logit_softcapping", None)
-    weight, bias = head.weight, getattr(head, "bias", None)
-    vocab = weight.shape[0]
-    chunk = chunk_tokens or max(row_multiple, CHUNK_ELEMENTS // vocab // row_multiple * row_multiple)
+    weight, bias = output_layer(model)
+    config = model.config.get_text_config()
+    scale, softcap = _logit_scale(config), _number(config, _SOFT_CAPS)
+    chunk = chunk_tokens or max(row_multiple, CHUNK_ELEMENTS // weight.shape[0] // row_multiple * row_multiple)
 
     def one_chunk(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> tuple[Tensor, ...]:
         logits = functional.linear(hidden, weight, bias)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        if softcap:
+        if scale != 1:
+            logits = logits * scale
+        if softcap is not None:
             logits = torch.tanh(logits / softcap) * softcap
         logits = logits / temperature
         normaliser = torch.logsumexp(logits, dim=-1)
@@ -178,3 +186,50 @@ def sequence_logprobs(
     hidden = hidden_states(model, input_ids, position_ids=position_ids, attention_mask=attention_mask)
     rows, columns = targets_mask.nonzero(as_tuple=True)
     return token_logprobs(model, hidden[rows, columns - 1], input_ids[rows, columns], temperature=temperature).logprobs
+
+
+@torch.no_grad()
+def check_logprobs(model: PreTrainedModel, *, tokens: int = 4) -> None:
+    """Compares `token_logprobs` with the log-softmax of the model's own logits, on a few ids of its vocabulary.
+
+    What stands between an architecture's last hidden state and its logits is known by name only (`token_logprobs`); an
+    architecture that does anything else there is refused here rather than trained on wrong log-probs.
+
+    Args:
+        model: a policy, in evaluation mode.
+        tokens: how many positions are compared, each at its likeliest and its unlikeliest token.
+
+    Raises:
+        ModelFolderError: they differ by more than the rounding of the model's dtype; names architecture and difference.
+    """
+    ids = torch.linspace(0, vocab_size(model) - 1, tokens, device=model.device).long()[None]
+    hidden = hidden_states(model, ids)[0]
+    logits = model(input_ids=ids, use_cache=False).logits[0]
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    extremes = torch.stack([logits.argmax(-1), logits.argmin(-1)], dim=1)
+    expected = logits.log_softmax(-1).gather(-1, extremes).flatten()
+    found = token_logprobs(model, hidden.repeat_interleave(2, dim=0), extremes.flatten()).logprobs
+    difference = float((found - expected).abs().max())
+    allowed = max(1e-3, 4 * torch.finfo(model.dtype).eps) * float(logits.abs().max())
+    if difference > allowed:  # false for NaN: weights that are not finite are told by whoever serves or trains them
+        raise ModelFolderError(
+            f"{model.name_or_path}: {type(model).__name__} turns hidden states into logits in a way that is not "
+            f"supported: log-probs from its output layer, logit scale and soft-cap differ from its own by "
+            f"{difference:.3g} nats; allowed: {allowed:.3g}",
+            field="architectures",
+            value=type(model).__name__,
+            limit=f"{allowed:.3g}",
+        )
+
+
+def _logit_scale(config: PreTrainedConfig) -> float:
+    """What logits are multiplied by; 1 where the configuration names nothing."""
+    scaling = _number(config, ("logits_scaling",)) or 1.0
+    scale = scaling if config.model_type == "hyperclovax" else 1 / scaling  # Granite and all others divide by it
+    return scale * (_number(config, _MULTIPLIERS) or 1.0)
+
+
+def _number(config: PreTrainedConfig, names: tuple[str, ...]) -> float | None:
+    """The first of these settings that is a number other than 0."""
+    values = (getattr(config, name, None) for name in names)
+    return next((float(value) for value in values if isinstance(value, int | float) and value), None)

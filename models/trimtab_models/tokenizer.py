@@ -1,8 +1,11 @@
 """Text to token ids, the same way everywhere: in training, in services and in evaluation.
 
-The chat template renders and the tokenizer adds nothing to what it renders, so a double BOS is impossible. Special
-tokens inside a user's text are text, never control tokens. Digests let two processes find out that they would tokenise
-alike before they exchange a single id.
+The chat template renders and the tokenizer adds nothing to what it renders, so a double BOS is impossible. Digests let
+two processes find out that they would tokenise alike before they exchange a single id.
+
+A control token inside a user's text is text. Control tokens are those that the tokenizer flags as special, declared by
+name or not. An added token without the flag, as `<think>` often is, is vocabulary: text that spells it gets its id, in
+prompts and in completions alike, since that is how a model learns to write it.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ __all__ = [
     "decode",
     "encode_completion",
     "encode_conversation",
+    "encode_document",
     "encode_prompt",
     "eos_token_ids",
     "load_tokenizer",
@@ -58,6 +62,7 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
         )
     if not isinstance(tokenizer.eos_token_id, int):
         raise ModelFolderError(f"{folder}: its tokenizer has no EOS token", field="eos_token", value=folder)
+    _flag_declared_tokens(tokenizer)
     return tokenizer
 
 
@@ -115,8 +120,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: PromptLike | Seque
 
     Args:
         tokenizer: with a chat template, a text is rendered as one user message; without one it is taken as it is,
-        behind
-            the BOS where the tokenizer's own post-processing starts with one.
+            behind the BOS where the tokenizer's own post-processing starts with one.
         prompt: text, token ids (returned as they are) or a conversation that ends in a user turn.
 
     Raises:
@@ -136,8 +140,13 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: PromptLike | Seque
 
 
 def encode_completion(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of a completion's text, the EOS at the end, as in training."""
+    """Token ids of a completion's text, the EOS at the end, as in training. The only control token is that EOS."""
     return [*_encode_text(tokenizer, text), int(cast(int, tokenizer.eos_token_id))]
+
+
+def encode_document(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of a pretraining document: BOS where the tokenizer's own post-processing starts with one, text, EOS."""
+    return [*_leading_ids(tokenizer), *encode_completion(tokenizer, text)]
 
 
 def encode_conversation(
@@ -170,9 +179,7 @@ def _render(
         raise InvalidRequest(
             "messages: the tokenizer has no chat template; send text or token ids", field="messages", value=messages
         )
-    specials = [token for token in tokenizer.all_special_tokens if token]
-    tainted = any(token in message["content"] for message in messages for token in specials)
-    if not tainted:
+    if not any(_spells_control_token(tokenizer, message["content"]) for message in messages):
         text = _template_text(tokenizer, messages, add_generation_prompt)
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
     # A control token spelled out in a message: the template is rendered around place-holders, its own pieces are
@@ -202,9 +209,25 @@ def _template_text(
     )
 
 
+def _spells_control_token(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
+    """Whether the tokenizer would find a control token in the text: it is asked, since its normaliser may make one."""
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"]) != _encode_text(tokenizer, text)
+
+
 def _encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Ids of text in which no control token is recognised."""
     return list(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+
+
+def _flag_declared_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Flags as special what is declared so by name only: the backend tells control tokens by the flag."""
+    declared = set(tokenizer.all_special_tokens)
+    loose = [
+        token for token in tokenizer.added_tokens_decoder.values() if token.content in declared and not token.special
+    ]
+    for token in loose:
+        token.special = True
+    cast(Any, tokenizer).backend_tokenizer.add_special_tokens(loose)
 
 
 def _leading_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:

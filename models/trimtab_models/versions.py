@@ -7,7 +7,6 @@ holds the same weights, bit for bit.
 from __future__ import annotations
 
 import copy
-import os
 import shutil
 import tempfile
 import uuid
@@ -25,7 +24,9 @@ from trimtab.client import Client
 from trimtab.errors import ConfigError, ModelFolderError
 from trimtab.v1 import weights_pb2
 from trimtab.weights import FetchedVersion, TensorData, publish_version
-from trimtab_models.loading import DTYPES, named_parameter_tensors
+from trimtab_models.anatomy import named_parameter_tensors
+from trimtab_models.files import sync, sync_folder
+from trimtab_models.loading import DTYPES
 from trimtab_models.tokenizer import chat_template_digest, load_tokenizer, tokenizer_digest
 
 __all__ = [
@@ -182,12 +183,11 @@ def write_model_folder(fetched: FetchedVersion, folder: str | Path) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
         save_file(tensors_to_torch(fetched), partial / "model.safetensors", metadata={"format": "pt"})
-        for path in (*partial.rglob("*"), partial):
-            _sync(path)
+        sync_folder(partial)
         if folder.exists():
             shutil.rmtree(folder)
         partial.rename(folder)
-        _sync(folder.parent)
+        sync(folder.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -244,11 +244,3 @@ def _with_digests(tokenizer: PreTrainedTokenizerBase, options: Mapping[str, Any]
         "chat_template_digest": chat_template_digest(tokenizer),
     }
     return digests | dict(options)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,7 +1,6 @@
-"""Both clients against a real server: deadlines, retries, tokens, and where the replicas are."""
+"""Both clients against a real server: deadlines, retries and tokens."""
 
 import asyncio
-import json
 import os
 import threading
 import time
@@ -25,7 +24,6 @@ from trimtab.errors import (
     TrimtabError,
     Unavailable,
 )
-from trimtab.resolver import DNSResolver, FileResolver, StaticResolver
 from trimtab.rpc_errors import to_status
 from trimtab.rpcs import Rpc
 from trimtab.v1 import reward_pb2, weights_pb2
@@ -373,51 +371,3 @@ def test_tls_files(tmp_path: Path) -> None:
         Client("a:1", tls=TLSConfig(ca_file=tmp_path / "none.pem"))
     with pytest.raises(ConfigError, match="belong together"):
         Client("a:1", tls=TLSConfig(key_file=tmp_path / "none.pem"))
-
-
-# Where the replicas are
-
-
-def test_static_resolver() -> None:
-    resolver = StaticResolver(["b:2", "a:1", "b:2"])
-    assert resolver.addresses() == ["a:1", "b:2"]
-    resolver.addresses().clear()
-    assert resolver.addresses() == ["a:1", "b:2"]
-
-
-def test_file_resolver(tmp_path: Path) -> None:
-    file = tmp_path / "endpoints.json"
-    with pytest.raises(ConfigError, match="no such file"):
-        FileResolver(file, "generation")
-    resolver = FileResolver(file, "generation", must_exist=False)
-    assert resolver.addresses() == []
-
-    def write(text: str) -> None:
-        (tmp_path / "new").write_text(text)
-        os.replace(tmp_path / "new", file)
-
-    write(json.dumps({"generation": [{"grpc": "b:2"}, {"grpc": "a:1"}], "reward": [{"grpc": "c:3"}]}))
-    assert resolver.addresses() == ["a:1", "b:2"]
-    for broken in ("", '{"generation": [', "[]", '{"generation": [{}]}', '{"generation": 3}', "\udcff"):
-        (tmp_path / "new").write_bytes(broken.encode(errors="surrogateescape"))
-        os.replace(tmp_path / "new", file)
-        assert resolver.addresses() == ["a:1", "b:2"], broken
-    file.unlink()
-    assert resolver.addresses() == ["a:1", "b:2"]
-    write(json.dumps({"generation": [{"grpc": "d:4"}]}))
-    assert resolver.addresses() == ["d:4"]
-    write(json.dumps({"reward": []}))
-    assert resolver.addresses() == []
-
-
-def test_dns_resolver(monkeypatch) -> None:
-    resolver = DNSResolver("localhost", 50051)
-    found = resolver.addresses()
-    assert found and set(found) <= {"127.0.0.1:50051", "[::1]:50051"}
-
-    def broken(*arguments, **options):
-        raise OSError("name server is away")
-
-    monkeypatch.setattr("socket.getaddrinfo", broken)
-    assert resolver.addresses() == found
-    assert DNSResolver("localhost", 1).addresses() == []

@@ -33,16 +33,16 @@ print(google.protobuf.__version__)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # it installs packages; `make oldest-protobuf` runs it
+@pytest.mark.timeout(600)
 def test_calls_and_typed_errors(tmp_path: Path, reward_folder: Path) -> None:
     wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     found = [m for line in wanted if (m := re.match(r"(protobuf|grpcio[a-z-]*)>=([\d.]+)", line))]
     lowest = {m[1]: m[2] + ".0" * (2 - m[2].count(".")) for m in found}
     install = [sys.executable, "-m", "pip", "install", "-q", "--target", str(tmp_path)]
     exact = [f"{name}=={version}" for name, version in lowest.items()]
-    done = subprocess.run([*install, *exact], capture_output=True, text=True, timeout=170)
-    if done.returncode:
-        pytest.skip(f"{exact} cannot be installed here: {done.stderr.strip().splitlines()[-1]}")
+    done = subprocess.run([*install, *exact], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT / "clients" / "python")])}
     with running("reward", model_folder=reward_folder) as server:
         told = subprocess.run(

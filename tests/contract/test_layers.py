@@ -12,8 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 def test_import_contracts() -> None:
     lint_imports = Path(sys.executable).parent / "lint-imports"
-    if not lint_imports.exists():
-        pytest.skip("import-linter is not installed; it is in the dependency group `dev`")
+    assert lint_imports.exists(), "import-linter is not installed; it is in the dependency group `dev`"
     done = subprocess.run([lint_imports], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
 

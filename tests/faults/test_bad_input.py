@@ -63,7 +63,7 @@ def test_wrong_run_spec(tmp_path: Path, override: str, words: tuple[str, ...]) -
 
 def test_missing_files(tmp_path: Path) -> None:
     refused(trimtab("run", tmp_path / "none.yaml"), "none.yaml", "No such file")
-    refused(trimtab("run", write_spec(tmp_path)), "nowhere", "no model folder")
+    refused(trimtab("run", write_spec(tmp_path)), "nowhere", "no such folder")
 
 
 def test_broken_rows_and_one_answer(tmp_path: Path, llama_folder: Path) -> None:

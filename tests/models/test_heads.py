@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from trimtab.errors import InternalError, Reason
+from trimtab_models.anatomy import score_weight
 from trimtab_models.heads import check_finite, completion_values, hidden_states, read_rewards, scores_of
-from trimtab_models.loading import load_reward_model, reward_model_from_policy, score_weight, set_reward_bias
+from trimtab_models.loading import load_reward_model, reward_model_from_policy, save_model, set_reward_bias
 from trimtab_models.packing import pad_right
 from trimtab_models.tokenizer import load_tokenizer
 
@@ -62,6 +63,26 @@ def test_score_is_the_dot_product_less_the_offset(model) -> None:
     slow = [sum(h * w for h, w in zip(row, weight, strict=True)) - 0.5 for row in hidden.tolist()]
     assert scores_of(model, hidden).tolist() == pytest.approx(slow, abs=1e-5)
     assert float(read_rewards(model, ids, torch.tensor([9]))) == pytest.approx(slow[-1], abs=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_is_read_in_float32(policy_folder, tmp_path, dtype: str) -> None:
+    tokenizer = load_tokenizer(policy_folder)
+    made = reward_model_from_policy(policy_folder, tokenizer=tokenizer, seed=3, dtype=dtype)
+    set_reward_bias(made, 0.5)
+    save_model(made, tokenizer, tmp_path / "reward")
+    model = load_reward_model(tmp_path / "reward", dtype=dtype)
+    ids, lengths = pad_right(sequences())
+    rewards = read_rewards(model, ids, lengths)
+    hidden = hidden_states(model, ids)
+    assert rewards.dtype == torch.float32 and hidden.dtype == model.dtype
+    last = hidden[torch.arange(len(lengths)), lengths - 1].double()
+    exact = (last * score_weight(model)[0].double()).sum(-1) - 0.5
+    assert (rewards - exact).abs().max() < 1e-5  # one product or sum rounded to the model's dtype is 1e-3 off
+    assert torch.equal(rewards, read_rewards(made, ids, lengths))
+    values = completion_values(model, ids[1:4], torch.tensor([3, 1, 12]), torch.tensor([6, 3, 5]))
+    assert values.dtype == torch.float32
 
 
 @torch.no_grad()

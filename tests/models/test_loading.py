@@ -11,6 +11,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedConfig
 
 from tiny_models import make_policy, make_tokenizer
 from trimtab.errors import ConfigError, ModelFolderError
+from trimtab_models.anatomy import score_weight
 from trimtab_models.heads import read_rewards
 from trimtab_models.loading import (
     DTYPES,
@@ -22,7 +23,6 @@ from trimtab_models.loading import (
     reward_bias,
     reward_model_from_policy,
     save_model,
-    score_weight,
     set_reward_bias,
 )
 from trimtab_models.packing import pad_right

@@ -134,13 +134,26 @@ def test_gradcheck(policy_folder, chunk_tokens) -> None:
     )
 
 
-def test_bfloat16_is_normalised_in_float32(llama_folder) -> None:
-    model = load_policy(llama_folder, dtype="bfloat16")
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_is_normalised_in_float32(policy_folder, dtype: str) -> None:
+    model = load_policy(policy_folder, dtype=dtype)
     hidden, targets = states(model)
     found = token_logprobs(model, hidden, targets, top_n=20)
     assert found.logprobs.dtype == found.top_logprobs.dtype == torch.float32
     logits = (hidden @ model.get_output_embeddings().weight.T).float()
     assert torch.allclose(found.logprobs, logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0], atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_stays_near_float32(policy_folder, dtype: str) -> None:
+    whole, half = load_policy(policy_folder), load_policy(policy_folder, dtype=dtype)
+    expected, entropies = completion_logprobs(whole, rows(), PROMPTS, COMPLETIONS, temperature=0.7, entropy=True)
+    found, half_entropies = completion_logprobs(half, rows(), PROMPTS, COMPLETIONS, temperature=0.7, entropy=True)
+    assert found.dtype == half_entropies.dtype == torch.float32
+    largest = float(whole(input_ids=rows()).logits.abs().max()) / 0.7
+    near = 4 * torch.finfo(half.dtype).eps * largest
+    assert (found - expected).abs().max() < near and (half_entropies - entropies).abs().max() < near
 
 
 def test_no_tokens(llama_folder) -> None:

@@ -34,8 +34,11 @@ def test_finished_completions_below_the_score_of_unfinished_ones() -> None:
     scores[200:202] = -2.0
     warn_of_low_scores(scores, ended, -1.0, told.append)
     assert told == []  # 1 % is not more than 1 %
-    scores[202] = -2.0
+    scores[202:204] = -2.0
+    warn_of_low_scores(scores, ended, -1.0, told.append)
+    assert told == []  # 2 % of 200 is not yet beyond chance
+    scores[204:206] = -2.0
     warn_of_low_scores(scores, ended, -1.0, told.append)
     warn_of_low_scores(scores, ended, None, told.append)
     warn_of_low_scores(scores, torch.zeros(400, dtype=torch.bool), -1.0, told.append)
-    assert len(told) == 1 and "1.5% of the finished completions score below missing_eos_score -1" in told[0]
+    assert len(told) == 1 and "3.0% of the finished completions score below missing_eos_score -1" in told[0]

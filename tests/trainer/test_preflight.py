@@ -35,9 +35,15 @@ def test_a_spec_whose_inputs_are_there_passes_and_leaves_no_trace(fields: dict[s
 
 
 def test_a_missing_model_is_named(fields: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no model folder") as caught:
-        check_inputs(RunSpec.model_validate({**fields, "model": str(tmp_path / "nowhere")}))
-    assert caught.value.field == "model" and str(tmp_path / "nowhere") in caught.value.message
+    for name, words in (("nowhere", "no such folder"), ("empty", "no config.json"), ("pickled", "no \\*.safetensors")):
+        if name != "nowhere":
+            (tmp_path / name).mkdir()
+        if name == "pickled":
+            (tmp_path / name / "config.json").write_text("{}")
+            (tmp_path / name / "pytorch_model.bin").touch()
+        with pytest.raises(ConfigError, match=words) as caught:
+            check_inputs(RunSpec.model_validate({**fields, "model": str(tmp_path / name)}))
+        assert caught.value.field == "model" and str(tmp_path / name) in caught.value.message
 
 
 @pytest.mark.parametrize(

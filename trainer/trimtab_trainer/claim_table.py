@@ -120,8 +120,8 @@ def _reward_model(results: Mapping[str, StageResult]) -> list[Claim]:
     if "oracle" in labelers:
         beside.append(f"the gold score on {labelers['oracle']:.3f}")
         below_oracle = metrics["accuracy"] <= labelers["oracle"]
-    near = metrics["accuracy"] >= agreement - 0.03
-    note = f"held-out prompts; {'; '.join(beside)}; holds within 3 points of the agreement or above"
+    near = low is not None and low >= agreement - 0.03
+    note = f"held-out prompts; {'; '.join(beside)}; holds within 3 points of the agreement or above, interval included"
     claims = [
         Claim(
             "the reward model predicts the labelers it learnt from",
@@ -136,7 +136,7 @@ def _reward_model(results: Mapping[str, StageResult]) -> list[Claim]:
     groups: Mapping[str, Any] = results["reward_model"].details.get("accuracy_by_group", {})
     held_out = next((found for name, found in groups.items() if name.split()[-1] == "held_out"), None)
     if held_out is not None:
-        near = held_out["value"] >= metrics["accuracy"] - 0.05
+        near = (held_out["low"] or 0) >= metrics["accuracy"] - 0.05
         claims.append(
             Claim(
                 "it predicts labelers whom it never saw nearly as well",
@@ -145,7 +145,8 @@ def _reward_model(results: Mapping[str, StageResult]) -> list[Claim]:
                 held_out["low"],
                 held_out["high"],
                 bool(near and (held_out["low"] or 0) > 0.5),
-                f"held-out prompts; holds within 5 points of the training labelers' {metrics['accuracy']:.3f}",
+                f"held-out prompts; holds within 5 points of the training labelers' {metrics['accuracy']:.3f}, "
+                "interval included",
             )
         )
     return claims
@@ -185,7 +186,9 @@ def _alignment_tax(models: Mapping[str, Evaluated], samples: int, seed: int) -> 
     note = "(loss after PPO - after PPO-ptx) / (loss after PPO - at its start), equal iterations"
     if "ptx_control" in models and (control := models["ptx_control"].losses) is not None:
         only = give_back({**known, "ptx": control}, tokens, samples=samples, seed=seed)
-        note += f"; the same ptx steps without RL: {only.returned.value:.2f}"
+        note += f"; the same ptx steps without RL give {only.returned.value:.2f}"
+        if only.returned.high >= found.returned.low:
+            note += ", so this run shows what pretraining gives back, not that it must be mixed with RL"
     return [
         Claim(
             "PPO alone forgets what was pretrained",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -66,6 +67,8 @@ def run(
     if check:
         click.echo(f"{spec_file}: all good: {', '.join(spec.stages)}")
         return 0
+    if spec.services is not None:  # before torch: spinning OpenMP threads would take the services' cores from them
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from trimtab_trainer.context import Orders
     from trimtab_trainer.experiment_logs import experiment_logs
     from trimtab_trainer.remote import RemoteSink

@@ -160,7 +160,8 @@ class Fleet:
     def describe(self) -> str:
         """Each address with its last error, for messages."""
         if not self._replicas:
-            return "the resolver names no address"
+            problem = getattr(self._resolver, "problem", "")
+            return f"the resolver names no address{f': {problem}' if problem else ''}"
         return "; ".join(
             f"{r.address}: {r.last_error.removeprefix(f'{r.address}: ') or 'no error'}" for r in self._replicas.values()
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from jaxtyping import Bool, Float
@@ -46,6 +47,8 @@ def warn_of_low_scores(
 ) -> None:
     """Warns when more than 1 % of finished completions score below what replaces the score of unfinished ones.
 
+    More than 1 % beyond two standard errors: the replacement is by default the 1 % quantile of these very scores.
+
     Args:
         scores: of the reward model, before the replacement.
         ended: whether the completion has its EOS.
@@ -55,7 +58,8 @@ def warn_of_low_scores(
     if missing_eos_score is None or not ended.any():
         return
     share = float((scores[ended] < missing_eos_score).float().mean())
-    if share > _LOW_SCORE_SHARE:
+    error = math.sqrt(_LOW_SCORE_SHARE * (1 - _LOW_SCORE_SHARE) / int(ended.sum()))
+    if share > _LOW_SCORE_SHARE + 2 * error:
         warn(
             f"{share:.1%} of the finished completions score below missing_eos_score {missing_eos_score:.3g}: not "
             "ending pays for them"

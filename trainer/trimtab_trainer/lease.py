@@ -25,19 +25,28 @@ class LeaseKeeper:
         prefix: of the channels.
         run: name of the run; a killed process of the same run may have left a lease behind, whose end is waited for.
         tell: takes one sentence when it waits.
+        pause: sleeps for some seconds, or raises to end the wait.
 
     Raises:
         LeaseHeld: another run has it, at once; or this one's old lease did not end in time.
     """
 
-    def __init__(self, weights: Client, prefix: str, run: str, *, tell: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        weights: Client,
+        prefix: str,
+        run: str,
+        *,
+        tell: Callable[[str], None],
+        pause: Callable[[float], None],
+    ) -> None:
         self._weights = weights
         self._prefix = prefix
         self._run = run
         self._holder = f"{run} on {socket.gethostname()}, process {os.getpid()}"
         self._lost: TrimtabError | None = None
         self._stop = threading.Event()
-        self.lease_id = self._acquire(tell)
+        self.lease_id = self._acquire(tell, pause)
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
         self._thread.start()
 
@@ -55,7 +64,7 @@ class LeaseKeeper:
         except TrimtabError:
             pass  # it ends by itself
 
-    def _acquire(self, tell: Callable[[str], None]) -> str:
+    def _acquire(self, tell: Callable[[str], None], pause: Callable[[float], None]) -> str:
         give_up = time.monotonic() + _TTL_S + 10
         told = False
         while True:
@@ -68,7 +77,7 @@ class LeaseKeeper:
                 if not told:
                     tell(f"waits, at most {_TTL_S:.0f} s, for the lease on {self._prefix}* that {holder} left behind")
                     told = True
-                time.sleep(1.0)
+                pause(1.0)
 
     def _renew(self) -> None:
         expires = time.monotonic() + _TTL_S

@@ -13,7 +13,7 @@ Source: InstructGPT (Ouyang et al. 2022), section 3.5 and appendix C.4; what it 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -36,7 +36,7 @@ from trimtab_trainer.advantages import (
 )
 from trimtab_trainer.checkpoint import Snapshot
 from trimtab_trainer.config import PPOConfig
-from trimtab_trainer.context import StageContext, StageResult
+from trimtab_trainer.context import StageContext, StageResult, StageStopped
 from trimtab_trainer.experience import Experience, Minibatch, pad_rows, plan_minibatches
 from trimtab_trainer.health import is_negative_kl, warn_of_low_scores, warn_of_negative_kl
 from trimtab_trainer.kl import AdaptiveKLController
@@ -65,6 +65,7 @@ def train(context: StageContext, config: PPOConfig) -> StageResult:
     longest = data.longest_prompt + config.sampling.max_new_tokens
     with connect(context, rollout_timeout_s=config.rollout_timeout_s) as services:
         services.check_lengths(longest)
+        services.check_tokenizers(tokenizer, ["generation"])
         services.serve("reference", folder)
         services.serve("reward", reward_folder)
         agent, state = _start_or_resume(context, config)
@@ -78,7 +79,7 @@ def train(context: StageContext, config: PPOConfig) -> StageResult:
         while state.iteration < config.iterations and not state.stopped_by_kl:
             clock = Clock()
             with clock.phase("rollouts"):
-                rollouts = pending.result()
+                rollouts = _wait_for(context, pending, lambda: _snapshot(agent, state))
             if config.max_lag:  # the next batch is sampled by the present policy while it is being improved
                 state.rollout_version = version
                 pending = sampler.submit(state.iteration + 1, version)
@@ -235,6 +236,21 @@ def _first_rollouts(
     wait([pending])
     services.point_policy_to(version)
     return pending, {state.rollout_version: state.iteration - 1, version: state.iteration}
+
+
+def _wait_for(context: StageContext, pending: Future[list[Rollout]], capture: Callable[[], Snapshot]) -> list[Rollout]:
+    """The rollouts of an iteration that has not begun; a stop does not wait for them, since they can be drawn again.
+
+    Raises:
+        StageStopped: a stop was asked for; the checkpoint is on disk.
+        TrimtabError: what ended the collection.
+    """
+    while not wait([pending], timeout=0.5).done:
+        if context.orders.stop_asked:
+            snapshot = capture()
+            context.checkpoints.save(snapshot)
+            raise StageStopped(f"{context.stage} was asked to stop after step {snapshot.step}")
+    return pending.result()
 
 
 def _start_or_resume(context: StageContext, config: PPOConfig) -> tuple[ActorCritic, PPOState]:

@@ -19,8 +19,14 @@ def check_inputs(spec: RunSpec) -> None:
     Raises:
         ConfigError: names the key and the whole path.
     """
-    if spec.model != MINIATURE and not (Path(spec.model) / "config.json").is_file():
-        raise _missing("model", Path(spec.model), "no model folder (it has no config.json)")
+    if spec.model != MINIATURE:
+        folder = Path(spec.model)
+        if not folder.is_dir():
+            raise _missing("model", folder, "no such folder")
+        if not (folder / "config.json").is_file():
+            raise _missing("model", folder, "no model folder (it has no config.json)")
+        if not any(folder.glob("*.safetensors")):
+            raise _missing("model", folder, "no *.safetensors file; nothing else is ever loaded")
     for key, written in spec.data_paths():
         if "{directory}" in written:
             continue  # the run writes it

@@ -60,7 +60,7 @@ def run_quickstart(
         )
         target = read_endpoints(directory)["trainer"][0]["grpc"]
         with Client(target) as client:
-            ended = _run_all(client, files, console)
+            ended = _run_all(client, files, console, services)
     if ended.state == pb.RUN_STATE_STOPPED:
         console.print("stopped; call the same command again to go on")
         return 130
@@ -130,33 +130,49 @@ def _write_spec(directory: Path, name: str, spec: Mapping[str, Any], overrides: 
     return path
 
 
-def _run_all(client: Client, files: Mapping[str, Path], console: Console) -> pb.Run:
+def _run_all(client: Client, files: Mapping[str, Path], console: Console, services: LocalServices) -> pb.Run:
     """Runs one after another up to the first that does not succeed; returns the last."""
     ended = pb.Run()
     for name, file in files.items():
-        ended = _run(client, name, file, console)
+        ended = _run(client, name, file, console, services)
         if ended.state != pb.RUN_STATE_SUCCEEDED:
             break
     return ended
 
 
-def _run(client: Client, name: str, spec_file: Path, console: Console) -> pb.Run:
-    """Starts or resumes a run and follows it to its end; Ctrl-C asks it to stop and waits for its checkpoint."""
+def _run(client: Client, name: str, spec_file: Path, console: Console, services: LocalServices) -> pb.Run:
+    """Starts or resumes a run and follows it to its end.
+
+    Ctrl-C asks it to stop and waits for its checkpoint; a second one ends everything at once.
+    """
     text = spec_file.read_text()
-    run = client.start_run(pb.StartRunRequest(name=name, spec_yaml=text), timeout_s=120).run
+    try:
+        run = client.start_run(pb.StartRunRequest(name=name, spec_yaml=text), timeout_s=120).run
+    except FailedPrecondition as error:
+        raise FailedPrecondition(
+            f"--dir: {spec_file.parent} holds a run with other settings; take another folder, or call it with the same "
+            f"options to go on ({error.message})",
+            field="dir",
+            value=spec_file.parent,
+        ) from error
     if run.state in (pb.RUN_STATE_STOPPED, pb.RUN_STATE_FAILED):
         try:
             run = client.resume_run(pb.ResumeRunRequest(name=name)).run
             console.print(f"run {name} of this folder goes on where it was stopped")
         except FailedPrecondition as error:
             console.print(error.message)
+    asked = False
     with RunDisplay(console) as display:
         while True:
             try:
                 follow_run(client, name, display)
                 break
             except KeyboardInterrupt:
-                console.print("stopping after this step; a checkpoint is saved")
+                if asked:
+                    services.end_now()
+                    raise
+                asked = True
+                console.print("stopping after this step; a checkpoint is saved. Ctrl-C again ends everything at once")
                 client.stop_run(pb.StopRunRequest(name=name))
     return client.get_run(pb.GetRunRequest(name=name)).run
 
@@ -195,4 +211,5 @@ def _print_table(console: Console, written: dict[str, Any]) -> None:
         claims.add_row(claim["claim"], claim["paper"], measured, "yes" if claim["holds"] else "no")
     if written["claims"]:
         console.print(claims)
-    console.print(json.dumps({"seconds": {k: round(v, 1) for k, v in written["wall_seconds"].items()}}))
+    seconds = ", ".join(f"{stage} {spent:.0f}" for stage, spent in written["wall_seconds"].items() if stage != "all")
+    console.print(f"seconds: {seconds}")

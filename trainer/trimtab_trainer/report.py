@@ -59,9 +59,11 @@ def write_report(directory: Path) -> dict[str, Any]:
 
 def page_environment() -> jinja2.Environment:
     """Templates of the pages; what they are given is escaped."""
-    return jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.PackageLoader("trimtab_trainer", "templates"), autoescape=True, undefined=jinja2.StrictUndefined
     )
+    environment.filters["figure"] = _figure
+    return environment
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
@@ -104,12 +106,25 @@ def _calibration(written: Mapping[str, Any]) -> list[Plot]:
 
 
 def _side_by_side(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
-    """The first prompts with every model's answer; all models answer the same prompts in the same order."""
+    """The first prompts with every model's first answer; all models answer the same prompts in the same order."""
     if not samples:
         return []
-    count = min(_SHOWN_SAMPLES, *(len(rows) for rows in samples.values()))
-    first = next(iter(samples.values()))
+    firsts = {name: _first_answers(rows) for name, rows in samples.items()}
+    count = min(_SHOWN_SAMPLES, *map(len, firsts.values()))
+    prompts = next(iter(firsts.values()))
     return [
-        {"prompt": first[i]["prompt"], "answers": {name: rows[i] for name, rows in samples.items()}}
+        {"prompt": prompts[i]["prompt"], "answers": {name: rows[i] for name, rows in firsts.items()}}
         for i in range(count)
     ]
+
+
+def _first_answers(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    found: dict[int, Mapping[str, Any]] = {}
+    for row in rows:
+        found.setdefault(row["number"], row)
+    return [found[number] for number in sorted(found)]
+
+
+def _figure(value: float) -> str:
+    """A figure for people: counts as counts, the rest to four digits."""
+    return f"{value:,.0f}" if float(value).is_integer() and abs(value) < 1e12 else f"{value:.4g}"

@@ -298,4 +298,5 @@ def _mend(path: Path) -> int:
 
 
 def _figures(metrics: Mapping[str, float], most: int = _SHOWN_METRICS) -> str:
-    return "  ".join(f"{name} {value:.4g}" for name, value in list(metrics.items())[:most])
+    shown = list(metrics.items())[:most]
+    return "  ".join(f"{name} {value:.0f}" if value.is_integer() else f"{name} {value:.4g}" for name, value in shown)

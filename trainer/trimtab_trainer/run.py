@@ -105,12 +105,13 @@ def run(
         SUCCEEDED, or STOPPED when it was asked to stop (the CLI's exit code is then 130).
 
     Raises:
-        ConfigError: the folder holds a run already, or none to resume, or one with
-            another spec.
+        ConfigError: the device is not there; the folder holds a run already, or none to resume, or one with another
+            spec.
         FailedPrecondition: resumed, and there is nothing left to do; or another process works in the folder.
         Mismatch: a deterministic run is resumed with another thread count, device or torch.
         TrimtabError: whatever ended the run as FAILED.
     """
+    _check_device(spec)
     orders = orders or Orders()
     with _only_process_in(spec.directory), compute_environment(threads=spec.threads, deterministic=spec.deterministic):
         outcome = _continue(spec) if resume else _begin(spec)
@@ -238,13 +239,16 @@ def _continue(spec: RunSpec) -> RunOutcome:
     same = RunSpec.model_fields.keys() - {"services", "tensorboard", "wandb"}
     changed = [key for key in RunSpec.model_fields if key in same and getattr(before, key) != getattr(spec, key)]
     if changed:
-        key = changed[0]
+        differing = _differing(before.model_dump(include=set(changed)), spec.model_dump(include=set(changed)))
+        key, (was, now) = next(iter(differing.items()))
+        others = ", ".join([*differing][1:])
         raise ConfigError(
-            f"{key}: the run in {spec.directory} was started with another value ({', '.join(changed)} differ); resume "
-            "with the spec it has, or start a new run",
+            f"{key}: the run in {spec.directory} was started with another value: {was!r}, and {now!r} now"
+            f"{f'; so were {others}' if others else ''}. Resume with the spec it has, or start a new run in another "
+            "folder",
             field=key,
-            value=getattr(spec, key),
-            limit=getattr(before, key),
+            value=now,
+            limit=was,
         )
     if outcome.state is RunState.SUCCEEDED:
         raise FailedPrecondition(
@@ -264,6 +268,28 @@ def _continue(spec: RunSpec) -> RunOutcome:
         )
     outcome.state, outcome.error = RunState.RUNNING, ""
     return outcome
+
+
+def _differing(one: Any, other: Any, key: str = "") -> dict[str, tuple[Any, Any]]:
+    """Leaves that differ between two dumped specs, by dotted key."""
+    if not (isinstance(one, dict) and isinstance(other, dict)):
+        return {} if one == other else {key: (one, other)}
+    found: dict[str, tuple[Any, Any]] = {}
+    for name in dict.fromkeys((*one, *other)):
+        found |= _differing(one.get(name), other.get(name), f"{key}.{name}" if key else name)
+    return found
+
+
+def _check_device(spec: RunSpec) -> None:
+    if spec.device.startswith("cuda"):
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if int(spec.device.partition(":")[2] or 0) >= count:
+            raise ConfigError(
+                f"device: {spec.device}, but this machine shows {count} CUDA devices to torch {torch.__version__}",
+                field="device",
+                value=spec.device,
+                limit=count,
+            )
 
 
 def _environment(spec: RunSpec) -> dict[str, str]:

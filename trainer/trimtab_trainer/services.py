@@ -8,8 +8,10 @@ the run here, with both values, before a model is trained.
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -22,15 +24,18 @@ from trimtab.v1 import weights_pb2
 from trimtab_models.tokenizer import tokenizer_digest
 from trimtab_models.versions import publish_folder, publish_model
 from trimtab_trainer.config import ServiceAddresses, ServicesConfig
-from trimtab_trainer.context import StageContext
+from trimtab_trainer.context import StageContext, StageStopped
 from trimtab_trainer.fleet import Fleet
 from trimtab_trainer.lease import LeaseKeeper
 from trimtab_trainer.rollouts import RolloutDispatcher
 
 __all__ = ["Services", "connect"]
 
+T = TypeVar("T")
+
 _SWAP_TIMEOUT_S = 300.0
 _PUBLISH_TIMEOUT_S = 600.0
+_TELL_AFTER_S = 5.0
 _MOST_ID = 200
 
 
@@ -56,6 +61,7 @@ def connect(context: StageContext, *, rollout_timeout_s: float) -> Services:
         deterministic=spec.deterministic,
         on_queue=on_queue,
         tell=lambda text: context.reporter.message(text, stage=stage),
+        stop_asked=lambda: context.orders.stop_asked,
     )
 
 
@@ -70,6 +76,7 @@ class Services:
         deterministic: services must be so too.
         on_queue: called with (waiting, running, replicas) whenever the rollouts given out change.
         tell: takes one sentence on whatever makes the run wait.
+        stop_asked: ends every wait with StageStopped once it is true.
 
     Raises:
         ConfigError: no addresses for a service.
@@ -88,8 +95,10 @@ class Services:
         deterministic: bool = False,
         on_queue: Callable[[int, int, int], None] = lambda waiting, running, replicas: None,
         tell: Callable[[str], None] = lambda text: None,
+        stop_asked: Callable[[], bool] = lambda: False,
     ) -> None:
         self._config = config
+        self._tell, self._stop_asked = tell, stop_asked
         self._run, self._stage = run, stage
         self._token = Token(file=config.token_file) if config.token_file else None
         self._tls = TLSConfig(**config.tls.model_dump()) if config.tls else None
@@ -97,7 +106,7 @@ class Services:
         if not addresses:
             raise ConfigError("services.weights: no address is known", field="services.weights")
         self.weights = Client(addresses[0], token=self._token, tls=self._tls, timeout_s=_PUBLISH_TIMEOUT_S)
-        self.weights.info(timeout_s=config.start_timeout_s)
+        self._patiently(lambda: self.weights.info(timeout_s=10.0), patience_s=config.start_timeout_s)
         self.rollouts = RolloutDispatcher(self._fleets, timeout_s=rollout_timeout_s, on_queue=on_queue)
         self._leases: dict[str, LeaseKeeper] = {}
         try:
@@ -105,7 +114,8 @@ class Services:
             if deterministic:
                 self._check_deterministic()
             for channel in CHANNELS.values():  # nobody else moves what this run samples from or is judged by
-                self._leases[channel] = LeaseKeeper(self.weights, f"{channel.partition('/')[0]}/", run, tell=tell)
+                prefix = f"{channel.partition('/')[0]}/"
+                self._leases[channel] = LeaseKeeper(self.weights, prefix, run, tell=tell, pause=self._pause)
         except BaseException:
             self.close()
             raise
@@ -169,7 +179,8 @@ class Services:
             Unavailable: a replica does not come to serve it.
             Mismatch: names the service and both values.
         """
-        manifest = self.weights.get_manifest(weights_pb2.GetManifestRequest(version=version), timeout_s=30.0).manifest
+        request = weights_pb2.GetManifestRequest(version=version)
+        manifest = self._patiently(lambda: self.weights.get_manifest(request, timeout_s=30.0)).manifest
         self._wait_served(self._fleet("generation"), manifest.weights_digest, version)
         self.check_tokenizers(tokenizer, ["generation", "reference", "reward"])
         self.check_lengths(longest)
@@ -261,30 +272,62 @@ class Services:
     ) -> weights_pb2.Manifest:
         """Makes a publication under its name, or a new one where other weights have that; the channel points to it."""
         try:
-            manifest = publication(f"{self._run}/{self._stage}/{name}"[:_MOST_ID])
+            publish_id = f"{self._run}/{self._stage}/{name}"[:_MOST_ID]
+            manifest = self._patiently(lambda: publication(publish_id))
         except InvalidRequest as error:
             if error.reason is not Reason.DUPLICATE_ID:
                 raise
-            manifest = publication("")  # a run that is not deterministic came to other weights after a resume
+            another = uuid.uuid4().hex  # a run that is not deterministic came to other weights after a resume
+            manifest = self._patiently(lambda: publication(another))
         if self._channel_version(channel) != manifest.version:
             self._point(channel, manifest.version)
         return manifest
 
     def _channel_version(self, channel: str) -> int:
-        found = self.weights.list_channels(weights_pb2.ListChannelsRequest(prefix=channel), timeout_s=30.0).channels
+        request = weights_pb2.ListChannelsRequest(prefix=channel)
+        found = self._patiently(lambda: self.weights.list_channels(request, timeout_s=30.0)).channels
         return next((row.version for row in found if row.name == channel), 0)
 
     def _point(self, channel: str, version: int) -> None:
         request = weights_pb2.SetChannelRequest(
             channel=channel, version=version, expected_previous_version=-1, lease_id=self._lease(channel)
         )
-        self.weights.set_channel(request, timeout_s=30.0)
+        self._patiently(lambda: self.weights.set_channel(request, timeout_s=30.0))
+
+    def _patiently(self, call: Callable[[], T], *, patience_s: float | None = None) -> T:
+        """Makes a call to the weights service that is safe to repeat, again and again while the service is away.
+
+        Raises:
+            Unavailable: it was away for `patience_s`, else for that of the spec.
+            StageStopped: a stop was asked for meanwhile.
+        """
+        give_up = time.monotonic() + (self._config.patience_s if patience_s is None else patience_s)
+        told = False
+        while True:
+            try:
+                return call()
+            except Unavailable as error:
+                if time.monotonic() > give_up:
+                    raise
+                if not told:
+                    self._tell(f"waits for the weights service: {error.message}")
+                    told = True
+                self._pause(0.5)
+
+    def _pause(self, seconds: float) -> None:
+        """Sleeps in a wait that a stop order ends."""
+        if self._stop_asked():
+            raise StageStopped(f"{self._stage} was asked to stop while it waited for a service")
+        time.sleep(seconds)
 
     def _check_answering(self) -> None:
         """Waits for a first answer of each service, whatever its state."""
         give_up = time.monotonic() + self._config.start_timeout_s
-        silent = ["generation", "reward", "reference"]
+        silent, told = ["generation", "reward", "reference"], False
         while silent := [name for name in silent if not self.infos(name)]:
+            if not told:
+                self._tell(f"waits for {', '.join(silent)}: {self._fleet(silent[0]).describe()}")
+                told = True
             if time.monotonic() > give_up:
                 name = silent[0]
                 raise Unavailable(
@@ -292,7 +335,7 @@ class Services:
                     f"{self._fleet(name).describe()}",
                     field=f"services.{name}",
                 )
-            time.sleep(0.2)
+            self._pause(0.2)
 
     def _check_deterministic(self) -> None:
         for name in ("generation", "reward", "reference"):
@@ -327,30 +370,35 @@ class Services:
         return AsyncClient(address, token=self._token, tls=self._tls)
 
     def _wait_served(self, fleet: Fleet, weights_digest: str, version: int) -> None:
-        """Waits long for replicas that answer and are behind, and only for `patience_s` where none answers."""
-        began = last_answer = time.monotonic()
+        """Waits long for replicas that load a version, less where one refuses it or where none answers."""
+        began = answered = well = time.monotonic()
+        told = False
         while True:
             infos = self.rollouts.run(fleet.infos())
             behind = {address: info for address, info in infos.items() if not _serves(info, weights_digest)}
             if infos and not behind:
                 return
             now = time.monotonic()
-            last_answer = now if infos else last_answer
-            if now > began + _SWAP_TIMEOUT_S or now > last_answer + self._config.patience_s:
-                states = "; ".join(f"{a}: {_state(info)}" for a, info in behind.items()) or fleet.describe()
+            answered = now if infos else answered
+            well = well if any(map(_swap_errors, behind.values())) else now
+            states = "; ".join(f"{a}: {_state(info)}" for a, info in behind.items()) or fleet.describe()
+            if not told and now > began + _TELL_AFTER_S:
+                self._tell(f"waits for {fleet.name} to serve version {version}: {states}")
+                told = True
+            patience_s = self._config.patience_s
+            if now > began + _SWAP_TIMEOUT_S or now > min(answered, well) + patience_s:
                 raise Unavailable(
                     f"{fleet.name} does not serve version {version} after {now - began:.0f} s: {states}",
                     field=f"services.{fleet.name}",
                 )
-            time.sleep(0.1)
+            self._pause(0.1)
 
 
 def _resolver(addresses: ServiceAddresses, service: str) -> Resolver:
     if addresses.endpoints_file is not None:
         return FileResolver(addresses.endpoints_file, service)
     if addresses.dns is not None:
-        host, _, port = addresses.dns.rpartition(":")
-        return DNSResolver(host, int(port))
+        return DNSResolver.of(addresses.dns)
     return StaticResolver(addresses.addresses)
 
 
@@ -358,6 +406,9 @@ def _serves(info: ServiceInfo, weights_digest: str) -> bool:
     return info.state is ServiceState.SERVING and any(m.served.weights_digest == weights_digest for m in info.models)
 
 
+def _swap_errors(info: ServiceInfo) -> list[str]:
+    return [model.last_swap_error for model in info.models if model.last_swap_error]
+
+
 def _state(info: ServiceInfo) -> str:
-    errors = [model.last_swap_error for model in info.models if model.last_swap_error]
-    return f"{info.state.value} {info.state_reason} {' '.join(errors)}".strip()
+    return f"{info.state.value} {info.state_reason} {' '.join(_swap_errors(info))}".strip()

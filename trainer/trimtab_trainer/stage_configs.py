@@ -7,9 +7,9 @@ Sources in the descriptions: InstructGPT = Ouyang et al. 2022 (arXiv 2203.02155)
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 __all__ = [
     "AnswersAt",
@@ -277,7 +277,8 @@ class EvaluateConfig(Section):
             "ppo_ptx": EvaluatedModel(model="ppo"),
         },
         min_length=1,
-        description="Name to model. The claims compare those named base, few_shot, sft, ppo and ppo_ptx.",
+        description="Name to model; null leaves one of the preset out. The claims compare those named base, base_4x, "
+        "few_shot, sft, ppo and ppo_ptx.",
     )
     judge: str | None = Field(
         default=None,
@@ -289,3 +290,8 @@ class EvaluateConfig(Section):
     passages: int | None = Field(default=None, ge=1, description="Held-out pretraining passages. null: all.")
     bootstrap_samples: int = Field(default=2000, ge=100, le=100_000, description="Resamples of the prompts.")
     seed: int | None = Field(default=None, ge=0, lt=2**63, description="Of draws and resamples. null: the run's seed.")
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _without_nulls(cls, models: Any) -> Any:
+        return {name: one for name, one in models.items() if one is not None} if isinstance(models, dict) else models

@@ -212,7 +212,7 @@ class AsyncClient:
     def watch_run(
         self, request: runs.WatchRunRequest, *, timeout_s: float | None = None
     ) -> AsyncIterator[runs.WatchRunResponse]:
-        """Events of a run after a sequence number, until it has ended."""
+        """Events of a run after a sequence number, until it has ended; Unavailable when the service drains before."""
         return self._stream(rpcs.WATCH_RUN, request, timeout_s)
 
     def score_stream(

@@ -136,7 +136,7 @@ def check_target(target: str, tls: TLSConfig | None, token: Token | None, insecu
     if token is not None and tls is None and not insecure and not is_loopback(host):
         raise ConfigError(
             f"target: {target} is not on this host and has no TLS, so the bearer token would cross the network in "
-            "plaintext; set tls, or insecure=True",
+            "plaintext; set tls, or insecure=True (--insecure)",
             field="target",
             value=target,
             limit="tls | a loopback address | insecure=True",

@@ -79,7 +79,6 @@ class Reason(StrEnum):
     DUPLICATE_ID = "DUPLICATE_ID"
     VERSION_UNAVAILABLE = "VERSION_UNAVAILABLE"
     VERSION_CONFLICT = "VERSION_CONFLICT"
-    VERSION_IN_USE = "VERSION_IN_USE"
     BLOB_MISSING = "BLOB_MISSING"
     LEASE_HELD = "LEASE_HELD"
     LEASE_LOST = "LEASE_LOST"
@@ -279,7 +278,6 @@ REASONS: Mapping[Reason, tuple[grpc.StatusCode, type[TrimtabError]]] = {
     Reason.DUPLICATE_ID: (grpc.StatusCode.INVALID_ARGUMENT, InvalidRequest),
     Reason.VERSION_UNAVAILABLE: (grpc.StatusCode.FAILED_PRECONDITION, VersionUnavailable),
     Reason.VERSION_CONFLICT: (grpc.StatusCode.FAILED_PRECONDITION, VersionConflict),
-    Reason.VERSION_IN_USE: (grpc.StatusCode.FAILED_PRECONDITION, FailedPrecondition),
     Reason.BLOB_MISSING: (grpc.StatusCode.FAILED_PRECONDITION, FailedPrecondition),
     Reason.LEASE_HELD: (grpc.StatusCode.FAILED_PRECONDITION, LeaseHeld),
     Reason.LEASE_LOST: (grpc.StatusCode.FAILED_PRECONDITION, LeaseHeld),

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
+import time
 from pathlib import Path
 from typing import Protocol
 
@@ -80,24 +82,75 @@ class FileResolver:
 class DNSResolver:
     """Every address behind a name, such as a headless Service on Kubernetes.
 
-    A name that does not resolve for a moment changes nothing: the last good list stays in force.
+    The name is looked up by a thread of its own, never twice at once, so that a name server that does not answer holds
+    nobody up for longer than `timeout_s`. While there is no answer, the last good list stays in force; `problem` says
+    what is wrong. Where the name has addresses of both families only those of IPv4 count, since the same replica has
+    one of each.
 
     Args:
-        host: the name.
+        host: the name, or an address.
         port: added to each address.
+        refresh_s: seconds after which an answer is old and the name is looked up again.
+        timeout_s: seconds that `addresses` waits for a look-up.
+
+    Raises:
+        ConfigError: no host, or a port out of 1..65535.
     """
 
-    def __init__(self, host: str, port: int) -> None:
-        self._host = host
+    def __init__(self, host: str, port: int, *, refresh_s: float = 1.0, timeout_s: float = 2.0) -> None:
+        if not host or host != host.strip():
+            raise ConfigError(f"dns: {host!r} is no name of a host", field="dns", value=host)
+        if not 0 < port < 65536:
+            raise ConfigError(f"dns: port {port} is not in 1..65535", field="dns", value=port, limit="1..65535")
+        self._host = host.removeprefix("[").removesuffix("]")
         self._port = port
+        self._refresh_s = refresh_s
+        self._timeout_s = timeout_s
         self._addresses: list[str] = []
+        self._problem = ""
+        self._asked_at = float("-inf")
+        self._lookup: threading.Thread | None = None
+
+    @classmethod
+    def of(cls, target: str) -> DNSResolver:
+        """The resolver of a `name:port`.
+
+        Raises:
+            ConfigError: it is none.
+        """
+        host, colon, port = target.rpartition(":")
+        if not colon or not port.isdecimal():
+            raise ConfigError(f"dns: {target!r} is no name:port", field="dns", value=target, limit="name:port")
+        return cls(host, int(port))
+
+    @property
+    def problem(self) -> str:
+        """Why the last look-up gave no addresses; empty when it did."""
+        waits = self._lookup is not None and time.monotonic() - self._asked_at > self._timeout_s
+        return f"{self._host}: no answer of the name server yet" if waits else self._problem
 
     def addresses(self) -> list[str]:
-        """The addresses of the last good answer."""
+        """The addresses of the last good answer; empty before the first."""
+        if self._lookup is None and time.monotonic() - self._asked_at >= self._refresh_s:
+            self._asked_at = time.monotonic()
+            self._lookup = threading.Thread(target=self._look_up, name=f"dns {self._host}", daemon=True)
+            self._lookup.start()
+        if (lookup := self._lookup) is not None:
+            lookup.join(max(0.0, self._asked_at + self._timeout_s - time.monotonic()))
+        return list(self._addresses)
+
+    def _look_up(self) -> None:
         try:
             found = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
-        except OSError:
-            return list(self._addresses)
-        hosts = {str(entry[4][0]) for entry in found}
-        self._addresses = sorted(f"[{host}]:{self._port}" if ":" in host else f"{host}:{self._port}" for host in hosts)
-        return list(self._addresses)
+        except (OSError, UnicodeError) as error:  # UnicodeError: a label that no name can have
+            self._problem = f"{self._host}: {getattr(error, 'strerror', None) or error}"
+        else:
+            families = {family for family, *_ in found}
+            family = socket.AF_INET if socket.AF_INET in families else socket.AF_INET6
+            hosts = {str(address[0]) for its_family, _, _, _, address in found if its_family == family}
+            self._addresses = sorted(
+                f"[{host}]:{self._port}" if ":" in host else f"{host}:{self._port}" for host in hosts
+            )
+            self._problem = ""
+        finally:
+            self._lookup = None

@@ -22,7 +22,9 @@ class GenerationConfig(ModelServiceConfig):
     prefill_tokens_per_step: int = Field(
         default=512, ge=1, description="Most prompt tokens computed between two decode steps: bounds the stall."
     )
-    prefill_chunk_tokens: int = Field(default=256, ge=1, description="Longest piece of one prompt in a forward.")
+    prefill_chunk_tokens: int = Field(
+        default=256, ge=1, description="Longest piece of one prompt in a forward; at most what a step computes."
+    )
     kv_on_swap: Literal["recompute", "keep"] = Field(
         default="recompute", description="What becomes of the KV cache of a sequence that goes on under new weights."
     )

@@ -3,6 +3,9 @@
 An engine may be touched by one thread only. The host owns that thread: it runs what callers ask for between two steps,
 steps as long as there is work, and hands each finished sequence to the call that waits for it. Admission and the
 version check happen in the same command, so what is promised to a caller cannot change before its sequences are in.
+
+An engine that raises where it must not is not trusted again: every caller is told, `on_fault` is called, and all that
+comes later is refused with the reason.
 """
 
 from __future__ import annotations
@@ -12,22 +15,36 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
+from torch import Tensor
 
-from trimtab.errors import InternalError, Overloaded
+from trimtab.errors import DeadlineExceeded, InternalError, Overloaded, Reason
 from trimtab.types import FinishReason
 from trimtab_services.generation.engines.base import Engine, EngineLoad, FinishedSequence, SequenceRequest
+from trimtab_services.generation.pace import Pace
 
 __all__ = ["EngineHost"]
 
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+
+Receive = Callable[[FinishedSequence], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """Who waits for a sequence, and how many tokens it may sample."""
+
+    receive: Receive
+    allowed_tokens: int
 
 
 class EngineHost:
@@ -38,6 +55,7 @@ class EngineHost:
         max_queue_tokens: most tokens held, waiting and running.
         loop: where finished sequences are handed over.
         on_step: called in the engine's thread after each step with (seconds, tokens sampled, load).
+        on_fault: called in the loop when the engine has failed: nothing is computed after.
     """
 
     def __init__(
@@ -47,17 +65,21 @@ class EngineHost:
         max_queue_tokens: int,
         loop: asyncio.AbstractEventLoop,
         on_step: Callable[[float, int, EngineLoad], None] = lambda seconds, tokens, load: None,
+        on_fault: Callable[[BaseException], object] = lambda error: None,
     ) -> None:
         self._engine = engine
         self._max_queue_tokens = max_queue_tokens
         self._loop = loop
         self._on_step = on_step
+        self._on_fault = on_fault
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._receivers: dict[int, Callable[[FinishedSequence], None]] = {}
+        self._held: dict[int, _Held] = {}
         self._next_id = 0
         self._closing = False
+        self._fault: BaseException | None = None
         self._load = engine.load()
         self._rate = 0.0
+        self._pace = Pace(self._load.slots)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -72,44 +94,55 @@ class EngineHost:
         return self._rate
 
     async def call(self, function: Callable[[Engine], T]) -> T:
-        """Runs a function on the engine between two steps and returns its result."""
-        done: Future[T] = Future()
+        """Runs a function on the engine between two steps and returns its result.
 
-        def command() -> None:
-            if not done.set_running_or_notify_cancel():
-                return
-            try:
-                done.set_result(function(self._engine))
-            except BaseException as error:
-                done.set_exception(error)
+        Raises:
+            InternalError: the engine has failed.
+        """
+        return await asyncio.wrap_future(self._ask(function))
 
-        self._commands.put(command)
-        return await asyncio.wrap_future(done)
+    async def stage(self, version: int, read: Callable[[], Mapping[str, Tensor]]) -> None:
+        """Stages a version beside the engine's thread: sampling goes on meanwhile. Never two at once.
+
+        Args:
+            version: its number.
+            read: returns its tensors; called in the thread that stages.
+
+        Raises:
+            TrimtabError: as `Engine.stage`, or what `read` raised.
+        """
+        await asyncio.to_thread(lambda: self._engine.stage(version, read()))
 
     async def submit(
         self,
         requests: Sequence[SequenceRequest],
-        receive: Callable[[FinishedSequence], None],
+        receive: Receive,
         check: Callable[[Engine], None],
+        deadline: float | None = None,
     ) -> list[int]:
-        """Admits sequences, all or none.
+        """Admits sequences, all or none; cancelled, none.
 
         Args:
             requests: their sequence_id is replaced by the host's own.
             receive: gets each finished sequence, in the event loop.
             check: run in the same command just before; raises when they must not be admitted now.
+            deadline: `time.monotonic()` after which the last of them is worthless; None: never.
 
         Returns:
             The sequence ids, in order.
 
         Raises:
             Overloaded: the engine holds too many tokens; says when to come back.
+            DeadlineExceeded: the deadline has passed, or could not be met (DEADLINE_UNMEETABLE).
+            InternalError: the engine has failed.
             TrimtabError: what `check` or the engine raised.
         """
 
         def admit(engine: Engine) -> list[int]:
             check(engine)
             self._refuse_overload(engine, requests)
+            if deadline is not None:
+                self._refuse_late(engine, requests, deadline - time.monotonic())
             ids: list[int] = []
             try:
                 for request in requests:
@@ -120,17 +153,23 @@ class EngineHost:
                 for sequence_id in ids:
                     engine.cancel(sequence_id)
                 raise
-            self._receivers.update(dict.fromkeys(ids, receive))
+            for sequence_id, request in zip(ids, requests, strict=True):
+                self._held[sequence_id] = _Held(receive, request.sampling.max_new_tokens)
             return ids
 
-        return await self.call(admit)
+        admission = self._ask(admit)
+        try:
+            return await asyncio.wrap_future(admission)
+        except asyncio.CancelledError:
+            admission.add_done_callback(self._give_back)  # admitted or not by now, nobody knows the ids any more
+            raise
 
     def cancel(self, sequence_ids: Sequence[int]) -> None:
         """Drops sequences; their slots are free before the next step. Does not wait."""
 
         def command() -> None:
             for sequence_id in sequence_ids:
-                if self._receivers.pop(sequence_id, None) is not None:
+                if self._held.pop(sequence_id, None) is not None:
                     self._engine.cancel(sequence_id)
 
         self._commands.put(command)
@@ -143,6 +182,28 @@ class EngineHost:
 
         self._commands.put(command)
         await asyncio.to_thread(self._thread.join)
+
+    def _ask(self, function: Callable[[Engine], T]) -> Future[T]:
+        done: Future[T] = Future()
+
+        def command() -> None:
+            if not done.set_running_or_notify_cancel():
+                return
+            if self._fault is not None:
+                done.set_exception(_failed(self._fault))
+                return
+            try:
+                done.set_result(function(self._engine))
+            except BaseException as error:
+                done.set_exception(error)
+
+        self._commands.put(command)
+        return done
+
+    def _give_back(self, admission: Future[list[int]]) -> None:
+        """Drops what was admitted for a caller that went away before it was told."""
+        if not admission.cancelled() and admission.exception() is None:
+            self.cancel(admission.result())
 
     def _refuse_overload(self, engine: Engine, requests: Sequence[SequenceRequest]) -> None:
         held = engine.load().outstanding_tokens
@@ -158,15 +219,34 @@ class EngineHost:
             retry_after_s=min(60.0, max(0.1, excess / self._rate)) if self._rate else 1.0,
         )
 
+    def _refuse_late(self, engine: Engine, requests: Sequence[SequenceRequest], left_s: float) -> None:
+        if left_s <= 0:
+            raise DeadlineExceeded("the deadline had passed before the work could begin", value=f"{left_s:.3f} s")
+        if not engine.has_work:
+            return  # idle: trying is the only way to learn a better pace
+        ahead = engine.new_tokens_before(max(request.priority for request in requests))
+        needed_s = self._pace.seconds(ahead, [request.sampling.max_new_tokens for request in requests])
+        if needed_s is not None and needed_s > left_s:
+            raise DeadlineExceeded(
+                f"the work would take about {needed_s:.2f} s at the present load and its deadline is in {left_s:.2f} s",
+                reason=Reason.DEADLINE_UNMEETABLE,
+                value=f"{needed_s:.3f} s",
+                limit=f"{left_s:.3f} s",
+            )
+
+    # Below: the engine's thread.
+
     def _run(self) -> None:
-        while not self._closing:
-            try:
+        try:
+            while not self._closing:
                 self._commands_now(wait=not self._engine.has_work)
                 if self._engine.has_work and not self._closing:
                     self._step()
-            except Exception as error:
-                _log.exception("engine failed")
-                self._fail_all(error)
+        except BaseException as error:  # nothing may end this thread unnoticed: nobody else samples
+            _log.exception("the engine has failed")
+            self._fail(error)
+        while not self._closing:
+            self._commands.get()()
 
     def _commands_now(self, *, wait: bool) -> None:
         if wait:
@@ -187,32 +267,41 @@ class EngineHost:
         self._load = self._engine.load()
         tokens = self._load.computed_decode_tokens - before
         if tokens:
+            self._pace.note_step(seconds)
             self._rate = 0.9 * self._rate + 0.1 * tokens / seconds if self._rate else tokens / seconds
         self._on_step(seconds, tokens, self._load)
-        deliveries = [(self._receivers.pop(one.sequence_id, None), one) for one in finished]
+        deliveries: list[tuple[Receive, FinishedSequence]] = []
+        for one in finished:
+            held = self._held.pop(one.sequence_id)
+            deliveries.append((held.receive, one))
+            if one.error is None:
+                self._pace.note_finished(len(one.token_ids), held.allowed_tokens)
         if deliveries:
-            self._loop.call_soon_threadsafe(_deliver, deliveries)
+            self._post(partial(_deliver, deliveries))
 
-    def _fail_all(self, error: Exception) -> None:
-        """After a fault of the engine: every caller is told, nobody waits for ever."""
-        receivers, self._receivers = self._receivers, {}
-        deliveries = []
-        for sequence_id, receive in receivers.items():
-            try:
-                left = self._engine.cancel(sequence_id)
-            except Exception:
-                left = None
-            told = InternalError(f"the engine failed: {type(error).__name__}: {error}")
-            deliveries.append((receive, _failed(sequence_id, left, told)))
-        self._loop.call_soon_threadsafe(_deliver, deliveries)
+    def _fail(self, fault: BaseException) -> None:
+        """After a fault of the engine: every caller is told, nobody waits for ever, nothing new is taken."""
+        self._fault = fault
+        held, self._held = self._held, {}
+        nothing = np.empty(0, np.float32)
+        deliveries = [
+            (one.receive, FinishedSequence(sequence_id, (), nothing, FinishReason.CANCELLED, (), _failed(fault)))
+            for sequence_id, one in held.items()
+        ]
+        self._post(partial(_deliver, deliveries))
+        self._post(partial(self._on_fault, fault))
+
+    def _post(self, callback: Callable[[], object]) -> None:
+        try:
+            self._loop.call_soon_threadsafe(callback)
+        except RuntimeError:
+            _log.debug("the event loop has ended; an answer has nobody to go to")
 
 
-def _failed(sequence_id: int, left: FinishedSequence | None, error: InternalError) -> FinishedSequence:
-    spans = left.version_spans if left else ()
-    return FinishedSequence(sequence_id, (), np.empty(0, np.float32), FinishReason.CANCELLED, spans, error)
+def _failed(fault: BaseException) -> InternalError:
+    return InternalError(f"the engine has failed: {type(fault).__name__}: {fault}")
 
 
-def _deliver(deliveries: Sequence[tuple[Callable[[FinishedSequence], None] | None, FinishedSequence]]) -> None:
+def _deliver(deliveries: Sequence[tuple[Receive, FinishedSequence]]) -> None:
     for receive, finished in deliveries:
-        if receive is not None:
-            receive(finished)
+        receive(finished)

@@ -20,8 +20,8 @@ async def build(runtime: Runtime[GenerationConfig]) -> Service:
     from trimtab_services.generation.servicer import GenerationServicer
     from trimtab_services.runtime.replica import Follower
 
-    policy = PolicyHolder(runtime.config, runtime.metrics)
-    follower = Follower(runtime, policy.load)
+    policy = PolicyHolder(runtime)
+    follower = Follower(runtime, policy.load, model_name=policy.name)
 
     def describe(response: info_pb2.GetInfoResponse) -> None:
         policy.describe(response)

@@ -10,13 +10,14 @@ from trimtab.errors import InvalidRequest, Reason, SequenceTooLong, Unavailable
 from trimtab.types import SamplingParams, ServedModel
 from trimtab.v1 import info_pb2
 from trimtab_models.loading import load_policy, vocab_size
-from trimtab_models.tokenizer import chat_template_digest, eos_token_ids, load_tokenizer, tokenizer_digest
+from trimtab_models.tokenizer import eos_token_ids
 from trimtab_services.generation.config import GenerationConfig
 from trimtab_services.generation.engines.base import Engine, EngineLoad
 from trimtab_services.generation.engines.transformers import TransformersEngine
 from trimtab_services.generation.host import EngineHost
-from trimtab_services.runtime.metrics import Metrics
 from trimtab_services.runtime.replica import ModelVersion
+from trimtab_services.runtime.state import Runtime
+from trimtab_services.runtime.tokenizers import ServedTokenizer, tokenizer_of
 
 __all__ = ["PolicyHolder"]
 
@@ -25,8 +26,7 @@ class PolicyHolder:
     """Holds the engine once the first version is there, and brings later ones in.
 
     Args:
-        config: of the service.
-        metrics: of the server.
+        runtime: of the server.
 
     Attributes:
         name: of the model in requests and in GetInfo.
@@ -34,11 +34,11 @@ class PolicyHolder:
         version_moved: set, and replaced by a fresh one, each time the served version moves.
     """
 
-    def __init__(self, config: GenerationConfig, metrics: Metrics) -> None:
-        self._config = config
-        self._metrics = metrics
+    def __init__(self, runtime: Runtime[GenerationConfig]) -> None:
+        self._runtime = runtime
+        self._config = config = runtime.config
         self._host: EngineHost | None = None
-        self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._tokenizer: ServedTokenizer | None = None
         self._facts = info_pb2.ModelInfo()
         self.name = config.model_name or "policy"
         self.served = ServedModel(name=self.name)
@@ -60,33 +60,32 @@ class PolicyHolder:
         """The tokenizer of the served version; Unavailable while there is none."""
         if self._tokenizer is None:
             raise Unavailable(f"{self.name}: there is no version yet", reason=Reason.WAITING_FOR_VERSION)
-        return self._tokenizer
+        return self._tokenizer.tokenizer
 
     async def load(self, version: ModelVersion) -> None:
         """Serves a version: builds the engine for the first, stages and swaps every later one.
 
+        Only the swap itself happens between two steps; sequences run on while the version is read, checked and tried.
+
         Raises:
             TrimtabError: the version cannot be served; the one before goes on serving.
         """
-        folder = await asyncio.to_thread(version.folder)
-        tokenizer = await asyncio.to_thread(load_tokenizer, folder)
+        tokenizer = await asyncio.to_thread(tokenizer_of, version, self._tokenizer)
         if self._host is None:
-            await self._start(version, tokenizer)
+            await self._start(version, tokenizer.tokenizer)
         elif version.same_weights:
             await self._host.call(lambda engine: engine.renumber(version.version))
         else:
-            tensors = await asyncio.to_thread(version.tensors)
-            await self._host.call(lambda engine: engine.stage(version.version, tensors))
+            await self._host.stage(version.version, version.tensors)
             await self._host.call(lambda engine: engine.swap())
         self._tokenizer = tokenizer
         self.served = ServedModel(
             name=self.name,
             version=version.version,
             weights_digest=version.weights_digest,
-            tokenizer_digest=tokenizer_digest(tokenizer),
-            chat_template_digest=chat_template_digest(tokenizer),
+            tokenizer_digest=tokenizer.digest,
+            chat_template_digest=tokenizer.chat_template_digest,
         )
-        self._metrics.model_version.labels(self.name).set(version.version)
         moved, self.version_moved = self.version_moved, asyncio.Event()
         moved.set()
 
@@ -142,7 +141,8 @@ class PolicyHolder:
 
     async def _start(self, version: ModelVersion, tokenizer: PreTrainedTokenizerBase) -> None:
         config = self._config
-        model = await asyncio.to_thread(load_policy, version.folder(), dtype=config.dtype, device=config.device)
+        folder = await asyncio.to_thread(version.folder)
+        model = await asyncio.to_thread(load_policy, folder, dtype=config.dtype, device=config.device)
         eos = eos_token_ids(tokenizer, model.config, model.generation_config)
         engine: Engine = TransformersEngine(
             model,
@@ -169,10 +169,12 @@ class PolicyHolder:
             max_queue_tokens=config.max_queue_tokens,
             loop=asyncio.get_running_loop(),
             on_step=self._count_step,
+            on_fault=lambda error: self._runtime.fail(f"the engine has failed: {type(error).__name__}: {error}"),
         )
 
     def _count_step(self, seconds: float, tokens: int, load: EngineLoad) -> None:
-        self._metrics.compute_seconds.observe(seconds)
-        self._metrics.batch_items.observe(load.busy_slots)
-        self._metrics.queue_size.set(load.waiting_sequences)
-        self._metrics.queue_tokens.set(load.outstanding_tokens)
+        metrics = self._runtime.metrics
+        metrics.compute_seconds.observe(seconds)
+        metrics.batch_items.observe(load.busy_slots)
+        metrics.queue_size.set(load.waiting_sequences)
+        metrics.queue_tokens.set(load.outstanding_tokens)

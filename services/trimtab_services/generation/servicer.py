@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import grpc
 
 from trimtab.convert import generate_request_from_message, generate_result_to_message
-from trimtab.errors import InvalidRequest, NotFound, Reason, TrimtabError, VersionUnavailable
+from trimtab.errors import InternalError, InvalidRequest, NotFound, Reason, TrimtabError, VersionUnavailable
 from trimtab.types import (
     Completion,
     GenerateRequest,
@@ -26,7 +26,7 @@ from trimtab_models.tokenizer import decode, encode_prompt
 from trimtab_services.generation.config import GenerationConfig
 from trimtab_services.generation.engines.base import Engine, FinishedSequence, SequenceRequest
 from trimtab_services.generation.policy import PolicyHolder
-from trimtab_services.runtime.calls import rename_call
+from trimtab_services.runtime.calls import current_call, rename_call
 
 __all__ = ["GenerationServicer"]
 
@@ -75,6 +75,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                 done = await finished.get()
                 if done.error is not None:
                     raise done.error
+                self._check_spans(asked.version, done)
                 sequence = waiting.pop(done.sequence_id)
                 yield generate_result_to_message(self._result(asked, sequence, done, arrived))
         finally:
@@ -142,6 +143,8 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
     ) -> list[int]:
         """Hands the sequences to the engine on a version that is allowed, waiting for it up to `max_wait_ms`."""
         give_up = time.monotonic() + request.max_wait_ms / 1000
+        call = current_call()
+        deadline = call.deadline if call is not None else None
 
         def check(engine: Engine) -> None:
             if not request.version.allows(engine.version):
@@ -150,7 +153,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         while True:
             moved = self._policy.version_moved
             try:
-                return await self._policy.host.submit(sequences, finished.put_nowait, check)
+                return await self._policy.host.submit(sequences, finished.put_nowait, check, deadline)
             except VersionUnavailable:
                 wanted = request.version.exactly
                 too_late = wanted is not None and wanted < self._policy.served.version
@@ -161,6 +164,27 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                     await moved.wait()
             except TimeoutError:
                 continue  # one last look, then the error
+
+    def _check_spans(self, requirement: VersionRequirement, done: FinishedSequence) -> None:
+        """Lets no token out that another version sampled than the request allows.
+
+        Raises:
+            VersionUnavailable: the replica was rolled back below `at_least` while the sequence ran or waited.
+            InternalError: the engine broke its promise that the sequence finishes on the version that it came under.
+        """
+        versions = [span.version for span in done.version_spans]
+        wrong = next((version for version in versions if not requirement.allows(version)), None)
+        if wrong is not None and requirement.at_least is not None:
+            raise self._wrong_version(requirement, wrong)
+        is_mixed = self._config.deterministic and len(set(versions)) > 1
+        if wrong is not None or is_mixed:
+            raise InternalError(
+                f"version: a completion was sampled by versions {versions} where {requirement} is asked for"
+                + (" and the service is deterministic" if is_mixed else ""),
+                field="version",
+                value=versions,
+                limit=requirement,
+            )
 
     def _wrong_version(self, requirement: VersionRequirement, served: int) -> VersionUnavailable:
         return VersionUnavailable(

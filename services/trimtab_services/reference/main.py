@@ -24,8 +24,8 @@ async def build(runtime: Runtime[FrozenModelConfig]) -> Service:
 
     config = runtime.config
     load = partial(load_policy, dtype=config.dtype, device=config.device)
-    slot = ModelSlot(config.model_name or "reference", load, canary, runtime.metrics)
-    service = FrozenModelService(runtime, slot, LogProbScorer(slot, BatchShapes.of(config)).compute)
+    slot = ModelSlot(config.model_name or "reference", load, canary)
+    service = FrozenModelService(runtime, slot, LogProbScorer(BatchShapes.of(config)).compute)
     servicer = ReferenceServicer(config, service)
     return Service(
         handlers=[partial(reference_pb2_grpc.add_ReferenceServiceServicer_to_server, servicer)],

@@ -9,14 +9,14 @@ import numpy as np
 import torch
 
 from trimtab.errors import InternalError, Reason, TrimtabError
-from trimtab.types import FloatArray, ServedModel
+from trimtab.types import FloatArray
 from trimtab_models.heads import hidden_states
 from trimtab_models.logprobs import TokenLogProbs, token_logprobs
 from trimtab_models.packing import pad_right
 from trimtab_services.runtime.frozen import BatchShapes
-from trimtab_services.runtime.slots import ModelSlot, ServedVersion
+from trimtab_services.runtime.slots import ServedVersion
 
-__all__ = ["LogProbScorer", "Scored", "TargetSequence", "canary"]
+__all__ = ["LogProbScorer", "Options", "Scored", "TargetSequence", "canary"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,70 +28,72 @@ class TargetSequence:
 
 
 @dataclass(frozen=True, slots=True)
+class Options:
+    """What is computed, and by which version: sequences of equal options share a batch."""
+
+    served: ServedVersion
+    temperature: float
+    entropy: bool
+    top_n: int
+
+
+@dataclass(frozen=True, slots=True)
 class Scored:
-    """What is known of one sequence's tokens from its start index on, and the version that computed it.
+    """What is known of one sequence's tokens from its start index on.
 
     Attributes:
         logprobs: float32 [tokens].
         entropies: float32 [tokens] or None.
         top_ids, top_logprobs: [tokens, n] or None.
-        served: the version.
     """
 
     logprobs: FloatArray
     entropies: FloatArray | None
     top_ids: np.ndarray | None
     top_logprobs: FloatArray | None
-    served: ServedModel
 
 
 class LogProbScorer:
     """Computes batches in the compute thread.
 
     Args:
-        slot: holds the policy.
         shapes: what batches are computed in.
     """
 
-    def __init__(self, slot: ModelSlot, shapes: BatchShapes) -> None:
-        self._slot = slot
+    def __init__(self, shapes: BatchShapes) -> None:
         self._shapes = shapes
 
     @torch.inference_mode()
-    def compute(
-        self, group: tuple[float, bool, int], sequences: Sequence[TargetSequence]
-    ) -> list[Scored | TrimtabError]:
-        """Log-probs of a batch, by the version served when it begins; `group`: temperature, entropy, top_n."""
-        served = self._slot.current
+    def compute(self, options: Options, sequences: Sequence[TargetSequence]) -> list[Scored | TrimtabError]:
+        """Log-probs of a batch, all by the version that its requests were admitted under."""
         results: list[Scored | TrimtabError] = [InternalError("not computed")] * len(sequences)
         for positions in self._shapes.split([len(sequence.token_ids) for sequence in sequences]):
-            found = self._forward([sequences[position] for position in positions], served, *group)
+            found = self._forward([sequences[position] for position in positions], options)
             for position, result in zip(positions, found, strict=True):
                 results[position] = result
         return results
 
-    def _forward(
-        self, sequences: Sequence[TargetSequence], served: ServedVersion, temperature: float, entropy: bool, top_n: int
-    ) -> list[Scored | TrimtabError]:
-        device = served.model.device
+    def _forward(self, sequences: Sequence[TargetSequence], options: Options) -> list[Scored | TrimtabError]:
+        model = options.served.model
+        device = model.device
         input_ids, lengths = pad_right([s.token_ids for s in sequences], multiple=self._shapes.multiple)
         input_ids = input_ids.to(device)
         with self._shapes.attention():
-            hidden = hidden_states(served.model, input_ids)
+            hidden = hidden_states(model, input_ids)
         starts = torch.tensor([s.start_index for s in sequences])
         columns = torch.arange(input_ids.shape[1])
         wanted = (columns >= starts[:, None]) & (columns < lengths[:, None])
         rows, columns = (index.to(device) for index in wanted.nonzero(as_tuple=True))
         found = token_logprobs(
-            served.model,
+            model,
             hidden[rows, columns - 1],
             input_ids[rows, columns],
-            temperature=temperature,
-            entropy=entropy,
-            top_n=top_n,
+            temperature=options.temperature,
+            entropy=options.entropy,
+            top_n=options.top_n,
             row_multiple=self._shapes.multiple,
         )
-        return _split(found, (lengths - starts).tolist(), served)
+        return _split(found, (lengths - starts).tolist())
 
 
 @torch.inference_mode()
@@ -108,7 +110,7 @@ def canary(served: ServedVersion) -> None:
         raise InternalError("canary: a log-prob is not finite; the version is not served", reason=Reason.NOT_FINITE)
 
 
-def _split(found: TokenLogProbs, counts: list[int], served: ServedVersion) -> list[Scored | TrimtabError]:
+def _split(found: TokenLogProbs, counts: list[int]) -> list[Scored | TrimtabError]:
     def parts(tensor: torch.Tensor | None) -> list[np.ndarray] | list[None]:
         if tensor is None:
             return [None] * len(counts)
@@ -122,5 +124,5 @@ def _split(found: TokenLogProbs, counts: list[int], served: ServedVersion) -> li
         if logprobs is None or not np.isfinite(logprobs).all():
             results.append(InternalError("a log-prob is not finite", reason=Reason.NOT_FINITE, field="logprobs"))
         else:
-            results.append(Scored(logprobs, entropies, top_ids, top_logprobs, served.served))
+            results.append(Scored(logprobs, entropies, top_ids, top_logprobs))
     return results

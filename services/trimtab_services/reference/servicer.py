@@ -29,13 +29,12 @@ from trimtab.types import (
     VersionRequirement,
 )
 from trimtab.v1 import reference_pb2, reference_pb2_grpc, types_pb2
-from trimtab_services.reference.scorer import Scored, TargetSequence
+from trimtab_services.reference.scorer import Options, Scored, TargetSequence
 from trimtab_services.runtime.calls import rename_call
 from trimtab_services.runtime.config import FrozenModelConfig
 from trimtab_services.runtime.frozen import FrozenModelService
 from trimtab_services.runtime.scheduler import Done
 from trimtab_services.runtime.scoring import check_count, check_token_ids, compute_items
-from trimtab_services.runtime.slots import wrong_version
 from trimtab_services.runtime.streams import answer_stream
 
 __all__ = ["ReferenceServicer"]
@@ -68,7 +67,13 @@ class ReferenceServicer(reference_pb2_grpc.ReferenceServiceServicer):
         self, request_iterator: AsyncIterator[reference_pb2.LogProbsStreamRequest], context: grpc.aio.ServicerContext
     ) -> AsyncIterator[reference_pb2.LogProbsStreamResponse]:
         """Computes sequences as they come and answers each as it is done, out of order."""
-        async for response in answer_stream(request_iterator, self._answer, self._config.max_items_per_request):
+        answers = answer_stream(
+            request_iterator,
+            self._answer,
+            most=self._config.max_items_per_request,
+            item_deadline_s=self._config.default_deadline_s,
+        )
+        async for response in answers:
             yield response
 
     async def _compute(
@@ -81,9 +86,7 @@ class ReferenceServicer(reference_pb2_grpc.ReferenceServiceServicer):
         per_item_errors: bool,
     ) -> LogProbsResult:
         check_count(len(items), self._config.max_items_per_request)
-        served = self._service.slot.named(model)
-        if not version.allows(served.served.version):
-            raise wrong_version(version, served.served)
+        served = self._service.slot.admit(model, version)
 
         def prepare(item: LogProbsItem) -> tuple[TargetSequence, int]:
             check_token_ids(item.token_ids, served)
@@ -93,19 +96,13 @@ class ReferenceServicer(reference_pb2_grpc.ReferenceServiceServicer):
             self._service.scheduler,
             items,
             prepare,
-            group=(options.temperature, options.entropy, options.top_n),
+            group=Options(served, options.temperature, options.entropy, options.top_n),
             priority=priority,
             per_item_errors=per_item_errors,
         )
-        answered = served.served
-        for one in done:
-            if isinstance(one.value, Scored):
-                answered = one.value.served
-                if not version.allows(answered.version):  # a swap came between
-                    raise wrong_version(version, answered)
         return LogProbsResult(
             results=tuple(_item_logprobs(item, one) for item, one in zip(items, done, strict=True)),
-            served=answered,
+            served=served.served,
             queue_ms=1000 * max((one.queue_s for one in done), default=0.0),
             compute_ms=1000 * sum({one.batch: one.compute_s for one in done}.values()),
         )

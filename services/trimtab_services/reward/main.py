@@ -24,8 +24,8 @@ async def build(runtime: Runtime[FrozenModelConfig]) -> Service:
 
     config = runtime.config
     load = partial(load_reward_model, dtype=config.dtype, device=config.device)
-    slot = ModelSlot(config.model_name or "reward", load, canary, runtime.metrics)
-    service = FrozenModelService(runtime, slot, Scorer(slot, BatchShapes.of(config)).compute)
+    slot = ModelSlot(config.model_name or "reward", load, canary)
+    service = FrozenModelService(runtime, slot, Scorer(BatchShapes.of(config)).compute)
     servicer = RewardServicer(config, service)
     return Service(
         handlers=[partial(reward_pb2_grpc.add_RewardServiceServicer_to_server, servicer)],

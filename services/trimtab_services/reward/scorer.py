@@ -8,15 +8,15 @@ from dataclasses import dataclass
 import torch
 
 from trimtab.errors import InternalError, Reason, TrimtabError
-from trimtab.types import ScoreItem, ServedModel, TruncationSide
+from trimtab.types import ScoreItem, TruncationSide
 from trimtab_models.heads import check_finite, hidden_states, scores_of
 from trimtab_models.packing import pad_right
 from trimtab_models.tokenizer import encode_completion, encode_conversation, encode_prompt
 from trimtab_services.runtime.frozen import BatchShapes
 from trimtab_services.runtime.scoring import check_token_ids
-from trimtab_services.runtime.slots import ModelSlot, ServedVersion
+from trimtab_services.runtime.slots import ServedVersion
 
-__all__ = ["Scored", "Scorer", "TokenSequence", "sequence_of"]
+__all__ = ["Scorer", "TokenSequence", "canary", "sequence_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,36 +27,25 @@ class TokenSequence:
     truncated: int
 
 
-@dataclass(frozen=True, slots=True)
-class Scored:
-    """A reward and the version that computed it."""
-
-    reward: float
-    served: ServedModel
-
-
 class Scorer:
     """Computes batches in the compute thread.
 
     Args:
-        slot: holds the reward model.
         shapes: what batches are computed in.
     """
 
-    def __init__(self, slot: ModelSlot, shapes: BatchShapes) -> None:
-        self._slot = slot
+    def __init__(self, shapes: BatchShapes) -> None:
         self._shapes = shapes
 
     @torch.inference_mode()
-    def compute(self, group: object, sequences: Sequence[TokenSequence]) -> list[Scored | TrimtabError]:
-        """Rewards of a batch, all by the version that is served when it begins."""
-        served = self._slot.current
+    def compute(self, served: ServedVersion, sequences: Sequence[TokenSequence]) -> list[float | TrimtabError]:
+        """Rewards of a batch, all by the version that its requests were admitted under."""
         rewards = [0.0] * len(sequences)
         for positions in self._shapes.split([len(sequence.token_ids) for sequence in sequences]):
             found = self._forward([sequences[position] for position in positions], served)
             for position, reward in zip(positions, found, strict=True):
                 rewards[position] = reward
-        return [_scored(reward, served) for reward in rewards]
+        return [_checked(reward) for reward in rewards]
 
     def _forward(self, sequences: Sequence[TokenSequence], served: ServedVersion) -> list[float]:
         device = served.model.device
@@ -107,7 +96,7 @@ def _token_ids(item: ScoreItem, served: ServedVersion) -> Sequence[int]:
     return [*prompt, *item.completion]
 
 
-def _scored(reward: float, served: ServedVersion) -> Scored | TrimtabError:
+def _checked(reward: float) -> float | TrimtabError:
     if reward != reward or reward in (float("inf"), float("-inf")):
         return InternalError(f"the score is {reward}; scores must be finite", reason=Reason.NOT_FINITE, value=reward)
-    return Scored(reward, served.served)
+    return reward

@@ -32,13 +32,12 @@ from trimtab.types import (
     VersionRequirement,
 )
 from trimtab.v1 import reward_pb2, reward_pb2_grpc, types_pb2
-from trimtab_services.reward.scorer import Scored, TokenSequence, sequence_of
+from trimtab_services.reward.scorer import TokenSequence, sequence_of
 from trimtab_services.runtime.calls import rename_call
 from trimtab_services.runtime.config import FrozenModelConfig
 from trimtab_services.runtime.frozen import FrozenModelService
 from trimtab_services.runtime.scheduler import Done
 from trimtab_services.runtime.scoring import check_count, compute_items
-from trimtab_services.runtime.slots import wrong_version
 from trimtab_services.runtime.streams import answer_stream
 
 __all__ = ["RewardServicer"]
@@ -71,7 +70,13 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
         self, request_iterator: AsyncIterator[reward_pb2.ScoreStreamRequest], context: grpc.aio.ServicerContext
     ) -> AsyncIterator[reward_pb2.ScoreStreamResponse]:
         """Scores items as they come and answers each as it is done, out of order."""
-        async for response in answer_stream(request_iterator, self._answer, self._config.max_items_per_request):
+        answers = answer_stream(
+            request_iterator,
+            self._answer,
+            most=self._config.max_items_per_request,
+            item_deadline_s=self._config.default_deadline_s,
+        )
+        async for response in answers:
             yield response
 
     async def Rank(self, request: reward_pb2.RankRequest, context: grpc.aio.ServicerContext) -> reward_pb2.RankResponse:
@@ -105,9 +110,7 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
         per_item_errors: bool,
     ) -> ScoreResult:
         check_count(len(items), self._config.max_items_per_request)
-        served = self._service.slot.named(model)
-        if not version.allows(served.served.version):
-            raise wrong_version(version, served.served)
+        served = self._service.slot.admit(model, version)
         sequences: dict[int, TokenSequence] = {}
 
         def prepare(item: ScoreItem) -> tuple[TokenSequence, int]:
@@ -116,18 +119,12 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
             return sequence, len(sequence.token_ids)
 
         done = await compute_items(
-            self._service.scheduler, items, prepare, group=None, priority=priority, per_item_errors=per_item_errors
+            self._service.scheduler, items, prepare, group=served, priority=priority, per_item_errors=per_item_errors
         )
-        answered = served.served
-        for one in done:
-            if isinstance(one.value, Scored):
-                answered = one.value.served
-                if not version.allows(answered.version):  # a swap came between
-                    raise wrong_version(version, answered)
         scores = tuple(_item_score(item, one, sequences.get(id(item))) for item, one in zip(items, done, strict=True))
         return ScoreResult(
             scores=scores,
-            served=answered,
+            served=served.served,
             queue_ms=1000 * max((one.queue_s for one in done), default=0.0),
             compute_ms=1000 * sum({one.batch: one.compute_s for one in done}.values()),
         )
@@ -157,11 +154,11 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
         return reward_pb2.ScoreStreamResponse(score=score, served=served_to_message(served), timing=timing)
 
 
-def _item_score(item: ScoreItem, done: Done[Scored], sequence: TokenSequence | None) -> ItemScore:
+def _item_score(item: ScoreItem, done: Done[float], sequence: TokenSequence | None) -> ItemScore:
     if isinstance(done.value, TrimtabError):
         return ItemScore(0.0, 0, item_id=item.item_id, error=done.value)
     return ItemScore(
-        reward=done.value.reward,
+        reward=done.value,
         token_count=len(sequence.token_ids) if sequence else 0,
         truncated_token_count=sequence.truncated if sequence else 0,
         item_id=item.item_id,

@@ -39,7 +39,8 @@ class MethodPolicy:
         scope: scope that a token must have. Empty: any known token.
         needs_token: False for health, which kubelet asks without credentials.
         is_work: refused while the service is not SERVING.
-        has_default_deadline: a call without a deadline gets the server's default. False for watches and item streams.
+        has_default_deadline: a call without a deadline gets the server's default. False for watches, which have no
+            end, and for item streams, whose every item gets the default from the moment it is read.
     """
 
     scope: str = ""

@@ -11,7 +11,7 @@ import uuid
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 
-__all__ = ["Call", "begin_call", "current_call", "new_request_id", "rename_call"]
+__all__ = ["Call", "begin_call", "current_call", "limit_call", "new_request_id", "rename_call"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,3 +59,10 @@ def rename_call(request_id: str) -> None:
     call = _current.get()
     if call is not None and request_id:
         _current.set(replace(call, request_id=request_id[:200]))
+
+
+def limit_call(seconds: float) -> None:
+    """Gives the present task's call that many seconds from now, unless it has a deadline."""
+    call = _current.get()
+    if call is not None and call.deadline is None:
+        _current.set(replace(call, deadline=time.monotonic() + seconds))

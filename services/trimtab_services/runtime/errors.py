@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager, nullcontext
 from typing import Any
+from urllib.parse import unquote
 
 import grpc
 import grpc.aio
@@ -114,7 +115,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         default = self._runtime.config.default_deadline_s if policy.has_default_deadline else None
         left = default if remaining is None else remaining
         deadline = None if left is None else time.monotonic() + left
-        begin_call(Call(method, request_id, context.peer() or "", deadline))
+        begin_call(Call(method, request_id, _host_of(context.peer()), deadline))
         identity = self._identify(context, metadata, policy)
         begin_call(Call(method, request_id, identity.name, deadline))
         check_scope(identity, policy.scope)
@@ -126,7 +127,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         if self._tokens is not None and policy.needs_token:
             return self._tokens.identify(metadata.get("authorization"))
         names = context.auth_context().get("x509_common_name", [])
-        return Identity(names[0].decode(errors="replace") if names else context.peer() or "unknown")
+        return Identity(names[0].decode(errors="replace") if names else _host_of(context.peer()))
 
     def _finish(self, method: str, policy: MethodPolicy, code: grpc.StatusCode, seconds: float) -> None:
         metrics = self._runtime.metrics
@@ -159,6 +160,17 @@ def _constructor_of(handler: Any) -> tuple[Callable[..., grpc.RpcMethodHandler],
     if handler.response_streaming:
         return grpc.unary_stream_rpc_method_handler, handler.unary_stream
     return grpc.unary_unary_rpc_method_handler, handler.unary_unary
+
+
+def _host_of(peer: str | None) -> str:
+    """The address in a peer's name (`ipv4:10.0.0.7:41022`, `ipv6:%5B::1%5D:41022`), without the port.
+
+    Each connection of a caller has a port of its own; the address is what its connections share.
+    """
+    kind, _, address = unquote(peer or "").partition(":")
+    if kind not in ("ipv4", "ipv6"):
+        return peer or "unknown"
+    return address.rpartition(":")[0].strip("[]")
 
 
 def _generates(function: Callable[..., Any]) -> bool:

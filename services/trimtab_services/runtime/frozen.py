@@ -37,13 +37,14 @@ class FrozenModelService:
     ) -> None:
         self._config: FrozenModelConfig = runtime.config
         self.slot = slot
-        self.follower = Follower(runtime, slot.load)
+        self.follower = Follower(runtime, slot.load, model_name=slot.name)
         self.scheduler: Scheduler[Any, Any] = Scheduler(
             compute,
             max_batch_tokens=self._config.max_batch_tokens,
             max_queue_tokens=self._config.max_queue_tokens,
             metrics=runtime.metrics,
             prepare=self._set_threads,
+            on_fault=lambda error: runtime.fail(f"the compute thread has ended: {type(error).__name__}: {error}"),
         )
 
     def describe(self, response: info_pb2.GetInfoResponse) -> None:

@@ -85,8 +85,9 @@ def cut_batch(window: Sequence[Item], max_batch_tokens: int) -> list[Item]:
 class _Level:
     """One priority level: a heap for each group, ordered by start tag."""
 
-    def __init__(self, numbers: Iterator[int]) -> None:
+    def __init__(self, numbers: Iterator[int], *, ages: bool) -> None:
         self._numbers = numbers
+        self._ages = ages
         self._heaps: dict[Hashable, list[tuple[float, int, Item]]] = {}
         self._arrivals: deque[Item] = deque()
         self._virtual_time = 0.0
@@ -98,7 +99,8 @@ class _Level:
         item.start_tag = max(self._virtual_time, self._finish_tags.get(item.caller, 0.0))
         self._finish_tags[item.caller] = item.start_tag + item.tokens
         self.caller_tokens[item.caller] = self.caller_tokens.get(item.caller, 0) + item.tokens
-        self._arrivals.append(item)
+        if self._ages:
+            self._arrivals.append(item)
         self.put_back(item)
 
     def put_back(self, item: Item) -> None:
@@ -177,7 +179,7 @@ class WorkQueue:
 
     def __init__(self, *, max_batch_tokens: int, window_batches: int = 8, aging_s: float = 20.0) -> None:
         numbers = itertools.count()
-        self._levels = [_Level(numbers) for _ in range(_LEVELS)]
+        self._levels = [_Level(numbers, ages=number > 0) for number in range(_LEVELS)]
         self._max_batch_tokens = max_batch_tokens
         self._window_tokens = window_batches * max_batch_tokens
         self._aging_s = aging_s

@@ -11,13 +11,14 @@ stages, tries out and swaps. Whatever goes wrong, the version that is served goe
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import random
 import shutil
 import tempfile
 import threading
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
+from contextlib import aclosing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -58,6 +59,7 @@ class ModelVersion:
         version: its number; 0 for a folder of the configuration.
         weights_digest: digest of its tensors; empty for a folder.
         same_weights: True when the weights are those that are served already, so that only the number moves.
+        files_digest: digest of its files (config, tokenizer, template, ...), the tensors aside; empty for a folder.
         manifest: what the store says of it; None for a folder.
     """
 
@@ -65,6 +67,7 @@ class ModelVersion:
         self.version = fetched.version if fetched is not None else 0
         self.weights_digest = fetched.weights_digest if fetched is not None else ""
         self.same_weights = same_weights
+        self.files_digest = _digest_of(fetched.manifest.files) if fetched is not None else ""
         self.manifest: weights_pb2.Manifest | None = fetched.manifest if fetched is not None else None
         self._fetched = fetched
         self._folder = folder
@@ -72,7 +75,10 @@ class ModelVersion:
         self._writing = threading.Lock()
 
     def folder(self) -> Path:
-        """A complete Hugging Face folder on disk. Blocks while it is written, the first time; safe from any thread."""
+        """A complete Hugging Face folder on disk. Blocks while it is written, the first time; safe from any thread.
+
+        All of the weights go to the disk: for the tokenizer alone take `small_files`, for the weights alone `tensors`.
+        """
         with self._writing:
             if not self._is_written and self._fetched is not None:
                 from trimtab_models.versions import write_model_folder  # torch, which a server imports late
@@ -80,6 +86,19 @@ class ModelVersion:
                 write_model_folder(self._fetched, self._folder)
                 self._is_written = True
         return self._folder
+
+    @contextmanager
+    def small_files(self) -> Iterator[Path]:
+        """A folder with every file but the tensors, for as long as the context lasts."""
+        if self._fetched is None:
+            yield self._folder
+            return
+        with tempfile.TemporaryDirectory(prefix="trimtab-files-") as name:
+            for path, content in self._fetched.files.items():
+                target = Path(name) / path
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(content)
+            yield Path(name)
 
     def tensors(self) -> dict[str, Tensor]:
         """Its tensors by name, on the CPU, in their stored dtype; they map files, so pages are read when touched."""
@@ -131,6 +150,7 @@ class Follower:
             model = ModelVersion(self._config.model_folder or Path())
             await self._load(model)
             self.version = model.version
+            self._runtime.metrics.model_version.labels(self._label).set(model.version)
             await self._runtime.set_state(State.SERVICE_STATE_SERVING)
             return
         await self._runtime.set_state(State.SERVICE_STATE_WAITING_FOR_VERSION, channel=self.channel)
@@ -236,6 +256,12 @@ class Follower:
         for folder in (directory / _VERSIONS).glob("*-*"):
             if folder.name.partition("-")[0] not in numbers:
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def _digest_of(files: Iterable[weights_pb2.FileEntry]) -> str:
+    """SHA-256 over path and digest of each file, whatever their order."""
+    lines = sorted(f"{entry.digest} {entry.path}\n" for entry in files)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _tls(source: WeightsSource) -> TLSConfig | None:

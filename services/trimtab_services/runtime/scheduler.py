@@ -29,6 +29,7 @@ from trimtab.errors import (
 from trimtab.v1 import info_pb2
 from trimtab_services.runtime.metrics import Metrics
 from trimtab_services.runtime.queue import Item, WorkQueue, level_of
+from trimtab_services.runtime.rate import Rate
 
 __all__ = ["Done", "Scheduler", "Work"]
 
@@ -38,7 +39,6 @@ PayloadT = TypeVar("PayloadT")
 ResultT = TypeVar("ResultT")
 JobT = TypeVar("JobT")
 
-_RATE_WINDOW_S = 30.0
 _RETRY_BOUNDS_S = (0.05, 60.0)
 
 
@@ -84,37 +84,8 @@ class _Submission:
         self.future: asyncio.Future[None] = loop.create_future()
 
 
-class _Rate:
-    """Tokens per second of compute over the last 30 seconds; keeps the last known when idle since."""
-
-    def __init__(self) -> None:
-        self._batches: deque[tuple[float, int, float]] = deque()
-        self._tokens = 0
-        self._seconds = 0.0
-        self._known: float | None = None
-
-    def add(self, now: float, tokens: int, seconds: float) -> None:
-        self._batches.append((now, tokens, seconds))
-        self._tokens += tokens
-        self._seconds += seconds
-        self._forget(now)
-        if self._seconds > 0:
-            self._known = self._tokens / self._seconds
-
-    def busy_tokens_per_second(self) -> float | None:
-        """While computing; None before the first batch."""
-        return self._known
-
-    def recent_tokens_per_second(self, now: float) -> float:
-        """Over the last 30 seconds of the clock, idle time included."""
-        self._forget(now)
-        return self._tokens / _RATE_WINDOW_S
-
-    def _forget(self, now: float) -> None:
-        while self._batches and self._batches[0][0] < now - _RATE_WINDOW_S:
-            _, tokens, seconds = self._batches.popleft()
-            self._tokens -= tokens
-            self._seconds -= seconds
+_Job = tuple[Callable[[], Any], "asyncio.Future[Any]"]
+"""Something to run between two batches, and who waits for its result."""
 
 
 class Scheduler(Generic[PayloadT, ResultT]):
@@ -128,7 +99,8 @@ class Scheduler(Generic[PayloadT, ResultT]):
         max_queue_tokens: most tokens waiting.
         metrics: where it counts.
         prepare: run in the compute thread first, such as setting torch's number of threads.
-        on_fault: called in the event loop when the compute thread has ended by an exception: nothing is computed after.
+        on_fault: called in the event loop when the compute thread has ended by an exception: nothing is computed after,
+            and all work is refused with the exception as the reason.
         aging_s: seconds after which waiting work moves up one priority.
     """
 
@@ -140,7 +112,7 @@ class Scheduler(Generic[PayloadT, ResultT]):
         max_queue_tokens: int,
         metrics: Metrics,
         prepare: Callable[[], None] = lambda: None,
-        on_fault: Callable[[Exception], object] = lambda error: None,
+        on_fault: Callable[[BaseException], object] = lambda error: None,
         aging_s: float = 20.0,
     ) -> None:
         self._compute = compute
@@ -150,12 +122,14 @@ class Scheduler(Generic[PayloadT, ResultT]):
         self._on_fault = on_fault
         self._loop = asyncio.get_running_loop()
         self._queue = WorkQueue(max_batch_tokens=max_batch_tokens, aging_s=aging_s)
-        self._jobs: deque[tuple[Callable[[], Any], asyncio.Future[Any]]] = deque()
+        self._jobs: deque[_Job] = deque()
+        self._job: _Job | None = None
         self._condition = threading.Condition()
-        self._rate = _Rate()
+        self._rate = Rate()
         self._running: list[Item] = []
         self._batches = 0
         self._closed = False
+        self._fault: BaseException | None = None
         self._thread = threading.Thread(target=self._serve, name="compute", daemon=True)
         self._thread.start()
 
@@ -178,7 +152,7 @@ class Scheduler(Generic[PayloadT, ResultT]):
             InvalidRequest: more tokens than the whole queue takes (TOO_MANY_ITEMS).
             DeadlineExceeded: the deadline passed, or could not have been met (DEADLINE_UNMEETABLE).
             Unavailable: the service drains.
-            InternalError: computing failed.
+            InternalError: computing failed, or the compute thread has ended by a fault.
         """
         submission = self._admit(works, level_of(priority), deadline, caller)
         try:
@@ -203,8 +177,7 @@ class Scheduler(Generic[PayloadT, ResultT]):
         """Runs `job` in the compute thread between two batches and returns what it returns."""
         future: asyncio.Future[JobT] = self._loop.create_future()
         with self._condition:
-            if self._closed:
-                raise _draining()
+            self._check_open()
             self._jobs.append((job, future))
             self._condition.notify()
         return await future
@@ -245,8 +218,7 @@ class Scheduler(Generic[PayloadT, ResultT]):
         return submission
 
     def _check_room(self, total: int, level: int, deadline: float | None, caller: str, now: float) -> None:
-        if self._closed:
-            raise _draining()
+        self._check_open()
         if total > self._max_queue_tokens:
             raise InvalidRequest(
                 f"the request has {total} tokens, more than the whole queue takes: {self._max_queue_tokens}; split it",
@@ -283,6 +255,10 @@ class Scheduler(Generic[PayloadT, ResultT]):
                 limit=f"{left:.3f} s",
             )
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise _draining() if self._fault is None else _ended(self._fault)
+
     def _withdraw(self, submission: _Submission, cause: str) -> None:
         """Takes what still waits out of the queue."""
         with self._condition:
@@ -302,11 +278,11 @@ class Scheduler(Generic[PayloadT, ResultT]):
         try:
             self._prepare()
             self._loop_batches()
-        except Exception as error:
+        except BaseException as error:  # nothing may end this thread unnoticed: nobody else computes
             _log.exception("the compute thread has ended")
             with self._condition:
-                self._closed = True
-            self._end(self._running, list(self._jobs))
+                self._closed, self._fault = True, error
+            self._end(_ended(error))
             self._post(lambda error=error: self._on_fault(error))
 
     def _loop_batches(self) -> None:
@@ -316,8 +292,7 @@ class Scheduler(Generic[PayloadT, ResultT]):
                 while not (batch or expired or self._jobs or self._closed):
                     self._condition.wait()
                     batch, expired = self._queue.take(time.monotonic())
-                jobs = list(self._jobs)
-                self._jobs.clear()
+                self._job = self._jobs.popleft() if self._jobs else None
                 self._running = batch
                 closed = self._closed
                 self._show_queue()
@@ -326,10 +301,10 @@ class Scheduler(Generic[PayloadT, ResultT]):
                 late = DeadlineExceeded("the deadline passed while the work waited; it was not computed")
                 self._post(lambda owners={item.owner for item in expired}, error=late: _fail(owners, error))
             if closed:
-                self._end(batch, jobs)
+                self._end(_draining())
                 return
-            for job, future in jobs:
-                self._run_job(job, future)
+            if self._job is not None:
+                self._run_job(*self._job)
             if batch:
                 self._run_batch(batch)
 
@@ -340,6 +315,7 @@ class Scheduler(Generic[PayloadT, ResultT]):
             self._post(lambda error=error: None if future.done() else future.set_exception(error))
         else:
             self._post(lambda: None if future.done() else future.set_result(result))
+        self._job = None
 
     def _run_batch(self, batch: list[Item]) -> None:
         started = time.monotonic()
@@ -380,16 +356,19 @@ class Scheduler(Generic[PayloadT, ResultT]):
             _log.error("computing an item failed", exc_info=error)
             return [InternalError(f"computing failed ({type(error).__name__}); the service's log has the trace")]
 
-    def _end(self, batch: list[Item], jobs: list[tuple[Callable[[], Any], asyncio.Future[Any]]]) -> None:
-        """Fails whatever still waits."""
+    def _end(self, error: TrimtabError) -> None:
+        """Fails what was in work and whatever still waits."""
         with self._condition:
-            while batch:
-                owners = {item.owner for item in batch}
-                self._post(lambda owners=owners: _fail(owners, _draining()))
-                batch, _ = self._queue.take(time.monotonic())
-            self._running = []
+            owners = {item.owner for item in self._running}
+            while self._queue.items:
+                for items in self._queue.take(time.monotonic()):
+                    owners |= {item.owner for item in items}
+            jobs = [*([self._job] if self._job is not None else []), *self._jobs]
+            self._running, self._job = [], None
+            self._jobs.clear()
+        self._post(lambda: _fail(owners, error))
         for _, future in jobs:
-            self._post(lambda future=future: None if future.done() else future.set_exception(_draining()))
+            self._post(lambda future=future: None if future.done() else future.set_exception(error))
 
     def _post(self, callback: Callable[[], object]) -> None:
         try:
@@ -415,3 +394,7 @@ def _fail(submissions: set[_Submission], error: TrimtabError) -> None:
 
 def _draining() -> Unavailable:
     return Unavailable("the service drains and takes nothing new; send to another replica", reason=Reason.DRAINING)
+
+
+def _ended(fault: BaseException) -> InternalError:
+    return InternalError(f"the compute thread has ended: {type(fault).__name__}: {fault}")

@@ -21,6 +21,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -64,7 +65,9 @@ class Service:
         background: coroutines that run beside the calls until the drain has ended, such as loading a model or
             following a channel. One that raises ConfigError or ModelFolderError ends the process with exit code 2; any
             other exception takes the service to state FAILED. With none, the service is SERVING once live.
-        drain: first part of the drain, while calls under way still go on; cut after `drain_s`.
+        drain: first part of the drain, while calls under way still go on.
+        drain_s: seconds that `drain` gets; calls under way then get the configuration's `drain_s`. None: `drain` and
+            the calls share the configuration's.
         close: frees what the service holds, after the drain.
     """
 
@@ -73,6 +76,7 @@ class Service:
     routes: Sequence[Route] = ()
     background: Sequence[Callable[[], Awaitable[None]]] = ()
     drain: Callable[[], Awaitable[None]] | None = None
+    drain_s: float | None = None
     close: Callable[[], Awaitable[None]] | None = None
 
 
@@ -142,12 +146,7 @@ class Server(Generic[ConfigT]):
         """Takes nothing new, finishes what is in flight up to `drain_s`, then stops and frees everything."""
         runtime = self.runtime
         await runtime.set_state(State.SERVICE_STATE_DRAINING, "the server was told to stop")
-        if self._service is not None and self._service.drain is not None:
-            try:
-                await asyncio.wait_for(self._service.drain(), runtime.config.drain_s)
-            except TimeoutError:
-                _log.warning("drain time over, the service's own work is cut")
-        if not await runtime.activity.idle(runtime.config.drain_s):
+        if not await runtime.activity.idle(await self._drain_service()):
             _log.warning("drain time over, calls are cut", extra={"calls": runtime.activity.count})
         if self._grpc is not None:
             await self._grpc.stop(_FLUSH_S if runtime.activity.count == 0 else 0)
@@ -162,6 +161,18 @@ class Server(Generic[ConfigT]):
             await self._health.stop(0)
         if runtime.config.ready_file is not None:
             runtime.config.ready_file.unlink(missing_ok=True)
+
+    async def _drain_service(self) -> float:
+        """Runs the service's own part of the drain; returns the seconds that calls in flight have from now on."""
+        config_s, service = self.runtime.config.drain_s, self._service
+        if service is None or service.drain is None:
+            return config_s
+        began = time.monotonic()
+        try:
+            await asyncio.wait_for(service.drain(), config_s if service.drain_s is None else service.drain_s)
+        except TimeoutError:
+            _log.warning("drain time over, the service's own work is cut")
+        return config_s if service.drain_s is not None else max(0.0, config_s - (time.monotonic() - began))
 
     def _add_handlers(self, server: grpc.aio.Server, service: Service) -> InfoServicer:
         """Registers the service, InfoService, health and reflection on the main gRPC server."""

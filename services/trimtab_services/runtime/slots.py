@@ -1,8 +1,9 @@
 """The frozen model that a service serves, and how a newer version takes its place.
 
-A slot holds one `ServedVersion`, replaced as a whole between two batches: a batch takes the slot's version once, so
-every result knows exactly which version computed it, and the old one goes on serving until the new one has proved
-itself on the canary. Used by the reward and the reference service; generation keeps its weights in an engine.
+A slot holds one `ServedVersion`, replaced as a whole once the new one has proved itself on the canary. A request takes
+the slot's version when it is admitted and is computed by that one, all of it: its replies name exactly the version that
+they come from, and a replaced version lives until the last work admitted under it is done. Used by the reward and the
+reference service; generation keeps its weights in an engine.
 """
 
 from __future__ import annotations
@@ -18,16 +19,16 @@ from trimtab.errors import NotFound, Reason, Unavailable, VersionUnavailable
 from trimtab.types import ServedModel, VersionRequirement
 from trimtab.v1 import info_pb2
 from trimtab_models.loading import max_sequence_tokens, vocab_size
-from trimtab_models.tokenizer import chat_template_digest, eos_token_ids, load_tokenizer, tokenizer_digest
-from trimtab_services.runtime.metrics import Metrics
+from trimtab_models.tokenizer import eos_token_ids
 from trimtab_services.runtime.replica import ModelVersion
+from trimtab_services.runtime.tokenizers import ServedTokenizer, tokenizer_of
 
-__all__ = ["ModelSlot", "ServedVersion", "wrong_version"]
+__all__ = ["ModelSlot", "ServedVersion"]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class ServedVersion:
-    """One version of a model, loaded.
+    """One version of a model, loaded; two are equal only when they are one object, so it can be a group of work.
 
     Attributes:
         served: name, version and digests, as replies carry them.
@@ -53,7 +54,6 @@ class ModelSlot:
         name: of the model in requests and in GetInfo.
         load_model: loads a model folder, in a thread.
         canary: raises when the loaded model must not be served, such as for scores that are not finite.
-        metrics: of the server.
     """
 
     def __init__(
@@ -61,13 +61,12 @@ class ModelSlot:
         name: str,
         load_model: Callable[[Path], PreTrainedModel],
         canary: Callable[[ServedVersion], None],
-        metrics: Metrics,
     ) -> None:
         self.name = name
         self._load_model = load_model
         self._canary = canary
-        self._metrics = metrics
         self._current: ServedVersion | None = None
+        self._tokenizer: ServedTokenizer | None = None
 
     @property
     def current(self) -> ServedVersion:
@@ -80,16 +79,24 @@ class ModelSlot:
             raise Unavailable(f"{self.name}: there is no version yet", reason=Reason.WAITING_FOR_VERSION)
         return self._current
 
-    def named(self, model: str) -> ServedVersion:
-        """The version served under a name; empty is the default.
+    def admit(self, model: str, requirement: VersionRequirement) -> ServedVersion:
+        """The version that a request is computed by, from its first item to its last, whatever is served by then.
+
+        Args:
+            model: name of the model; empty is the default.
+            requirement: which versions may answer.
 
         Raises:
             NotFound: no such model.
             Unavailable: there is no version yet.
+            VersionUnavailable: the version served now is not one that may answer.
         """
         if model not in ("", self.name):
             raise NotFound(f"model: {model!r} is not served; {self.name!r} is", field="model", value=model)
-        return self.current
+        version = self.current
+        if not requirement.allows(version.served.version):
+            raise _wrong_version(requirement, version.served)
+        return version
 
     async def load(self, version: ModelVersion) -> None:
         """Serves a version once it has passed the canary.
@@ -97,13 +104,7 @@ class ModelSlot:
         Raises:
             TrimtabError: it cannot be served; the one before goes on serving.
         """
-        try:
-            self._current = await asyncio.to_thread(self._prepare, version)
-        except BaseException:
-            self._metrics.swaps.labels(self.name, "failed").inc()
-            raise
-        self._metrics.swaps.labels(self.name, "ok").inc()
-        self._metrics.model_version.labels(self.name).set(version.version)
+        self._current, self._tokenizer = await asyncio.to_thread(self._prepare, version)
 
     def describe(self, model: info_pb2.ModelInfo, dtype: str) -> None:
         """Fills in the model's part of GetInfo."""
@@ -119,29 +120,28 @@ class ModelSlot:
         model.max_sequence_tokens = now.max_sequence_tokens
         model.eos_token_ids.extend(now.eos_token_ids)
 
-    def _prepare(self, version: ModelVersion) -> ServedVersion:
-        folder = version.folder()
-        tokenizer = load_tokenizer(folder)
-        model = self._current.model if version.same_weights and self._current else self._load_model(folder)
+    def _prepare(self, version: ModelVersion) -> tuple[ServedVersion, ServedTokenizer]:
+        tokenizer = tokenizer_of(version, self._tokenizer)
+        model = self._current.model if version.same_weights and self._current else self._load_model(version.folder())
         prepared = ServedVersion(
             served=ServedModel(
                 name=self.name,
                 version=version.version,
                 weights_digest=version.weights_digest,
-                tokenizer_digest=tokenizer_digest(tokenizer),
-                chat_template_digest=chat_template_digest(tokenizer),
+                tokenizer_digest=tokenizer.digest,
+                chat_template_digest=tokenizer.chat_template_digest,
             ),
             model=model,
-            tokenizer=tokenizer,
+            tokenizer=tokenizer.tokenizer,
             max_sequence_tokens=max_sequence_tokens(model),
             vocab_size=vocab_size(model),
-            eos_token_ids=eos_token_ids(tokenizer, model.config, getattr(model, "generation_config", None)),
+            eos_token_ids=eos_token_ids(tokenizer.tokenizer, model.config, getattr(model, "generation_config", None)),
         )
         self._canary(prepared)
-        return prepared
+        return prepared, tokenizer
 
 
-def wrong_version(requirement: VersionRequirement, served: ServedModel) -> VersionUnavailable:
+def _wrong_version(requirement: VersionRequirement, served: ServedModel) -> VersionUnavailable:
     """The error of a request whose version is not the one served."""
     return VersionUnavailable(
         f"version: {requirement} is asked for; this replica serves {served.version}",

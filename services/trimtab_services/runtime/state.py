@@ -3,7 +3,7 @@
 LOADING -> SERVING                       a model from a folder, or a service without one
 LOADING -> WAITING_FOR_VERSION -> SERVING    a model from a channel
 any -> DRAINING                          SIGTERM; the end
-any -> FAILED                            cannot serve; the reason is in GetInfo and in the log
+any -> FAILED                            cannot serve any more; the reason is in GetInfo, in the log and in refusals
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from os import getpid
 from typing import Generic, TypeVar
 
-from trimtab.errors import Reason, Unavailable
+from trimtab.errors import InternalError, Reason, Unavailable
 from trimtab.v1 import info_pb2
 from trimtab_services.runtime.config import ServiceConfig
 from trimtab_services.runtime.health import HealthBoard
@@ -100,6 +100,7 @@ class Runtime(Generic[ConfigT]):
         self._state: info_pb2.ServiceState.ValueType = State.SERVICE_STATE_LOADING
         self._reason = "starting"
         self._channel = ""
+        self._failing: asyncio.Task[None] | None = None
 
     @property
     def state(self) -> info_pb2.ServiceState.ValueType:
@@ -123,14 +124,17 @@ class Runtime(Generic[ConfigT]):
         return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
 
     async def set_state(self, state: info_pb2.ServiceState.ValueType, reason: str = "", *, channel: str = "") -> None:
-        """Moves the service to a state: GetInfo, health, metrics and refusals follow. A drain is final.
+        """Moves the service to a state: GetInfo, health, metrics and refusals follow.
+
+        A drain is final. So is FAILED, but for a drain: what has failed does not come back in this process.
 
         Args:
             state: the new state.
             reason: one sentence for people; empty for SERVING.
             channel: the channel waited for, with WAITING_FOR_VERSION.
         """
-        if self.draining.is_set() and state != State.SERVICE_STATE_DRAINING:
+        is_final = self.draining.is_set() or self._state == State.SERVICE_STATE_FAILED
+        if is_final and state != State.SERVICE_STATE_DRAINING:
             return
         changed = state != self._state
         self._state, self._reason, self._channel = state, reason, channel
@@ -143,14 +147,28 @@ class Runtime(Generic[ConfigT]):
         if changed:
             _log.info("state %s", state_name(state), extra={"reason": reason} if reason else {})
 
+    def fail(self, reason: str) -> None:
+        """Takes the service to FAILED. For callbacks in the event loop; returns before health has followed.
+
+        Args:
+            reason: one sentence for people.
+        """
+        self._failing = asyncio.ensure_future(self.set_state(State.SERVICE_STATE_FAILED, reason))
+
     def refuse_unless_serving(self) -> None:
         """Lets work through in state SERVING only.
 
         Raises:
-            Unavailable: DRAINING, or WAITING_FOR_VERSION (also while loading and when failed).
+            Unavailable: DRAINING, or WAITING_FOR_VERSION (also while loading).
+            InternalError: FAILED; the message has the state's reason.
         """
         if self._state == State.SERVICE_STATE_SERVING:
             return
+        if self._state == State.SERVICE_STATE_FAILED:
+            raise InternalError(
+                f"{self.replica} has failed and serves no more: {self._reason}",
+                metadata={"state": state_name(self._state)},
+            )
         if self._state == State.SERVICE_STATE_DRAINING:
             raise Unavailable(
                 f"{self.replica} drains and takes nothing new; send to another replica", reason=Reason.DRAINING

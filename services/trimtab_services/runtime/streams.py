@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
+from trimtab_services.runtime.calls import limit_call
+
 __all__ = ["answer_stream"]
 
 Request = TypeVar("Request")
@@ -13,7 +15,11 @@ Response = TypeVar("Response")
 
 
 async def answer_stream(
-    requests: AsyncIterator[Request], answer: Callable[[Request], Awaitable[Response]], most: int
+    requests: AsyncIterator[Request],
+    answer: Callable[[Request], Awaitable[Response]],
+    *,
+    most: int,
+    item_deadline_s: float,
 ) -> AsyncIterator[Response]:
     """Answers requests out of order.
 
@@ -21,6 +27,8 @@ async def answer_stream(
         requests: read only while fewer than `most` are in work: a fast sender waits instead of filling the memory.
         answer: makes the answer to one; item errors are part of it.
         most: requests in work at once.
+        item_deadline_s: what each request gets from the moment it is read, on a stream whose call has no deadline: the
+            stream ends when its sender says so, but no single answer is waited for without end.
 
     Yields:
         Each answer as it is done; ends once the sender has ended and all are answered.
@@ -29,6 +37,7 @@ async def answer_stream(
     room = asyncio.Semaphore(most)
 
     async def work(request: Request) -> None:
+        limit_call(item_deadline_s)  # of this task only: each has a context of its own
         try:
             await answers.put(await answer(request))
         finally:

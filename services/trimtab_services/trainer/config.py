@@ -32,6 +32,13 @@ class TrainerServiceConfig(ServiceConfig):
         description="A drain also stops the runs, each with a checkpoint. Otherwise they outlive this service and "
         "report to it when it is back on the same address.",
     )
+    stop_runs_s: float = Field(
+        default=600.0,
+        gt=0,
+        le=86400,
+        description="Seconds that the runs get, on a drain that stops them, to finish their step and save a "
+        "checkpoint. A second SIGTERM or Ctrl-C ends them at once.",
+    )
     start_timeout_s: float = Field(
         default=120.0, gt=0, le=3600, description="A run process that has not reported by then is ended and FAILED."
     )

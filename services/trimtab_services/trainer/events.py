@@ -1,4 +1,4 @@
-"""Runs and their events, durable in one SQLite file: what was acknowledged is on disk.
+"""Runs, their events and checkpoint orders, durable in one SQLite file: what was acknowledged is on disk.
 
 Events of a run are numbered from 1 without gaps by the run itself. Appending is idempotent, so a run that lost its
 connection sends on from the last acknowledged number, and a watcher that reconnects misses nothing and sees nothing
@@ -46,6 +46,13 @@ _events = sa.Table(
     sa.Column("run", sa.Integer, sa.ForeignKey("runs.number"), primary_key=True),
     sa.Column("sequence", sa.Integer, primary_key=True),
     sa.Column("payload", sa.LargeBinary, nullable=False),
+)
+_checkpoint_orders = sa.Table(
+    "checkpoint_orders",
+    _metadata,
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("run", sa.Integer, sa.ForeignKey("runs.number"), nullable=False),
+    sqlite_autoincrement=True,  # a number is never given twice, so an old one cannot be taken for a new one
 )
 
 
@@ -120,7 +127,8 @@ class EventStore:
         with self._engine.begin() as connection:
             existing = self._find(connection, name)
             if existing is not None and existing.spec_yaml != spec_yaml and self._did_nothing(connection, existing):
-                connection.execute(_events.delete().where(_events.c.run == existing.number))
+                for table in (_events, _checkpoint_orders):
+                    connection.execute(table.delete().where(table.c.run == existing.number))
                 connection.execute(_runs.delete().where(_runs.c.number == existing.number))
                 existing = None
             if existing is not None:
@@ -233,6 +241,39 @@ class EventStore:
         )
         with self._engine.connect() as connection:
             return [pb.RunEvent.FromString(payload) for payload in connection.execute(query).scalars()]
+
+    def order_checkpoint(self, name: str) -> int:
+        """Notes that the run is to write a checkpoint; returns the order's number, which grows.
+
+        Raises:
+            NotFound: no run of that name.
+        """
+        run = self.run(name)
+        with self._engine.begin() as connection:
+            added = connection.execute(_checkpoint_orders.insert().values(run=run.number))
+        return added.lastrowid
+
+    def checkpoint_order(self, name: str) -> int:
+        """Number of the run's last checkpoint order that is not settled; 0 when there is none.
+
+        Raises:
+            NotFound: no run of that name.
+        """
+        run = self.run(name)
+        query = sa.select(sa.func.max(_checkpoint_orders.c.number)).where(_checkpoint_orders.c.run == run.number)
+        with self._engine.connect() as connection:
+            return connection.execute(query).scalar() or 0
+
+    def settle_checkpoint_orders(self, name: str, number: int) -> None:
+        """Forgets the run's checkpoint orders up to a number.
+
+        Raises:
+            NotFound: no run of that name.
+        """
+        run = self.run(name)
+        table = _checkpoint_orders
+        with self._engine.begin() as connection:
+            connection.execute(table.delete().where(table.c.run == run.number, table.c.number <= number))
 
     @staticmethod
     def _find(connection: sa.Connection, name: str) -> RunRow | None:

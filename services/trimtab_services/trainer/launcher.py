@@ -8,13 +8,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from trimtab.errors import InvalidRequest
 from trimtab_services.runtime.config import ClientTLS
 
-__all__ = ["LocalLauncher"]
+__all__ = ["LocalLauncher", "is_run_process", "kill", "terminate"]
 
 _CHECK_TIMEOUT_S = 60.0
 
@@ -83,6 +84,8 @@ class LocalLauncher:
 
 def is_run_process(pid: int, name: str) -> bool:
     """Whether `pid` is alive and, where the system tells, the process of run `name` and not a later one's."""
+    if pid <= 0:  # no process was launched; for the system, 0 and below mean whole process groups
+        return False
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, PermissionError):
@@ -90,13 +93,19 @@ def is_run_process(pid: int, name: str) -> bool:
     try:
         arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
-        return True  # no /proc here
+        return not Path("/proc/self").exists()  # no /proc here, or the process has just ended
     return name.encode() in arguments
 
 
-def terminate(pid: int) -> None:
-    """Asks a run process to finish its step, write a checkpoint and end."""
-    try:
-        os.kill(pid, signal.SIGTERM)
-    except ProcessLookupError:
-        pass
+def terminate(pid: int, name: str) -> None:
+    """Asks the process of run `name` to finish its step, write a checkpoint and end. Asked twice, it ends at once."""
+    if is_run_process(pid, name):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+
+
+def kill(pid: int, name: str) -> None:
+    """Ends the process of run `name` and all that it has started, at once; its last checkpoint stays whole."""
+    if is_run_process(pid, name):
+        with suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)  # it leads a session of its own

@@ -33,6 +33,7 @@ async def build(runtime: Runtime[TrainerServiceConfig]) -> Service:
         describe=describe,
         background=[servicer.watch_processes],
         drain=servicer.stop_runs if config.stop_runs_on_drain else None,
+        drain_s=config.stop_runs_s,
         close=close,
     )
 

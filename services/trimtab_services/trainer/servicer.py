@@ -6,21 +6,25 @@ import asyncio
 import json
 import logging
 import shutil
+import signal
 import subprocess
+import tempfile
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import grpc
 
-from trimtab.errors import FailedPrecondition, InvalidRequest, Reason
+from trimtab.errors import FailedPrecondition, InvalidRequest, Reason, Unavailable
 from trimtab.v1 import trainer_pb2 as pb
 from trimtab.v1 import trainer_pb2_grpc
 from trimtab_services.runtime.state import Runtime, State
 from trimtab_services.trainer.config import TrainerServiceConfig
 from trimtab_services.trainer.events import ENDED, EventStore, RunRow
-from trimtab_services.trainer.launcher import LocalLauncher, is_run_process, terminate
+from trimtab_services.trainer.launcher import LocalLauncher, is_run_process, kill, terminate
+from trimtab_services.trainer.orders import CheckpointOrders
 
 __all__ = ["TrainerServicer"]
 
@@ -48,9 +52,8 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         self._store = store
         self._launcher = launcher
         self._changed: dict[str, asyncio.Event] = defaultdict(asyncio.Event)
-        self._checkpoint_wanted: set[str] = set()
         self._launching = asyncio.Lock()
-        self._watchers: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._store_lock = asyncio.Lock()
 
     async def watch_processes(self) -> None:
@@ -65,13 +68,23 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         await self._runtime.set_state(State.SERVICE_STATE_SERVING)
 
     async def stop_runs(self) -> None:
-        """Asks every run process to stop with a checkpoint, and waits until all have ended."""
-        left = {}
-        for run in await self._in_store(self._store.runs, limit=_MOST_PAGE):
-            if run.state not in ENDED and run.pid:
-                await self._in_store(self._store.set_state, run.name, pb.RUN_STATE_STOPPING)
-                terminate(run.pid)
-                left[run.name] = run.pid
+        """Asks every run process to stop with a checkpoint, and waits until all have ended.
+
+        Meanwhile SIGTERM or SIGINT ends them at once.
+        """
+        async with self._launching:  # what is being launched is stopped too, and the drain refuses what comes later
+            runs = [run for run in await self._in_store(self._store.runs, limit=_MOST_PAGE) if run.state not in ENDED]
+            for run in runs:
+                await self._ask_to_stop(run)
+        left = {run.name: run.pid for run in runs}
+
+        def end_at_once() -> None:
+            for name, pid in left.items():
+                kill(pid, name)
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            with suppress(ValueError, RuntimeError):  # only a server in the main thread is told by signals
+                asyncio.get_running_loop().add_signal_handler(number, end_at_once)
         while left := {name: pid for name, pid in left.items() if is_run_process(pid, name)}:
             await asyncio.sleep(0.1)
 
@@ -80,24 +93,33 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         name = _checked_name(request.name)
         if not request.spec_yaml.strip():
             raise InvalidRequest("spec_yaml: must not be empty", reason=Reason.FIELD_MISSING, field="spec_yaml")
+        self._directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=self._directory) as folder:
+            spec_file = Path(folder) / "spec.yaml"
+            spec_file.write_text(request.spec_yaml)
+            await self._launcher.check(spec_file)
+        run = await self._to_the_end(self._create(name, request.spec_yaml))
+        return pb.StartRunResponse(run=run.to_message())
+
+    async def _create(self, name: str, spec_yaml: str) -> RunRow:
+        """The run of that name, launched unless it was there already."""
         directory = self._directory / name
         async with self._launching:
-            self._directory.mkdir(parents=True, exist_ok=True)
-            candidate = self._directory / f".{name}.spec.yaml"
-            candidate.write_text(request.spec_yaml)
-            try:
-                await self._launcher.check(candidate)
-                await self._refuse_foreign_folder(name, directory)
-                run, is_new = await self._in_store(self._store.create_run, name, request.spec_yaml, directory)
-                if is_new:
-                    if directory.exists():  # of a run of that name that failed before its first step
-                        await asyncio.to_thread(shutil.rmtree, directory)
-                    directory.mkdir()
-                    candidate.replace(directory / "spec.given.yaml")
-                    run = await self._launch(run, resume=False)
-            finally:
-                candidate.unlink(missing_ok=True)
-        return pb.StartRunResponse(run=run.to_message())
+            self._refuse_while_draining()
+            await self._refuse_foreign_folder(name, directory)
+            run, is_new = await self._in_store(self._store.create_run, name, spec_yaml, directory)
+            if is_new:
+                if directory.exists():  # of a run of that name that failed before its first step
+                    await asyncio.to_thread(shutil.rmtree, directory)
+                directory.mkdir()
+                (directory / "spec.given.yaml").write_text(spec_yaml)
+                run = await self._launch(run, resume=False)
+        return run
+
+    def _refuse_while_draining(self) -> None:
+        """Refuses to launch a run that the drain would not see; the call itself was let in before it."""
+        if self._runtime.draining.is_set():
+            raise Unavailable(f"{self._runtime.replica} drains and starts nothing new", reason=Reason.DRAINING)
 
     async def _refuse_foreign_folder(self, name: str, directory: Path) -> None:
         """Refuses the name of a new run whose folder holds something that this service did not put there."""
@@ -111,8 +133,13 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
 
     async def ResumeRun(self, request: pb.ResumeRunRequest, context: grpc.aio.ServicerContext) -> pb.ResumeRunResponse:
         """Launches an ended run again from its last checkpoint."""
+        run = await self._to_the_end(self._resume(request.name))
+        return pb.ResumeRunResponse(run=run.to_message())
+
+    async def _resume(self, name: str) -> RunRow:
         async with self._launching:
-            run = await self._in_store(self._store.run, request.name)
+            self._refuse_while_draining()
+            run = await self._in_store(self._store.run, name)
             if run.state not in ENDED:
                 raise FailedPrecondition(
                     f"name: run {run.name!r} is {_state(run)}; only one that has ended can be resumed",
@@ -123,8 +150,8 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
                 raise FailedPrecondition(
                     f"name: run {run.name!r} has SUCCEEDED; there is nothing to resume", field="name", value=run.name
                 )
-            run = await self._launch(run, resume=True)
-        return pb.ResumeRunResponse(run=run.to_message())
+            has_begun = (Path(run.directory) / "state.json").exists()  # else it was stopped while it still started
+            return await self._launch(run, resume=has_begun)
 
     async def GetRun(self, request: pb.GetRunRequest, context: grpc.aio.ServicerContext) -> pb.GetRunResponse:
         """One run."""
@@ -155,7 +182,7 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
     ) -> AsyncIterator[pb.WatchRunResponse]:
         """Events after a number, then each new one, until the run has ended and all are sent."""
         after = request.after_sequence
-        while not self._runtime.draining.is_set():
+        while True:
             run = await self._in_store(self._store.run, request.name)
             changed = self._changed[run.name]
             changed.clear()
@@ -166,15 +193,21 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
             if not events:
                 if run.state in ENDED:
                     return
+                if self._lets_go_of(run):
+                    raise Unavailable(
+                        f"{self._runtime.replica} drains; watch on after {after} once a service is back",
+                        reason=Reason.DRAINING,
+                        field="name",
+                        value=run.name,
+                    )
                 await self._wait(changed)
 
     async def StopRun(self, request: pb.StopRunRequest, context: grpc.aio.ServicerContext) -> pb.StopRunResponse:
         """Asks the run to finish its step, write a checkpoint and end."""
-        run = await self._in_store(self._store.run, request.name)
-        if run.state not in ENDED:
-            run = await self._in_store(self._store.set_state, run.name, pb.RUN_STATE_STOPPING)
-            terminate(run.pid)
-            self._changed[run.name].set()
+        async with self._launching:  # a run that is being launched has a process only after it
+            run = await self._in_store(self._store.run, request.name)
+            if run.state not in ENDED:
+                run = await self._ask_to_stop(run)
         return pb.StopRunResponse(run=run.to_message())
 
     async def CheckpointRun(
@@ -186,47 +219,77 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
             raise FailedPrecondition(
                 f"name: run {run.name!r} is {_state(run)}; it has no process", field="name", value=run.name
             )
-        self._checkpoint_wanted.add(run.name)
+        await self._in_store(self._store.order_checkpoint, run.name)
         return pb.CheckpointRunResponse(run=run.to_message())
 
     async def ReportEvents(
         self, request_iterator: AsyncIterator[pb.ReportEventsRequest], context: grpc.aio.ServicerContext
     ) -> AsyncIterator[pb.ReportEventsResponse]:
         """Keeps the events of a run process and acknowledges each once it is on disk."""
-        name = ""
+        name, orders = "", None
         async for request in request_iterator:
-            name = request.name or name
-            if not name:
+            if request.name and request.name != name:
+                name = request.name
+                orders = CheckpointOrders(self._store, name)
+            if orders is None:
                 raise InvalidRequest(
                     "name: the first message must name the run", reason=Reason.FIELD_MISSING, field="name"
                 )
             if request.HasField("event"):
                 last = await self._in_store(self._store.append, name, request.event)
+                await self._in_store(orders.settle, request.event)
                 self._changed[name].set()
             else:
                 last = await self._in_store(self._store.last_sequence, name)
             run = await self._in_store(self._store.run, name)
-            wants_checkpoint = name in self._checkpoint_wanted
-            self._checkpoint_wanted.discard(name)
             yield pb.ReportEventsResponse(
                 acknowledged_sequence=last,
                 stop=run.state == pb.RUN_STATE_STOPPING,
-                checkpoint=wants_checkpoint,
+                checkpoint=await self._in_store(orders.take),
             )
-            if self._runtime.draining.is_set() and run.state != pb.RUN_STATE_STOPPING:
-                return  # the run keeps its events until a service is back; one that is ending may still tell how
+            if self._lets_go_of(run):
+                return  # the run keeps its events until a service is back
+
+    def _lets_go_of(self, run: RunRow) -> bool:
+        """Whether the drain ends the streams of a run; those of one that is told to end go on to its end."""
+        stops = self._runtime.config.stop_runs_on_drain or run.state == pb.RUN_STATE_STOPPING
+        return self._runtime.draining.is_set() and not stops
+
+    async def _ask_to_stop(self, run: RunRow) -> RunRow:
+        """Tells a run to end, once: a second signal would end it without a checkpoint. The caller holds the lock."""
+        if run.state == pb.RUN_STATE_STOPPING:
+            return run
+        if not run.pid:
+            await self._settle(run, "it was stopped before it had a process")
+            return await self._in_store(self._store.run, run.name)
+        run = await self._in_store(self._store.set_state, run.name, pb.RUN_STATE_STOPPING)
+        terminate(run.pid, run.name)
+        self._changed[run.name].set()
+        return run
 
     async def _launch(self, run: RunRow, *, resume: bool) -> RunRow:
         directory = Path(run.directory)
-        process = self._launcher.start(run.name, directory / "spec.given.yaml", directory, resume=resume)
+        try:
+            process = self._launcher.start(run.name, directory / "spec.given.yaml", directory, resume=resume)
+        except OSError as error:
+            await self._fail(run.name, f"its process could not be started: {error}")
+            raise
         run = await self._in_store(self._store.set_state, run.name, pb.RUN_STATE_STARTING, pid=process.pid)
         self._watch(run.name, process.pid, process)
         return run
 
     def _watch(self, name: str, pid: int, process: subprocess.Popen[bytes] | None) -> None:
-        task = asyncio.create_task(self._watch_process(name, pid, process))
-        self._watchers.add(task)
-        task.add_done_callback(self._watchers.discard)
+        self._start_task(self._watch_process(name, pid, process))
+
+    async def _to_the_end(self, work: Coroutine[Any, Any, T]) -> T:
+        """Awaits work that goes on when its caller goes away: half a launch would leave a run that nobody watches."""
+        return await asyncio.shield(self._start_task(work))
+
+    def _start_task(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _watch_process(self, name: str, pid: int, process: subprocess.Popen[bytes] | None) -> None:
         """Notices a process that ended without saying so, and one that never reported."""
@@ -235,12 +298,14 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         while process.poll() is None if process else is_run_process(pid, name):
             run = await self._in_store(self._store.run, name)
             if run.state == pb.RUN_STATE_STARTING and loop.time() > start_by:
-                terminate(pid)
+                terminate(pid, name)
                 await self._fail(name, f"it did not report within {self._runtime.config.start_timeout_s:.0f} s")
                 return
             await asyncio.sleep(0.2)
         run = await self._in_store(self._store.run, name)
-        if run.state not in ENDED and run.pid == pid:
+        if run.state == pb.RUN_STATE_STOPPING and process and process.returncode == -signal.SIGTERM:
+            await self._in_store(self._store.set_state, name, pb.RUN_STATE_STOPPED)  # before it could heed the signal
+        elif run.state not in ENDED and run.pid == pid:
             code = f"exit code {process.returncode}" if process else "unknown exit code"
             await self._settle(run, f"its process ended with {code}: {_log_end(Path(run.directory) / 'run.log')}")
         self._changed[name].set()

@@ -6,11 +6,11 @@ import asyncio
 import errno
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 from aiohttp import ClientError, web
 
-from trimtab.errors import Cancelled, CorruptData, InvalidRequest, NotFound, Overloaded
+from trimtab.errors import Cancelled, CorruptData, DeadlineExceeded, InvalidRequest, NotFound, Overloaded
 from trimtab.weights.manifest import check_digest
 from trimtab_services.runtime.http import Route
 from trimtab_services.weights.files import Upload
@@ -21,6 +21,8 @@ __all__ = ["PREFIX", "BlobRoutes"]
 
 PREFIX = "/blobs/"
 _WRITE_BYTES = 1024 * 1024
+_SEND_BYTES = 64 * 1024
+"""What a reader must take within the idle time: small, so that a slow one is not taken for a silent one."""
 _TYPE = "application/octet-stream"
 
 
@@ -30,14 +32,16 @@ class BlobRoutes:
     Args:
         store: what it serves.
         max_blob_bytes: most bytes of one upload.
+        idle_s: seconds without a byte after which a transfer is ended.
     """
 
-    def __init__(self, store: Store, max_blob_bytes: int) -> None:
+    def __init__(self, store: Store, *, max_blob_bytes: int, idle_s: float) -> None:
         self._store = store
         self._max_blob_bytes = max_blob_bytes
+        self._idle_s = idle_s
 
     def routes(self) -> list[Route]:
-        """Its routes; GET answers HEAD too. Bulk bytes have no deadline of the server's."""
+        """Its routes; GET answers HEAD too. Bulk bytes have no deadline of the server's, as long as they move."""
         path = PREFIX + "{digest}"
         return [
             Route("GET", path, self.get, scope="weights.read", deadline_s=math.inf),
@@ -48,14 +52,16 @@ class BlobRoutes:
         """Takes a blob. One that is there already is read and dropped: a retry is no error.
 
         Raises:
-            InvalidRequest: the digest is none, or there are too many bytes.
+            InvalidRequest: the digest is none, or there are too many bytes: more than an upload may have, or than the
+                blob has that is there already.
             CorruptData: the bytes have another digest; nothing is kept.
+            DeadlineExceeded: no byte came for too long; nothing is kept.
             Overloaded: the disk is full.
         """
         digest = _digest_of(request)
-        self._check_size(request.content_length or 0)
-        if await asyncio.to_thread(self._store.blob_size, digest) is not None:
-            async for _ in request.content.iter_any():
+        known = await asyncio.to_thread(self._store.blob_size, digest)
+        if known is not None:
+            async for _ in self._body(request, digest, most=known):
                 pass
             return web.Response(status=200)
         try:
@@ -84,41 +90,58 @@ class BlobRoutes:
         Raises:
             InvalidRequest: the digest is none.
             NotFound: no such blob.
+            DeadlineExceeded: the reader took no byte for too long; the connection is cut.
         """
         digest = _digest_of(request)
         size = await asyncio.to_thread(self._store.blob_size, digest)
         if size is None:
             raise NotFound(f"blob {digest}: not in the store", field="digest", value=digest)
-        path = self._store.files.local_path(blob_path(digest))
-        if path is not None:
-            return web.FileResponse(path, headers={"Content-Type": _TYPE})
-        return await self._send(request, blob_path(digest), size)
+        return await self._send(request, digest, size)
 
     async def _receive(self, request: web.Request, upload: Upload, digest: str) -> str:
         """Writes a request's body; returns its SHA-256."""
         hasher = hashlib.sha256()
         buffer = bytearray()
-        received = 0
 
         def flush(chunk: bytes) -> None:
             hasher.update(chunk)
             upload.write(chunk)
 
-        try:
-            async for chunk in request.content.iter_any():
-                received += len(chunk)
-                self._check_size(received)
-                buffer += chunk
-                if len(buffer) >= _WRITE_BYTES:
-                    await asyncio.to_thread(flush, bytes(buffer))
-                    buffer.clear()
-        except (ClientError, ConnectionError, web.RequestPayloadError) as error:
-            raise Cancelled(f"blob {digest}: the upload broke off after {received} bytes", field="digest") from error
+        async for chunk in self._body(request, digest, most=self._max_blob_bytes):
+            buffer += chunk
+            if len(buffer) >= _WRITE_BYTES:
+                await asyncio.to_thread(flush, bytes(buffer))
+                buffer.clear()
         await asyncio.to_thread(flush, bytes(buffer))
         return hasher.hexdigest()
 
-    async def _send(self, request: web.Request, path: str, size: int) -> web.StreamResponse:
-        """Streams a blob of an object store through this server."""
+    async def _body(self, request: web.Request, digest: str, *, most: int) -> AsyncIterator[bytes]:
+        """A request's body as it comes, bounded in bytes and in silence."""
+        _check_size(request.content_length or 0, most)
+        received = 0
+        while True:
+            try:
+                async with asyncio.timeout(self._idle_s):
+                    chunk = await request.content.readany()
+            except TimeoutError:
+                raise DeadlineExceeded(
+                    f"blob {digest}: no byte came for {self._idle_s:g} s after {received} bytes; nothing is kept",
+                    field="blob_idle_s",
+                    value=received,
+                    limit=self._idle_s,
+                ) from None
+            except (ClientError, ConnectionError, web.RequestPayloadError) as error:
+                raise Cancelled(
+                    f"blob {digest}: the upload broke off after {received} bytes", field="digest"
+                ) from error
+            if not chunk:
+                return
+            received += len(chunk)
+            _check_size(received, most)
+            yield chunk
+
+    async def _send(self, request: web.Request, digest: str, size: int) -> web.StreamResponse:
+        """Streams a blob, or the range of it that is asked for."""
         start, stop = 0, size
         headers = {"Content-Type": _TYPE, "Accept-Ranges": "bytes"}
         is_part = "Range" in request.headers
@@ -135,20 +158,38 @@ class BlobRoutes:
         response.content_length = stop - start
         await response.prepare(request)
         if request.method != "HEAD":
-            chunks = self._store.files.chunks(path, start, stop - start)
-            while (chunk := await asyncio.to_thread(_next, chunks)) is not None:
-                await response.write(chunk)
+            try:
+                await self._write(response, digest, start, stop)
+            except BaseException:
+                if request.transport is not None:
+                    request.transport.abort()  # an error after the headers would pass for bytes of the blob
+                raise
         await response.write_eof()
         return response
 
-    def _check_size(self, size: int) -> None:
-        if size > self._max_blob_bytes:
-            raise InvalidRequest(
-                f"blob: has {size} bytes or more; allowed: at most {self._max_blob_bytes}",
-                field="content-length",
-                value=size,
-                limit=self._max_blob_bytes,
-            )
+    async def _write(self, response: web.StreamResponse, digest: str, start: int, stop: int) -> None:
+        chunks = self._store.files.chunks(blob_path(digest), start, stop - start)
+        sent = 0
+        while (chunk := await asyncio.to_thread(_next, chunks)) is not None:
+            for at in range(0, len(chunk), _SEND_BYTES):
+                try:
+                    async with asyncio.timeout(self._idle_s):
+                        await response.write(memoryview(chunk)[at : at + _SEND_BYTES])
+                except TimeoutError:
+                    raise DeadlineExceeded(
+                        f"blob {digest}: the reader took nothing for {self._idle_s:g} s after {sent + at} bytes",
+                        field="blob_idle_s",
+                        value=sent + at,
+                        limit=self._idle_s,
+                    ) from None
+            sent += len(chunk)
+
+
+def _check_size(size: int, most: int) -> None:
+    if size > most:
+        raise InvalidRequest(
+            f"blob: has {size} bytes or more; allowed: at most {most}", field="content-length", value=size, limit=most
+        )
 
 
 def _next(chunks: Iterator[bytes]) -> bytes | None:

@@ -23,4 +23,7 @@ class WeightsServiceConfig(ServiceConfig):
         description="Seconds after its upload, or after a publisher asked for it, in which Prune leaves a blob alone.",
     )
     max_blob_bytes: int = Field(default=64 * GIBIBYTE, ge=1024, description="Most bytes of one uploaded blob.")
+    blob_idle_s: float = Field(
+        default=60.0, gt=0, description="Seconds without a byte after which an upload or download of a blob is ended."
+    )
     sign_of_life_s: float = Field(default=10.0, gt=0, description="Seconds between two messages of a quiet Watch.")

@@ -38,7 +38,7 @@ async def build(runtime: Runtime[WeightsServiceConfig]) -> Service:
 
     return Service(
         handlers=[partial(weights_pb2_grpc.add_WeightsServiceServicer_to_server, servicer)],
-        routes=BlobRoutes(store, config.max_blob_bytes).routes(),
+        routes=BlobRoutes(store, max_blob_bytes=config.max_blob_bytes, idle_s=config.blob_idle_s).routes(),
         background=[keep_lock],
         close=close,
     )

@@ -22,12 +22,13 @@ from contextlib import contextmanager
 
 from pydantic import ValidationError
 
-from trimtab.errors import ConfigError, CorruptData, InvalidRequest, NotFound, Reason, VersionConflict
+from trimtab.errors import ConfigError, CorruptData, InvalidRequest, NotFound, Reason
 from trimtab.v1 import weights_pb2
-from trimtab.weights.manifest import check_channel, check_digest, check_manifest, manifest_blobs
+from trimtab.weights.manifest import check_channel, check_digest, manifest_blobs
 from trimtab_services.weights import leases
 from trimtab_services.weights.files import Files, Upload, open_files
 from trimtab_services.weights.lock import WriterLock
+from trimtab_services.weights.requests import check_expected, check_least, check_publish, invalid, request_digest
 from trimtab_services.weights.retention import prunable_versions
 from trimtab_services.weights.state import StoreState, VersionRow, summary
 from trimtab_services.weights.verification import blob_path, verify_bytes
@@ -42,7 +43,6 @@ _BLOBS = "blobs"
 _MOST_DIGESTS = 10_000
 _MOST_PAGE = 1_000
 _DEFAULT_PAGE = 50
-_MOST_TEXT = 200
 
 
 class Store:
@@ -120,13 +120,13 @@ class Store:
 
     def publish(self, request: weights_pb2.PublishRequest) -> weights_pb2.Manifest:
         """Commits a version; errors as in the proto."""
-        _check_publish(request)
-        digest = _request_digest(request)
+        check_publish(request)
+        digest = request_digest(request)
         known = self._published_before(self._state, request.publish_id, digest)
         if known is not None:
             return known
         leases.check_lease(self._state, request.channels, request.lease_id, time.time())
-        _check_expected(self._state, request.channels[0], request.expected_previous_version)
+        check_expected(self._state, request.channels[0], request.expected_previous_version)
         with self._using(manifest_blobs(request.manifest)):
             verify_bytes(self.files, request.manifest)
             with self._changing() as state:
@@ -134,7 +134,7 @@ class Store:
                 if known is not None:
                     return known
                 leases.check_lease(state, request.channels, request.lease_id, time.time())
-                _check_expected(state, request.channels[0], request.expected_previous_version)
+                check_expected(state, request.channels[0], request.expected_previous_version)
                 return self._commit(state, request, digest)
 
     def manifest(self, version: int | None, channel: str | None) -> weights_pb2.Manifest:
@@ -154,9 +154,9 @@ class Store:
     def versions(self, request: weights_pb2.ListVersionsRequest) -> weights_pb2.ListVersionsResponse:
         """A page of versions, newest first; errors as in the proto."""
         if not 0 <= request.page_size <= _MOST_PAGE:
-            raise _invalid("page_size", request.page_size, f"0..{_MOST_PAGE}")
+            raise invalid("page_size", request.page_size, f"0..{_MOST_PAGE}")
         if request.page_token and not (request.page_token.isascii() and request.page_token.isdecimal()):
-            raise _invalid("page_token", request.page_token, "the next_page_token of an earlier answer")
+            raise invalid("page_token", request.page_token, "the next_page_token of an earlier answer")
         state = self._state
         before = int(request.page_token) if request.page_token else state.next_version
         size = request.page_size or _DEFAULT_PAGE
@@ -180,12 +180,12 @@ class Store:
     def set_channel(self, request: weights_pb2.SetChannelRequest) -> weights_pb2.Channel:
         """Points a channel to an existing version; errors as in the proto."""
         check_channel("channel", request.channel)
-        _check_least("expected_previous_version", request.expected_previous_version, -1)
+        check_least("expected_previous_version", request.expected_previous_version, -1)
         with self._changing() as state:
             if request.version not in state.versions:
                 raise _no_version(request.version)
             leases.check_lease(state, [request.channel], request.lease_id, time.time())
-            _check_expected(state, request.channel, request.expected_previous_version)
+            check_expected(state, request.channel, request.expected_previous_version)
             state.move_channel(request.channel, request.version)
         row = state.channels[request.channel]
         return weights_pb2.Channel(name=request.channel, version=row.version, generation=row.generation)
@@ -219,7 +219,7 @@ class Store:
 
         The state goes first, so that nothing ever points to bytes that are gone.
         """
-        _check_least("keep_last", request.keep_last, 1)
+        check_least("keep_last", request.keep_last, 1)
         with self._writing:
             state = self._current().copied()
             removed = prunable_versions(state, request.keep_last, request.run)
@@ -364,51 +364,6 @@ class Store:
         return state
 
 
-def _check_publish(request: weights_pb2.PublishRequest) -> None:
-    if not request.publish_id or len(request.publish_id) > _MOST_TEXT:
-        raise _invalid("publish_id", request.publish_id, f"1..{_MOST_TEXT} characters")
-    if not request.channels:
-        raise InvalidRequest("channels: must not be empty", reason=Reason.FIELD_MISSING, field="channels")
-    for index, channel in enumerate(request.channels):
-        check_channel(f"channels[{index}]", channel)
-    _check_least("expected_previous_version", request.expected_previous_version, -1)
-    manifest = request.manifest
-    if manifest.version or manifest.HasField("create_time"):
-        raise _invalid("manifest.version", manifest.version, "0, and no create_time: the store gives both")
-    for name in ("run", "stage", "tokenizer_digest", "chat_template_digest"):
-        value = getattr(manifest, name)
-        if len(value) > _MOST_TEXT:
-            raise _invalid(f"manifest.{name}", value, f"at most {_MOST_TEXT} characters")
-    _check_least("manifest.step", manifest.step, 0)
-    check_manifest(manifest)
-
-
-def _request_digest(request: weights_pb2.PublishRequest) -> str:
-    """SHA-256 of what a publication says; a retry may come under a renewed lease."""
-    content = weights_pb2.PublishRequest()
-    content.CopyFrom(request)
-    content.lease_id = ""
-    return hashlib.sha256(content.SerializeToString(deterministic=True)).hexdigest()
-
-
-def _check_expected(state: StoreState, channel: str, expected: int) -> None:
-    found = state.channel_version(channel)
-    if expected not in (-1, found):
-        points = f"points to version {found}" if found else "does not exist"
-        raise VersionConflict(
-            f"expected_previous_version: {expected}, but channel {channel!r} {points}",
-            field="expected_previous_version",
-            value=expected,
-            limit=found,
-            metadata={"channel": channel, "version": str(found)},
-        )
-
-
-def _check_least(field: str, value: int, least: int) -> None:
-    if value < least:
-        raise _invalid(field, value, f"at least {least}")
-
-
 def _manifest_path(version: int) -> str:
     return f"{_MANIFESTS}/{version:012d}.pb"
 
@@ -420,7 +375,3 @@ def _version_of(path: str) -> int:
 
 def _no_version(version: int) -> NotFound:
     return NotFound(f"version: {version} does not exist", field="version", value=version)
-
-
-def _invalid(field: str, value: object, limit: str) -> InvalidRequest:
-    return InvalidRequest(f"{field}: {value!r}; allowed: {limit}", field=field, value=value, limit=limit)

@@ -272,7 +272,7 @@ def test_the_end_of_the_compute_thread_is_reported():
         )
         await asyncio.sleep(0.05)
         assert [str(fault) for fault in faults] == ["no device"]
-        with pytest.raises(Unavailable):
+        with pytest.raises(InternalError, match="OSError: no device"):
             await scheduler.submit([Work("x", 1)], priority=ROLLOUT, deadline=None, caller="a")
         await scheduler.close()
 

@@ -7,6 +7,7 @@ import pytest
 from trimtab.errors import FailedPrecondition, InvalidRequest, NotFound
 from trimtab.v1 import trainer_pb2 as pb
 from trimtab_services.trainer.events import EventStore
+from trimtab_services.trainer.orders import CheckpointOrders
 
 
 def step(sequence: int, step: int = 1) -> pb.RunEvent:
@@ -86,3 +87,39 @@ def test_paging_is_newest_first(store: EventStore) -> None:
 def test_unknown_run(store: EventStore) -> None:
     with pytest.raises(NotFound, match="no run 'x'"):
         store.run("x")
+
+
+def test_a_checkpoint_order_survives_a_new_process(tmp_path: Path) -> None:
+    first = EventStore(tmp_path / "events.sqlite")
+    for name in "ab":
+        first.create_run(name, "seed: 1", Path("runs") / name)
+    number = first.order_checkpoint("a")
+    second = EventStore(tmp_path / "events.sqlite")
+    assert (second.checkpoint_order("a"), second.checkpoint_order("b")) == (number, 0)
+    later = second.order_checkpoint("a")
+    second.settle_checkpoint_orders("a", number)
+    assert second.checkpoint_order("a") == later > number  # one that came meanwhile stays
+    second.settle_checkpoint_orders("a", later)
+    assert second.checkpoint_order("a") == 0 and second.order_checkpoint("a") > later
+    with pytest.raises(NotFound):
+        second.order_checkpoint("x")
+    second.close()
+    first.close()
+
+
+def test_a_checkpoint_order_is_settled_by_a_step_that_ended_after_it(store: EventStore, monkeypatch) -> None:
+    store.create_run("a", "seed: 1", Path("runs/a"))
+    store.order_checkpoint("a")
+    stream = CheckpointOrders(store, "a")
+    assert stream.take() and not stream.take()  # once on each stream
+    stream.settle(step(1))  # may have crossed the order on its way
+    assert store.checkpoint_order("a") and CheckpointOrders(store, "a").take()
+    monkeypatch.setattr("trimtab_services.trainer.orders._ON_ITS_WAY_S", 0.0)
+    stream.settle(pb.RunEvent(sequence=2, message=pb.Message(text="no step")))
+    assert store.checkpoint_order("a")
+    CheckpointOrders(store, "a").settle(step(2))  # a stream on which it never went out
+    assert store.checkpoint_order("a")
+    stream.settle(step(2))
+    assert store.checkpoint_order("a") == 0 and not CheckpointOrders(store, "a").take()
+    store.order_checkpoint("a")
+    assert stream.take()

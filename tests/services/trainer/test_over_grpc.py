@@ -2,28 +2,50 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
+import subprocess
+import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import yaml
+from rich.console import Console
 
 from running import FREE_PORTS, RunningServer, client
 from trimtab import Client
-from trimtab.errors import FailedPrecondition, InvalidRequest, NotFound
+from trimtab.cli.display import RunDisplay, follow_run
+from trimtab.errors import FailedPrecondition, InvalidRequest, NotFound, Reason, Unavailable
 from trimtab.v1 import trainer_pb2 as pb
 from trimtab_services.trainer import main
 from trimtab_services.trainer.config import TrainerServiceConfig
+from trimtab_services.trainer.events import EventStore
+from trimtab_services.trainer.launcher import is_run_process, kill
+
+
+class Seen(RunDisplay):
+    """A display that remembers which events it was shown."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console)
+        self.sequences: list[int] = []
+
+    def show(self, event: pb.RunEvent) -> None:
+        self.sequences.append(event.sequence)
+        super().show(event)
 
 
 @contextmanager
-def trainer_service(directory: Path, **settings: bool) -> Iterator[tuple[RunningServer, Client]]:
-    config = TrainerServiceConfig(directory=directory, drain_s=20.0, **settings, **FREE_PORTS)
+def trainer_service(
+    directory: Path, *, drain_s: float = 20.0, **settings: object
+) -> Iterator[tuple[RunningServer, Client]]:
+    config = TrainerServiceConfig(directory=directory, drain_s=drain_s, **settings, **FREE_PORTS)
     server = RunningServer(config, "trainer", "trimtab.v1.TrainerService", main.build)
     try:
         with client(server) as connection:
@@ -103,6 +125,13 @@ def wait_steps(service: Client, name: str, steps: int) -> list[int]:
         if event.HasField("step_done") and event.step >= steps:
             break
     return numbers
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def process_of(directory: Path, name: str) -> int:
@@ -216,6 +245,12 @@ def test_the_service_comes_back_to_a_run_that_went_on(tmp_path: Path, llama_fold
         start(service, "outliving", sft(llama_folder, demonstrations, epochs=5000))
         wait_steps(service, "outliving", 2)
         before = get(service, "outliving")
+        follower = Client(service.target)
+        seen = Seen(Console(file=io.StringIO()))
+        following = threading.Thread(target=follow_run, args=(follower, "outliving", seen))
+        following.start()
+        wait_until(lambda: seen.sequences)
+    assert following.is_alive()  # the drain does not look like the end of the run
     config = TrainerServiceConfig(directory=tmp_path / "runs", drain_s=5.0, **{**FREE_PORTS, "grpc_port": port})
     server = RunningServer(config, "trainer", "trimtab.v1.TrainerService", main.build)
     try:
@@ -225,8 +260,135 @@ def test_the_service_comes_back_to_a_run_that_went_on(tmp_path: Path, llama_fold
             wait_state(service, "outliving", pb.RUN_STATE_STOPPED)
             numbers = [event.sequence for event in watch(service, "outliving")]
             assert numbers == list(range(1, len(numbers) + 1))
+            following.join(20)
+            assert not following.is_alive() and seen.sequences == numbers
+            follower.close()
     finally:
         server.stop()
+
+
+def test_a_stop_asked_twice_still_ends_with_a_checkpoint(
+    service: Client, directory: Path, llama_folder: Path, demonstrations: Path
+) -> None:
+    demonstrations.write_text(demonstrations.read_text() * 100)  # steps long enough for two calls
+    start(service, "twice", sft(llama_folder, demonstrations, epochs=5000, batch_size=1600, checkpoint_every=10**6))
+    wait_steps(service, "twice", 1)
+    for _ in range(2):
+        service.stop_run(pb.StopRunRequest(name="twice"))
+    ended = wait_state(service, "twice", pb.RUN_STATE_STOPPED, pb.RUN_STATE_FAILED)
+    assert ended.state == pb.RUN_STATE_STOPPED, ended.error
+    assert list((directory / "twice" / "checkpoints" / "sft").glob("step-*"))
+
+
+def test_a_run_stopped_while_it_starts_is_resumable(service: Client, llama_folder: Path, demonstrations: Path) -> None:
+    start(service, "early", sft(llama_folder, demonstrations))
+    service.stop_run(pb.StopRunRequest(name="early"))
+    ended = wait_state(service, "early", pb.RUN_STATE_STOPPED, pb.RUN_STATE_FAILED)
+    assert ended.state == pb.RUN_STATE_STOPPED, ended.error
+    service.resume_run(pb.ResumeRunRequest(name="early"))
+    assert list(watch(service, "early"))[-1].run_ended.state == pb.RUN_STATE_SUCCEEDED
+
+
+def test_stopping_a_run_without_a_process_signals_nobody(service: Client, directory: Path) -> None:
+    """Between its row and its process a run has no pid, and signalling process 0 would end this very test."""
+    store = EventStore(directory / "events.sqlite")
+    store.create_run("window", "x: 1", directory / "window")
+    store.close()
+    stopped = service.stop_run(pb.StopRunRequest(name="window")).run
+    assert (stopped.state, stopped.error) == (pb.RUN_STATE_FAILED, "it was stopped before it had a process")
+    assert not is_run_process(0, "window")
+
+
+def test_a_checkpoint_is_written_when_asked_for(
+    service: Client, directory: Path, llama_folder: Path, demonstrations: Path
+) -> None:
+    start(service, "asked", sft(llama_folder, demonstrations, epochs=5000, checkpoint_every=10**6))
+    wait_steps(service, "asked", 2)
+    service.checkpoint_run(pb.CheckpointRunRequest(name="asked"))
+    wait_until(lambda: list((directory / "asked" / "checkpoints" / "sft").glob("step-*")))
+    service.stop_run(pb.StopRunRequest(name="asked"))
+    wait_state(service, "asked", pb.RUN_STATE_STOPPED)
+
+
+def test_a_checkpoint_order_outlives_the_stream_that_it_was_sent_on(service: Client, directory: Path) -> None:
+    store = EventStore(directory / "events.sqlite")
+    store.create_run("reporting", "x: 1", directory / "reporting")
+    hello = pb.ReportEventsRequest(name="reporting")
+    assert not next(service.report_events([hello])).checkpoint
+    service.checkpoint_run(pb.CheckpointRunRequest(name="reporting"))
+    for _ in range(2):  # a stream that breaks takes the order with it, or does not: nobody knows
+        assert [reply.checkpoint for reply in service.report_events([hello, pb.ReportEventsRequest()])] == [True, False]
+    ended = pb.RunEvent(sequence=1, run_ended=pb.RunEnded(state=pb.RUN_STATE_STOPPED))
+    replies = service.report_events([hello, pb.ReportEventsRequest(event=ended)])
+    assert [reply.checkpoint for reply in replies] == [True, False]
+    assert store.checkpoint_order("reporting") == 0  # a run that stops writes a checkpoint
+    store.close()
+
+
+def test_a_drain_waits_for_a_step_longer_than_that_of_calls(
+    tmp_path: Path, llama_folder: Path, demonstrations: Path
+) -> None:
+    with trainer_service(tmp_path / "runs", drain_s=0.01, stop_runs_on_drain=True, stop_runs_s=60.0) as (_, service):
+        start(service, "slow", sft(llama_folder, demonstrations, epochs=5000))
+        wait_steps(service, "slow", 2)
+    with pytest.raises(AssertionError, match="no process"):
+        process_of(tmp_path / "runs", "slow")
+    assert json.loads((tmp_path / "runs" / "slow" / "state.json").read_text())["state"] == "STOPPED"
+
+
+def test_a_watcher_is_told_of_the_drain(tmp_path: Path, llama_folder: Path, demonstrations: Path) -> None:
+    """A stream that merely ended would look as if the run had ended."""
+    with trainer_service(tmp_path / "runs") as (server, service):
+        start(service, "watched", sft(llama_folder, demonstrations, epochs=5000))
+        pid = process_of(tmp_path / "runs", "watched")
+        events = watch(service, "watched")
+        next(events)
+        draining = threading.Thread(target=lambda: server.run(server.server.drain()))
+        draining.start()
+        with pytest.raises(Unavailable, match="drains; watch on after") as caught:
+            list(events)
+        assert caught.value.reason is Reason.DRAINING
+        draining.join()
+        kill(pid, "watched")
+
+
+def test_a_watcher_sees_the_end_of_a_run_that_the_drain_stops(
+    tmp_path: Path, llama_folder: Path, demonstrations: Path
+) -> None:
+    with trainer_service(tmp_path / "runs", stop_runs_on_drain=True) as (server, service):
+        start(service, "last", sft(llama_folder, demonstrations, epochs=5000))
+        events = watch(service, "last")
+        next(events)
+        draining = threading.Thread(target=lambda: server.run(server.server.drain()))
+        draining.start()
+        assert list(events)[-1].run_ended.state == pb.RUN_STATE_STOPPED
+        draining.join()
+
+
+def test_a_second_signal_ends_the_runs_at_once(tmp_path: Path, llama_folder: Path, demonstrations: Path) -> None:
+    config = tmp_path / "config.yaml"
+    ready = tmp_path / "ready.json"
+    settings = {"directory": str(tmp_path / "runs"), "ready_file": str(ready), "stop_runs_on_drain": True}
+    config.write_text(yaml.safe_dump({**FREE_PORTS, **settings}))
+    server = subprocess.Popen([sys.executable, "-m", "trimtab", "serve", "trainer", "--config", str(config)])
+    pid = 0
+    try:
+        wait_until(ready.exists)
+        with Client(json.loads(ready.read_text())["grpc"], timeout_s=30) as service:
+            start(service, "stuck", sft(llama_folder, demonstrations, epochs=5000))
+            wait_steps(service, "stuck", 1)
+        pid = process_of(tmp_path / "runs", "stuck")
+        os.kill(pid, signal.SIGSTOP)  # a step that takes for ever
+        server.send_signal(signal.SIGTERM)
+        with pytest.raises(subprocess.TimeoutExpired):
+            server.wait(1.0)
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(20) == 0
+        assert not is_run_process(pid, "stuck")
+    finally:
+        server.kill()
+        server.wait()
+        kill(pid, "stuck")
 
 
 def test_a_drain_that_stops_runs_leaves_them_resumable(

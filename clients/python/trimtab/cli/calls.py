@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from trimtab.cli.connect import client_of, connection_options
+from trimtab.cli.rows import json_option
 from trimtab.errors import DataError
 from trimtab.types import (
     GenerateRequest,
@@ -33,7 +34,7 @@ __all__ = ["generate", "logprobs", "score"]
 @click.option("--top-p", default=1.0, show_default=True)
 @click.option("--max-new-tokens", default=128, show_default=True)
 @click.option("--seed", default=0, show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@json_option
 @connection_options
 def generate(
     prompts: tuple[str, ...],
@@ -103,8 +104,11 @@ def score(file: Path | None, prompt: str | None, completion: str | None, batch: 
 @click.argument("token_ids", nargs=-1, type=int, required=True)
 @click.option("--start-index", default=1, show_default=True, help="First token whose log-prob is wanted.")
 @click.option("--temperature", default=1.0, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @connection_options
-def logprobs(token_ids: tuple[int, ...], start_index: int, temperature: float, **connection: Any) -> None:
+def logprobs(
+    token_ids: tuple[int, ...], start_index: int, temperature: float, as_json: bool, **connection: Any
+) -> None:
     """Log-probs of TOKEN_IDS under the reference policy, one a line."""
     request = LogProbsRequest(
         items=(LogProbsItem(token_ids=token_ids, start_index=start_index),),
@@ -112,8 +116,13 @@ def logprobs(token_ids: tuple[int, ...], start_index: int, temperature: float, *
         priority=Priority.INTERACTIVE,
     )
     with client_of("reference", **connection) as client:
-        found = client.logprobs(request).results[0]
-    for token, logprob in zip(token_ids[start_index:], found.logprobs.tolist(), strict=True):
+        reply = client.logprobs(request)
+    found, asked = reply.results[0], token_ids[start_index:]
+    if as_json:
+        row = {"token_ids": asked, "logprobs": found.logprobs.tolist(), "version": reply.served.version}
+        click.echo(json.dumps(row))
+        return
+    for token, logprob in zip(asked, found.logprobs.tolist(), strict=True):
         click.echo(f"{token}\t{logprob:.6f}")
 
 

@@ -38,6 +38,7 @@ def credential_options(command: Command) -> Command:
         click.option("--ca-file", type=click.Path(path_type=Path), help="PEM roots; turns TLS on."),
         click.option("--certificate-file", type=click.Path(path_type=Path), help="PEM client certificate, for mTLS."),
         click.option("--key-file", type=click.Path(path_type=Path), help="PEM key of the client certificate."),
+        click.option("--insecure", is_flag=True, help="Allow to send the token in plaintext beyond this host."),
     ):
         command = option(command)
     return command
@@ -51,13 +52,20 @@ def connection_options(command: Command) -> Command:
 
 
 def credentials_of(
-    *, token_file: Path | None, tls: bool, ca_file: Path | None, certificate_file: Path | None, key_file: Path | None
+    *,
+    token_file: Path | None,
+    tls: bool,
+    ca_file: Path | None,
+    certificate_file: Path | None,
+    key_file: Path | None,
+    insecure: bool,
 ) -> dict[str, Any]:
-    """`token` and `tls` as a client takes them."""
+    """`token`, `tls` and `insecure` as a client takes them."""
     files = (ca_file, certificate_file, key_file)
     return {
         "token": Token(file=token_file) if token_file else None,
         "tls": TLSConfig(*files) if tls or any(files) else None,
+        "insecure": insecure,
     }
 
 

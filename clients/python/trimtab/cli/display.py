@@ -26,6 +26,8 @@ __all__ = ["RunDisplay", "follow_run"]
 _SHOWN = 4
 _WATCH_S = 3600.0
 _PATIENCE_S = 60.0
+_CONNECTED_S = 30.0
+"""A call that fails after longer than this had reached the service: gRPC gives up connecting after 20 s."""
 _FIRST = (
     "reward", "held_out_reward", "mean_kl", "held_out_kl", "loss", "held_out_loss", "accuracy", "accuracy_low",
     "accuracy_high", "labeler_agreement", "rankings", "pretraining_loss", "ended_fraction", "completion_tokens",
@@ -97,20 +99,21 @@ def follow_run(client: Client, name: str, display: RunDisplay, *, after_sequence
         Unavailable: the service was away for a minute.
         NotFound: no such run.
     """
-    away_since: float | None = None
+    there_at = time.monotonic()
     while True:
+        began = time.monotonic()
         try:
             request = pb.WatchRunRequest(name=name, after_sequence=after_sequence)
             for reply in client.watch_run(request, timeout_s=_WATCH_S):
-                away_since = None
+                there_at = time.monotonic()
                 after_sequence = reply.event.sequence
                 display.show(reply.event)
-            run = client.get_run(pb.GetRunRequest(name=name)).run
-            if run.state in (pb.RUN_STATE_STOPPED, pb.RUN_STATE_SUCCEEDED, pb.RUN_STATE_FAILED):
-                return
+            return  # the service ends the stream like this only with the run
         except (Unavailable, DeadlineExceeded):
-            away_since = away_since or time.monotonic()
-            if time.monotonic() - away_since > _PATIENCE_S:
+            now = time.monotonic()
+            if now - began > _CONNECTED_S:  # a quiet run was watched until now
+                there_at = now
+            if now - there_at > _PATIENCE_S:
                 raise
         time.sleep(0.5)
 

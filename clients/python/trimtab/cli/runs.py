@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console
-from rich.table import Column, Table
 
 from trimtab.cli.connect import client_of, connection_options
 from trimtab.cli.display import RunDisplay, follow_run
+from trimtab.cli.rows import json_option, limit_option, print_rows
 from trimtab.client import Client
 from trimtab.errors import ConfigError
 from trimtab.v1 import trainer_pb2 as pb
@@ -41,21 +42,36 @@ def start(name: str, spec_file: Path, follow: bool, **connection: Any) -> int:
 
 
 @runs.command("list")
+@limit_option
+@json_option
 @connection_options
-def list_runs(**connection: Any) -> None:
+def list_runs(limit: int | None, as_json: bool, **connection: Any) -> None:
     """The runs, newest first."""
-    keys = ("name", "state", "stage", "step", "error")
-    table = Table(*(Column(key, overflow="fold") for key in keys), box=None, padding=(0, 1), pad_edge=False)
-    token = ""
     with client_of("trainer", **connection) as client:
-        while True:
-            page = client.list_runs(pb.ListRunsRequest(page_token=token))
-            for run in page.runs:
-                table.add_row(run.name, _state(run), run.stage, f"{run.step}/{run.total_steps}", run.error)
-            token = page.next_page_token
-            if not token:
-                break
-    Console().print(table)
+        rows = ((_row(run), {**_row(run), "step": f"{run.step}/{run.total_steps}"}) for run in _all_runs(client))
+        print_rows(("name", "state", "stage", "step", "error"), rows, as_json=as_json, limit=limit)
+
+
+def _all_runs(client: Client) -> Iterator[pb.Run]:
+    token: str | None = ""
+    while token is not None:
+        page = client.list_runs(pb.ListRunsRequest(page_token=token))
+        yield from page.runs
+        token = page.next_page_token or None
+
+
+def _row(run: pb.Run) -> dict[str, Any]:
+    return {
+        "name": run.name,
+        "state": _state(run),
+        "stage": run.stage,
+        "step": run.step,
+        "total_steps": run.total_steps,
+        "error": run.error,
+        "directory": run.directory,
+        "create_time": run.create_time.ToJsonString(),
+        "update_time": run.update_time.ToJsonString(),
+    }
 
 
 @runs.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import signal
 import threading
 from pathlib import Path
@@ -52,20 +53,26 @@ def serve(name: str, config: Path | None, **options: Any) -> int:
 @click.option("--config", type=click.Path(path_type=Path), help="YAML file: `replicas` and settings by service name.")
 @click.option("--dir", "directory", type=click.Path(path_type=Path), default=DEFAULT_DIRECTORY, show_default=True)
 def up(config: Path | None, directory: Path) -> None:
-    """Start weights, generation, reward, reference and trainer; write DIR/endpoints.json once all are live."""
+    """Start weights, generation, reward, reference and trainer; write DIR/endpoints.json once all are live.
+
+    Ctrl-C stops the runs, each with a checkpoint, then the services; a second Ctrl-C ends everything at once.
+    """
     settings = read_up_config(config)
     replicas = settings.pop("replicas", {})
+    services = LocalServices(directory, replicas=replicas, settings=settings, on_event=click.echo)
     stop = threading.Event()
 
     def on_signal(signum: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            services.end_now()
         stop.set()
 
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGINT, on_signal)
-    with LocalServices(directory, replicas=replicas, settings=settings, on_event=click.echo) as services:
+    with services:
         for name, endpoints in read_endpoints(directory).items():
             click.echo(f"{name:<11} {', '.join(e['grpc'] for e in endpoints)}")
-        click.echo(f"all live; addresses in {services.endpoints_file}; Ctrl-C drains and stops")
+        click.echo(f"all live; addresses in {services.endpoints_file}; Ctrl-C stops the runs and drains")
         stop.wait()
         click.echo("draining")
 
@@ -96,15 +103,24 @@ def read_up_config(path: Path | None) -> dict[str, Any]:
 @click.command()
 @click.argument("assignments", nargs=-1, required=True, metavar="SERVICE=N...")
 @click.option("--dir", "directory", type=click.Path(path_type=Path), default=DEFAULT_DIRECTORY, show_default=True)
-def scale(assignments: tuple[str, ...], directory: Path) -> None:
+@click.option("--json", "as_json", is_flag=True, help="One JSON object: the wanted number of each service named.")
+def scale(assignments: tuple[str, ...], directory: Path, as_json: bool) -> None:
     """Set the number of local replicas, such as generation=2, while a run goes on."""
-    for assignment in assignments:
-        service, _, count = assignment.partition("=")
-        if not count.isdecimal():
-            raise ConfigError(
-                f"{assignment!r}: SERVICE=N is expected, SERVICE one of {', '.join(SCALABLE)}, N a number",
-                field="assignment",
-                value=assignment,
-            )
-        request_scale(directory, service, int(count))
-        click.echo(f"{service}: {count} wanted")
+    wanted = dict(_assignment(text) for text in assignments)
+    for service, count in wanted.items():
+        request_scale(directory, service, count)
+        if not as_json:
+            click.echo(f"{service}: {count} wanted")
+    if as_json:
+        click.echo(json.dumps(wanted))
+
+
+def _assignment(text: str) -> tuple[str, int]:
+    service, _, count = text.partition("=")
+    if not count.isdecimal():
+        raise ConfigError(
+            f"{text!r}: SERVICE=N is expected, SERVICE one of {', '.join(SCALABLE)}, N a number",
+            field="assignment",
+            value=text,
+        )
+    return service, int(count)

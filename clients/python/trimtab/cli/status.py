@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console
-from rich.table import Column, Table
 
 from trimtab.cli.connect import credential_options, credentials_of, directory_option
+from trimtab.cli.rows import table
 from trimtab.client import Client
 from trimtab.errors import TrimtabError
 from trimtab.local import read_endpoints
@@ -39,20 +39,12 @@ def status(directory: Path, as_json: bool, **credentials: Any) -> None:
         click.echo(json.dumps(found))
         return
     console = Console()
-    console.print(_table(("service", "address", "state", "version", "lag", "waiting", "running"), replicas))
+    console.print(table(("service", "address", "state", "version", "lag", "waiting", "running"), replicas))
     for one in replicas:
         if one["note"]:
             console.print(f"{one['service']} at {one['address']}: {one['note']}", markup=False, highlight=False)
     console.print()
-    console.print(_table(("name", "state", "stage", "step", "error"), found["runs"]))
-
-
-def _table(keys: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> Table:
-    """A table that fits a narrow terminal and in which nothing is cut off."""
-    table = Table(*(Column(key, overflow="fold") for key in keys), box=None, padding=(0, 1), pad_edge=False)
-    for row in rows:
-        table.add_row(*(str(row[key]) for key in keys))
-    return table
+    console.print(table(("name", "state", "stage", "step", "error"), found["runs"]))
 
 
 def _replica(service: str, address: str, connect: Callable[[str], Client]) -> dict[str, Any]:

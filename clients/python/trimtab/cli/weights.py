@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from trimtab.cli.connect import client_of, connection_options
+from trimtab.cli.rows import json_option, limit_option, print_rows
+from trimtab.client import Client
 from trimtab.v1 import weights_pb2 as pb
 from trimtab.weights import fetch_version
 
@@ -24,16 +25,48 @@ def weights() -> None:
 
 @weights.command("list")
 @click.option("--run", default="", help="Only versions of this run.")
+@limit_option
+@json_option
 @connection_options
-def list_versions(run: str, **connection: Any) -> None:
-    """The newest versions."""
-    table = Table("version", "run", "stage", "step", "MB", "channels", "digest")
+def list_versions(run: str, limit: int | None, as_json: bool, **connection: Any) -> None:
+    """The versions, newest first."""
+    keys = ("version", "run", "stage", "step", "MB", "pinned", "channels", "digest")
     with client_of("weights", **connection) as client:
-        for one in client.list_versions(pb.ListVersionsRequest(run=run)).versions:
-            size = f"{one.weights_bytes / 1e6:.1f}"
-            table.add_row(str(one.version), one.run, one.stage, str(one.step), size, ", ".join(one.channels),
-                          one.weights_digest[:12])  # fmt: skip
-    Console().print(table)
+        rows = ((_row(one), _row_for_people(one)) for one in _all_versions(client, run))
+        print_rows(keys, rows, as_json=as_json, limit=limit)
+
+
+def _all_versions(client: Client, run: str) -> Iterator[pb.VersionSummary]:
+    token: str | None = ""
+    while token is not None:
+        page = client.list_versions(pb.ListVersionsRequest(run=run, page_token=token))
+        yield from page.versions
+        token = page.next_page_token or None
+
+
+def _row(one: pb.VersionSummary) -> dict[str, Any]:
+    return {
+        "version": one.version,
+        "parent_version": one.parent_version,
+        "run": one.run,
+        "stage": one.stage,
+        "step": one.step,
+        "create_time": one.create_time.ToJsonString(),
+        "weights_digest": one.weights_digest,
+        "weights_bytes": one.weights_bytes,
+        "pinned": one.pinned,
+        "channels": list(one.channels),
+    }
+
+
+def _row_for_people(one: pb.VersionSummary) -> dict[str, Any]:
+    return {
+        **_row(one),
+        "MB": f"{one.weights_bytes / 1e6:.1f}",
+        "pinned": "yes" if one.pinned else "",
+        "channels": ", ".join(one.channels),
+        "digest": one.weights_digest[:12],
+    }
 
 
 @weights.command("import")

@@ -38,21 +38,19 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     REASON_TOKEN_ID_OUT_OF_RANGE: _Reason.ValueType  # 5
     """INVALID_ARGUMENT: a token id is negative or not below the model's vocabulary size."""
     REASON_TOO_MANY_ITEMS: _Reason.ValueType  # 6
-    """INVALID_ARGUMENT: more items in one request than GetInfo's max_items_per_request."""
+    """INVALID_ARGUMENT: more items than GetInfo's max_items_per_request, or more tokens than its max_queue_tokens."""
     REASON_DUPLICATE_ID: _Reason.ValueType  # 7
-    """INVALID_ARGUMENT: two items of one request have the same id."""
+    """INVALID_ARGUMENT: an id that must be unique (in a request, a manifest, or for publish_id the store) is not."""
     REASON_VERSION_UNAVAILABLE: _Reason.ValueType  # 8
     """FAILED_PRECONDITION: the replica does not serve the version asked for. Metadata: served_version."""
     REASON_VERSION_CONFLICT: _Reason.ValueType  # 9
     """FAILED_PRECONDITION: expected_previous_version is not the channel's. Metadata: value = expected, limit = actual."""
-    REASON_VERSION_IN_USE: _Reason.ValueType  # 10
-    """FAILED_PRECONDITION: the version is pinned, pointed to or the base of another one, so it cannot be removed."""
     REASON_BLOB_MISSING: _Reason.ValueType  # 11
-    """FAILED_PRECONDITION: a manifest names a blob that was never uploaded."""
+    """FAILED_PRECONDITION: a manifest names a blob that was never uploaded. Metadata: missing = up to 10 digests."""
     REASON_LEASE_HELD: _Reason.ValueType  # 12
-    """FAILED_PRECONDITION: another holder has the lease. Metadata: holder, expires_in_ms."""
+    """FAILED_PRECONDITION: another holder has the lease. Metadata: holder, channel_prefix."""
     REASON_LEASE_LOST: _Reason.ValueType  # 13
-    """FAILED_PRECONDITION: the lease has expired or was taken over. Metadata: holder."""
+    """FAILED_PRECONDITION: the lease has ended and cannot be used or renewed; acquire a new one."""
     REASON_MISMATCH: _Reason.ValueType  # 14
     """FAILED_PRECONDITION: two parts that must agree do not, such as tokenizer digests."""
     REASON_RUN_STATE: _Reason.ValueType  # 15
@@ -64,7 +62,7 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     REASON_DRAINING: _Reason.ValueType  # 18
     """UNAVAILABLE: the server finishes what it has and takes nothing new. Safe to send to another replica."""
     REASON_WAITING_FOR_VERSION: _Reason.ValueType  # 19
-    """UNAVAILABLE: the server's channel has no version yet. Metadata: channel."""
+    """UNAVAILABLE: no version is loaded. Metadata: state; channel, where one is followed that has no version yet."""
     REASON_UNREACHABLE: _Reason.ValueType  # 20
     """UNAVAILABLE: the server cannot be reached. Made by clients, never sent by a server."""
     REASON_DEADLINE_EXCEEDED: _Reason.ValueType  # 21
@@ -82,7 +80,7 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     REASON_DIGEST_MISMATCH: _Reason.ValueType  # 27
     """DATA_LOSS: bytes do not have the SHA-256 that names them."""
     REASON_NOT_FINITE: _Reason.ValueType  # 28
-    """INTERNAL: a score, log-prob or logit is NaN or infinite. Metadata: field = the item."""
+    """INTERNAL: a score, log-prob or logit is NaN or infinite. Metadata: field = the item, where there is one."""
     REASON_UNSUPPORTED: _Reason.ValueType  # 29
     """UNIMPLEMENTED: this service, or the engine behind it, cannot do that. The message says why."""
     REASON_INTERNAL: _Reason.ValueType  # 30
@@ -104,21 +102,19 @@ REASON_SEQUENCE_TOO_LONG: Reason.ValueType  # 4
 REASON_TOKEN_ID_OUT_OF_RANGE: Reason.ValueType  # 5
 """INVALID_ARGUMENT: a token id is negative or not below the model's vocabulary size."""
 REASON_TOO_MANY_ITEMS: Reason.ValueType  # 6
-"""INVALID_ARGUMENT: more items in one request than GetInfo's max_items_per_request."""
+"""INVALID_ARGUMENT: more items than GetInfo's max_items_per_request, or more tokens than its max_queue_tokens."""
 REASON_DUPLICATE_ID: Reason.ValueType  # 7
-"""INVALID_ARGUMENT: two items of one request have the same id."""
+"""INVALID_ARGUMENT: an id that must be unique (in a request, a manifest, or for publish_id the store) is not."""
 REASON_VERSION_UNAVAILABLE: Reason.ValueType  # 8
 """FAILED_PRECONDITION: the replica does not serve the version asked for. Metadata: served_version."""
 REASON_VERSION_CONFLICT: Reason.ValueType  # 9
 """FAILED_PRECONDITION: expected_previous_version is not the channel's. Metadata: value = expected, limit = actual."""
-REASON_VERSION_IN_USE: Reason.ValueType  # 10
-"""FAILED_PRECONDITION: the version is pinned, pointed to or the base of another one, so it cannot be removed."""
 REASON_BLOB_MISSING: Reason.ValueType  # 11
-"""FAILED_PRECONDITION: a manifest names a blob that was never uploaded."""
+"""FAILED_PRECONDITION: a manifest names a blob that was never uploaded. Metadata: missing = up to 10 digests."""
 REASON_LEASE_HELD: Reason.ValueType  # 12
-"""FAILED_PRECONDITION: another holder has the lease. Metadata: holder, expires_in_ms."""
+"""FAILED_PRECONDITION: another holder has the lease. Metadata: holder, channel_prefix."""
 REASON_LEASE_LOST: Reason.ValueType  # 13
-"""FAILED_PRECONDITION: the lease has expired or was taken over. Metadata: holder."""
+"""FAILED_PRECONDITION: the lease has ended and cannot be used or renewed; acquire a new one."""
 REASON_MISMATCH: Reason.ValueType  # 14
 """FAILED_PRECONDITION: two parts that must agree do not, such as tokenizer digests."""
 REASON_RUN_STATE: Reason.ValueType  # 15
@@ -130,7 +126,7 @@ REASON_QUEUE_FULL: Reason.ValueType  # 17
 REASON_DRAINING: Reason.ValueType  # 18
 """UNAVAILABLE: the server finishes what it has and takes nothing new. Safe to send to another replica."""
 REASON_WAITING_FOR_VERSION: Reason.ValueType  # 19
-"""UNAVAILABLE: the server's channel has no version yet. Metadata: channel."""
+"""UNAVAILABLE: no version is loaded. Metadata: state; channel, where one is followed that has no version yet."""
 REASON_UNREACHABLE: Reason.ValueType  # 20
 """UNAVAILABLE: the server cannot be reached. Made by clients, never sent by a server."""
 REASON_DEADLINE_EXCEEDED: Reason.ValueType  # 21
@@ -148,7 +144,7 @@ REASON_SCOPE_MISSING: Reason.ValueType  # 26
 REASON_DIGEST_MISMATCH: Reason.ValueType  # 27
 """DATA_LOSS: bytes do not have the SHA-256 that names them."""
 REASON_NOT_FINITE: Reason.ValueType  # 28
-"""INTERNAL: a score, log-prob or logit is NaN or infinite. Metadata: field = the item."""
+"""INTERNAL: a score, log-prob or logit is NaN or infinite. Metadata: field = the item, where there is one."""
 REASON_UNSUPPORTED: Reason.ValueType  # 29
 """UNIMPLEMENTED: this service, or the engine behind it, cannot do that. The message says why."""
 REASON_INTERNAL: Reason.ValueType  # 30

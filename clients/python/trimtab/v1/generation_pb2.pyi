@@ -58,18 +58,22 @@ class GenerationPrompt(_message.Message):
     FIRST_SAMPLE_INDEX_FIELD_NUMBER: _builtins.int
     MAX_NEW_TOKENS_FIELD_NUMBER: _builtins.int
     prompt_id: _builtins.str
-    """Name of this prompt within the request; comes back with each completion. Not empty, unique, else DUPLICATE_ID."""
+    """Name of this prompt within the request; comes back with each completion. 1 to 256 characters, else FIELD_INVALID;
+    unique, else DUPLICATE_ID.
+    """
     seed: _builtins.int
-    """Key of the random numbers; all 64 bits count. With sample_index and token position it decides each draw."""
+    """Key of the random numbers; all 64 bits count, and 0 and negative numbers are keys like any other. With sample_index
+    and token position it decides each draw.
+    """
     num_samples: _builtins.int
-    """Number of completions, at least 1. 0 means 1. Their sample_index runs from 0, or from first_sample_index."""
+    """Number of completions. 0 means 1; negative is FIELD_INVALID. Their sample_index runs from first_sample_index."""
     first_sample_index: _builtins.int
-    """sample_index of the first completion, for asking again for only some of them. 0 by default."""
+    """sample_index of the first completion, for asking again for only some of them. Negative is FIELD_INVALID."""
     max_new_tokens: _builtins.int
-    """Overrides sampling.max_new_tokens for this prompt. 0 means no override."""
+    """Overrides sampling.max_new_tokens for this prompt. 0 means no override; negative is FIELD_INVALID."""
     @_builtins.property
     def prompt(self) -> _types_pb2.Prompt:
-        """What to continue."""
+        """What to continue. Unset is FIELD_MISSING."""
 
     def __init__(
         self,
@@ -105,20 +109,24 @@ class GenerateRequest(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     PER_ITEM_ERRORS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """Name of the request in logs and traces. Empty: the server makes one."""
+    """Name of the request in logs and traces, at most 256 characters, else FIELD_INVALID. Empty: the server makes one."""
     max_wait_ms: _builtins.int
-    """How long a replica that is behind may wait for the version, in milliseconds. 0 means not at all."""
+    """How long a replica that is behind may wait for the version, in milliseconds. 0 means not at all; negative is
+    FIELD_INVALID.
+    """
     priority: _types_pb2.Priority.ValueType
-    """Order among waiting work."""
+    """Order among waiting work. Unspecified means PRIORITY_ROLLOUT; an unknown number is FIELD_INVALID."""
     return_text: _builtins.bool
     """True returns the decoded text beside the ids, special tokens left out."""
     model: _builtins.str
-    """Model by name. Empty means "policy", the only one of today's engines."""
+    """Model by name. Empty means the only one that a replica serves, "policy" unless configured. Another is NOT_FOUND."""
     per_item_errors: _builtins.bool
     """True answers a bad prompt with an ItemError and goes on with the others; false refuses the whole request."""
     @_builtins.property
     def prompts(self) -> _containers.RepeatedCompositeFieldContainer[Global___GenerationPrompt]:
-        """The prompts, at least one, at most GetInfo's max_items_per_request completions in all."""
+        """The prompts: at least one, else FIELD_INVALID; at most GetInfo's max_items_per_request completions in all, else
+        TOO_MANY_ITEMS.
+        """
 
     @_builtins.property
     def sampling(self) -> _types_pb2.SamplingParams:
@@ -126,7 +134,7 @@ class GenerateRequest(_message.Message):
 
     @_builtins.property
     def version(self) -> _types_pb2.VersionRequirement:
-        """Which policy version may answer. Unset means any."""
+        """Which policy version may answer, else VERSION_UNAVAILABLE. Unset means any."""
 
     def __init__(
         self,
@@ -160,9 +168,9 @@ class VersionSpan(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     KV_KEPT_FIELD_NUMBER: _builtins.int
     start_token: _builtins.int
-    """First token of the span, counted from 0 at the start of the completion."""
+    """First token of the span, counted from 0 at the start of the completion; 0 for the first span."""
     end_token: _builtins.int
-    """One past its last token."""
+    """One past its last token: above start_token, and the number of token_ids for the last span."""
     version: _builtins.int
     """The policy version that sampled them. 0 when the policy was loaded from a folder."""
     kv_kept: _builtins.bool
@@ -199,15 +207,15 @@ class Completion(_message.Message):
     QUEUE_MS_FIELD_NUMBER: _builtins.int
     COMPUTE_MS_FIELD_NUMBER: _builtins.int
     sample_index: _builtins.int
-    """sample_index within its prompt."""
+    """sample_index within its prompt: in [first_sample_index, first_sample_index + num_samples)."""
     finish_reason: Global___FinishReason.ValueType
-    """Why it ended."""
+    """Why it ended. Never unspecified."""
     text: _builtins.str
     """Decoded text. Empty unless return_text."""
     prompt_token_count: _builtins.int
-    """Number of prompt tokens that the policy read, template included."""
+    """Number of prompt tokens that the policy read, template included; at least 1."""
     queue_ms: _builtins.float
-    """Time from admission to the first slot, in milliseconds."""
+    """Time from the request's arrival to the completion's first slot, in milliseconds."""
     compute_ms: _builtins.float
     """Time in a slot, in milliseconds."""
     @_builtins.property
@@ -216,11 +224,13 @@ class Completion(_message.Message):
 
     @_builtins.property
     def logprobs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """Natural-log probability of each id under the policy at the stated temperature, before top-p/top-k; fp32, one per id."""
+        """Natural-log probability of each id under the policy at the stated temperature, before top-p/top-k; fp32, one per
+        id.
+        """
 
     @_builtins.property
     def version_spans(self) -> _containers.RepeatedCompositeFieldContainer[Global___VersionSpan]:
-        """Which version sampled which tokens: in order, without gaps."""
+        """Which version sampled which tokens: in order, without gaps, at least one."""
 
     def __init__(
         self,
@@ -254,7 +264,7 @@ class GenerateResponse(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     SERVED_FIELD_NUMBER: _builtins.int
     prompt_id: _builtins.str
-    """The prompt that it belongs to."""
+    """The prompt_id that it belongs to. Never empty."""
     @_builtins.property
     def completion(self) -> Global___Completion:
         """The completion."""
@@ -265,7 +275,7 @@ class GenerateResponse(_message.Message):
 
     @_builtins.property
     def served(self) -> _types_pb2.ServedModel:
-        """The model that answered."""
+        """The model that answered; its version is that of the completion's last span."""
 
     def __init__(
         self,

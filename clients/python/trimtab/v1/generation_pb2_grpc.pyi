@@ -37,9 +37,10 @@ class GenerationServiceStub:
     """Generate samples every prompt of the request and streams each completion the moment it ends, in any order; the
     stream ends after the last one. Cancelling the call frees its slots. Retrying elsewhere is safe: (weights, token
     ids, sampling, seed, sample_index) decide the draw. Scope: generate.
-    Errors: INVALID_ARGUMENT / FIELD_INVALID, EMPTY_PROMPT, SEQUENCE_TOO_LONG, TOKEN_ID_OUT_OF_RANGE, TOO_MANY_ITEMS,
-    DUPLICATE_ID; FAILED_PRECONDITION / VERSION_UNAVAILABLE; RESOURCE_EXHAUSTED / QUEUE_FULL;
-    UNAVAILABLE / DRAINING, WAITING_FOR_VERSION; DEADLINE_EXCEEDED; UNIMPLEMENTED / UNSUPPORTED.
+    Errors, which end the stream (what was sent before stays good): INVALID_ARGUMENT / FIELD_INVALID, FIELD_MISSING,
+    EMPTY_PROMPT, SEQUENCE_TOO_LONG, TOKEN_ID_OUT_OF_RANGE, TOO_MANY_ITEMS, DUPLICATE_ID;
+    FAILED_PRECONDITION / VERSION_UNAVAILABLE; NOT_FOUND; RESOURCE_EXHAUSTED / QUEUE_FULL;
+    UNAVAILABLE / DRAINING, WAITING_FOR_VERSION; DEADLINE_EXCEEDED; INTERNAL / NOT_FINITE; UNIMPLEMENTED / UNSUPPORTED.
     """
 
 @_typing.type_check_only
@@ -51,9 +52,10 @@ class GenerationServiceAsyncStub(GenerationServiceStub):
     """Generate samples every prompt of the request and streams each completion the moment it ends, in any order; the
     stream ends after the last one. Cancelling the call frees its slots. Retrying elsewhere is safe: (weights, token
     ids, sampling, seed, sample_index) decide the draw. Scope: generate.
-    Errors: INVALID_ARGUMENT / FIELD_INVALID, EMPTY_PROMPT, SEQUENCE_TOO_LONG, TOKEN_ID_OUT_OF_RANGE, TOO_MANY_ITEMS,
-    DUPLICATE_ID; FAILED_PRECONDITION / VERSION_UNAVAILABLE; RESOURCE_EXHAUSTED / QUEUE_FULL;
-    UNAVAILABLE / DRAINING, WAITING_FOR_VERSION; DEADLINE_EXCEEDED; UNIMPLEMENTED / UNSUPPORTED.
+    Errors, which end the stream (what was sent before stays good): INVALID_ARGUMENT / FIELD_INVALID, FIELD_MISSING,
+    EMPTY_PROMPT, SEQUENCE_TOO_LONG, TOKEN_ID_OUT_OF_RANGE, TOO_MANY_ITEMS, DUPLICATE_ID;
+    FAILED_PRECONDITION / VERSION_UNAVAILABLE; NOT_FOUND; RESOURCE_EXHAUSTED / QUEUE_FULL;
+    UNAVAILABLE / DRAINING, WAITING_FOR_VERSION; DEADLINE_EXCEEDED; INTERNAL / NOT_FINITE; UNIMPLEMENTED / UNSUPPORTED.
     """
 
 class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -68,9 +70,10 @@ class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
         """Generate samples every prompt of the request and streams each completion the moment it ends, in any order; the
         stream ends after the last one. Cancelling the call frees its slots. Retrying elsewhere is safe: (weights, token
         ids, sampling, seed, sample_index) decide the draw. Scope: generate.
-        Errors: INVALID_ARGUMENT / FIELD_INVALID, EMPTY_PROMPT, SEQUENCE_TOO_LONG, TOKEN_ID_OUT_OF_RANGE, TOO_MANY_ITEMS,
-        DUPLICATE_ID; FAILED_PRECONDITION / VERSION_UNAVAILABLE; RESOURCE_EXHAUSTED / QUEUE_FULL;
-        UNAVAILABLE / DRAINING, WAITING_FOR_VERSION; DEADLINE_EXCEEDED; UNIMPLEMENTED / UNSUPPORTED.
+        Errors, which end the stream (what was sent before stays good): INVALID_ARGUMENT / FIELD_INVALID, FIELD_MISSING,
+        EMPTY_PROMPT, SEQUENCE_TOO_LONG, TOKEN_ID_OUT_OF_RANGE, TOO_MANY_ITEMS, DUPLICATE_ID;
+        FAILED_PRECONDITION / VERSION_UNAVAILABLE; NOT_FOUND; RESOURCE_EXHAUSTED / QUEUE_FULL;
+        UNAVAILABLE / DRAINING, WAITING_FOR_VERSION; DEADLINE_EXCEEDED; INTERNAL / NOT_FINITE; UNIMPLEMENTED / UNSUPPORTED.
         """
 
 def add_GenerationServiceServicer_to_server(servicer: GenerationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -96,13 +96,15 @@ class ModelInfo(_message.Message):
     parameter_count: _builtins.int
     """Number of parameters. 0 while there is no version."""
     dtype: _builtins.str
-    """dtype of the weights in this server, such as "float32" or "bfloat16"."""
+    """dtype of the weights in this server, such as "float32" or "bfloat16". May be empty while there is no version."""
     vocab_size: _builtins.int
     """Size of the vocabulary: every token id must be below it. 0 while there is no version."""
     max_sequence_tokens: _builtins.int
     """Most tokens of one sequence (prompt and completion together). 0 while there is no version."""
     channel_version: _builtins.int
-    """Latest version that the channel pointed to when last heard of. Larger than served.version while swapping."""
+    """Version that the channel pointed to when last heard of. Another one than served.version while swapping, and a
+    smaller one after a roll-back. 0 while the channel has none, and for a model loaded from a folder.
+    """
     last_swap_error: _builtins.str
     """Why the last swap failed; the older version goes on serving. Empty when it did not fail."""
     @_builtins.property
@@ -111,7 +113,7 @@ class ModelInfo(_message.Message):
 
     @_builtins.property
     def eos_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Token ids that end a completion, ascending."""
+        """Token ids that end a completion, ascending. Empty while there is no version, or where the model has none."""
 
     def __init__(
         self,
@@ -148,13 +150,13 @@ class Limits(_message.Message):
     DEFAULT_DEADLINE_MS_FIELD_NUMBER: _builtins.int
     MAX_CONCURRENT_SEQUENCES_FIELD_NUMBER: _builtins.int
     max_items_per_request: _builtins.int
-    """Most items (prompts, pairs, sequences) of one request, else TOO_MANY_ITEMS."""
+    """Most items (completions, pairs, sequences) of one request, else TOO_MANY_ITEMS."""
     max_batch_tokens: _builtins.int
-    """Most tokens computed in one batch."""
+    """Most tokens computed in one batch, padding included."""
     max_queue_tokens: _builtins.int
-    """Most tokens waiting in the queue, else QUEUE_FULL."""
+    """Most tokens waiting in the queue, else QUEUE_FULL; one request with more than that is TOO_MANY_ITEMS."""
     max_request_bytes: _builtins.int
-    """Most bytes of one request message."""
+    """Most bytes of one message, a request or a reply."""
     default_deadline_ms: _builtins.int
     """Deadline given to a call that carries none, in milliseconds."""
     max_concurrent_sequences: _builtins.int
@@ -201,7 +203,7 @@ class GetInfoResponse(_message.Message):
     replica: _builtins.str
     """Name of this replica, unique among its peers."""
     state: Global___ServiceState.ValueType
-    """Where it is in its life."""
+    """Where it is in its life. Never unspecified."""
     state_reason: _builtins.str
     """One sentence on the state: what it waits for or why it failed. Empty when SERVING."""
     device: _builtins.str
@@ -211,7 +213,9 @@ class GetInfoResponse(_message.Message):
     deterministic: _builtins.bool
     """True when equal requests get bit-equal answers whatever the load, see docs/operate.md."""
     threads: _builtins.int
-    """Compute threads of the process. Bit-equality holds between processes with the same number. 0 when unlimited."""
+    """Compute threads of the process. Bit-equality holds between processes with the same number. 0 when it was told no
+    number: one for each core.
+    """
     http_url: _builtins.str
     """URL of the HTTP side (blobs, fronts). Empty when there is none."""
     engine: _builtins.str
@@ -222,11 +226,11 @@ class GetInfoResponse(_message.Message):
 
     @_builtins.property
     def limits(self) -> Global___Limits:
-        """Its limits."""
+        """Its limits. Always set."""
 
     @_builtins.property
     def load(self) -> Global___Load:
-        """Work now in the server: waiting and running."""
+        """Work now in the server: waiting and running. Unset for services that compute nothing."""
 
     def __init__(
         self,
@@ -264,13 +268,13 @@ class Load(_message.Message):
     RUNNING_ITEMS_FIELD_NUMBER: _builtins.int
     TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
     waiting_items: _builtins.int
-    """Items waiting."""
+    """Items waiting. 0 when none does."""
     waiting_tokens: _builtins.int
-    """Tokens waiting."""
+    """Tokens waiting; in a generation service also those of running sequences, each counted with all that it may sample."""
     running_items: _builtins.int
-    """Items being computed."""
+    """Items being computed. 0 when idle."""
     tokens_per_second: _builtins.float
-    """Tokens computed per second over the last 30 seconds. 0 when idle."""
+    """Tokens computed per second, a mean over the last seconds. 0 when idle."""
     def __init__(
         self,
         *,

@@ -47,7 +47,7 @@ class InfoServiceServicer(object):
     """
 
     def GetInfo(self, request, context):
-        """GetInfo answers in every state, without a token's scope but with a known token where tokens are on.
+        """GetInfo answers in every state; where tokens are on, any known token may ask. Safe to retry.
         Errors: UNAUTHENTICATED / TOKEN_MISSING, TOKEN_UNKNOWN.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

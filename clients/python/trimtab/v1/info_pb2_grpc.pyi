@@ -34,7 +34,7 @@ class InfoServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> InfoServiceAsyncStub: ...
     GetInfo: _grpc.UnaryUnaryMultiCallable[_info_pb2.GetInfoRequest, _info_pb2.GetInfoResponse]
-    """GetInfo answers in every state, without a token's scope but with a known token where tokens are on.
+    """GetInfo answers in every state; where tokens are on, any known token may ask. Safe to retry.
     Errors: UNAUTHENTICATED / TOKEN_MISSING, TOKEN_UNKNOWN.
     """
 
@@ -44,7 +44,7 @@ class InfoServiceAsyncStub(InfoServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetInfo: _aio.UnaryUnaryMultiCallable[_info_pb2.GetInfoRequest, _info_pb2.GetInfoResponse]  # type: ignore[assignment]
-    """GetInfo answers in every state, without a token's scope but with a known token where tokens are on.
+    """GetInfo answers in every state; where tokens are on, any known token may ask. Safe to retry.
     Errors: UNAUTHENTICATED / TOKEN_MISSING, TOKEN_UNKNOWN.
     """
 
@@ -57,7 +57,7 @@ class InfoServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _info_pb2.GetInfoRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_info_pb2.GetInfoResponse, _abc.Awaitable[_info_pb2.GetInfoResponse]]:
-        """GetInfo answers in every state, without a token's scope but with a known token where tokens are on.
+        """GetInfo answers in every state; where tokens are on, any known token may ask. Safe to retry.
         Errors: UNAUTHENTICATED / TOKEN_MISSING, TOKEN_UNKNOWN.
         """
 

@@ -30,12 +30,18 @@ class LogProbsItem(_message.Message):
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     START_INDEX_FIELD_NUMBER: _builtins.int
     item_id: _builtins.str
-    """Name of the item; comes back with its result. May be empty in LogProbs, where order tells; must be set in a stream."""
+    """Name of the item, at most 256 characters, else FIELD_INVALID; comes back with its result. In LogProbs, where
+    order tells, it may be empty, and one that is set twice is DUPLICATE_ID. In a stream empty is FIELD_MISSING.
+    """
     start_index: _builtins.int
-    """Index of the first token whose log-prob is wanted. In [1, len(token_ids)): token 0 has no log-prob. 0 means 1."""
+    """Index of the first token whose log-prob is wanted. In [1, len(token_ids)), else FIELD_INVALID: token 0 has no
+    log-prob. 0 means 1.
+    """
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The whole sequence: at least 2 ids, each in [0, vocab_size)."""
+        """The whole sequence: at least 2 ids, else EMPTY_PROMPT; each in [0, vocab_size), else TOKEN_ID_OUT_OF_RANGE; at most
+        max_sequence_tokens, else SEQUENCE_TOO_LONG.
+        """
 
     def __init__(
         self,
@@ -62,11 +68,11 @@ class LogProbsOptions(_message.Message):
     ENTROPY_FIELD_NUMBER: _builtins.int
     TOP_N_FIELD_NUMBER: _builtins.int
     temperature: _builtins.float
-    """Divides the logits. In (0, 100]; 0 means 1."""
+    """Divides the logits. In [1e-6, 100], else FIELD_INVALID; 0 means 1."""
     entropy: _builtins.bool
     """True adds the entropy of each token's distribution at that temperature."""
     top_n: _builtins.int
-    """Adds this many likeliest tokens at each position. 0 means none; at most 20."""
+    """Adds this many likeliest tokens at each position. 0 means none; in [0, 20], else FIELD_INVALID."""
     def __init__(
         self,
         *,
@@ -92,11 +98,11 @@ class TopTokens(_message.Message):
     LOGPROBS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Ids, likeliest first."""
+        """Ids, likeliest first; top_n of them, or as many as the vocabulary has."""
 
     @_builtins.property
     def logprobs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """Their natural-log probabilities, fp32."""
+        """Their natural-log probabilities, fp32, one per id."""
 
     def __init__(
         self,
@@ -124,7 +130,7 @@ class ItemLogProbs(_message.Message):
     TOP_TOKENS_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     item_id: _builtins.str
-    """The item's id."""
+    """The item's id. Empty where the item had none."""
     @_builtins.property
     def logprobs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """Natural-log probability of each token from start_index to the end; fp32. Empty with error set."""
@@ -139,7 +145,7 @@ class ItemLogProbs(_message.Message):
 
     @_builtins.property
     def error(self) -> _errors_pb2.ItemError:
-        """The item's error, only with per_item_errors or in a stream."""
+        """The item's error, only with per_item_errors or in a stream. Unset when it succeeded."""
 
     def __init__(
         self,
@@ -172,16 +178,16 @@ class LogProbsRequest(_message.Message):
     PRIORITY_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """Name of the request in logs and traces. Empty: the server makes one."""
+    """Name of the request in logs and traces, at most 256 characters, else FIELD_INVALID. Empty: the server makes one."""
     model: _builtins.str
     """Model by name. Empty means the service's default model. Unknown is NOT_FOUND."""
     per_item_errors: _builtins.bool
     """True answers a bad item with its error and computes the others; false refuses the whole request."""
     priority: _types_pb2.Priority.ValueType
-    """Order among waiting work."""
+    """Order among waiting work. Unspecified means PRIORITY_ROLLOUT; an unknown number is FIELD_INVALID."""
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___LogProbsItem]:
-        """At least one, at most GetInfo's max_items_per_request."""
+        """At least one, else FIELD_INVALID; at most GetInfo's max_items_per_request, else TOO_MANY_ITEMS."""
 
     @_builtins.property
     def options(self) -> Global___LogProbsOptions:
@@ -189,7 +195,7 @@ class LogProbsRequest(_message.Message):
 
     @_builtins.property
     def version(self) -> _types_pb2.VersionRequirement:
-        """Which model version may answer. Unset means any."""
+        """Which model version may answer, else VERSION_UNAVAILABLE. Unset means any."""
 
     def __init__(
         self,
@@ -221,7 +227,7 @@ class LogProbsResponse(_message.Message):
     TIMING_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___ItemLogProbs]:
-        """The results."""
+        """The results: as many as items."""
 
     @_builtins.property
     def served(self) -> _types_pb2.ServedModel:
@@ -258,20 +264,22 @@ class LogProbsStreamRequest(_message.Message):
     PRIORITY_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     model: _builtins.str
-    """Model by name, as in LogProbsRequest."""
+    """Model by name. Empty means the service's default model. Unknown is NOT_FOUND, as the item's error."""
     priority: _types_pb2.Priority.ValueType
-    """Order among waiting work."""
+    """Order among waiting work. Unspecified means PRIORITY_ROLLOUT; an unknown number is FIELD_INVALID."""
     @_builtins.property
     def item(self) -> Global___LogProbsItem:
-        """The item; item_id must be set and unique in the stream."""
+        """The item. Its item_id is not compared with those of other items: one that is sent twice is answered twice, under
+        the same id.
+        """
 
     @_builtins.property
     def options(self) -> Global___LogProbsOptions:
-        """What to compute."""
+        """What to compute. Unset means temperature 1, log-probs only."""
 
     @_builtins.property
     def version(self) -> _types_pb2.VersionRequirement:
-        """Which model version may answer. Unset means any."""
+        """Which model version may answer, else VERSION_UNAVAILABLE. Unset means any."""
 
     def __init__(
         self,
@@ -305,7 +313,7 @@ class LogProbsStreamResponse(_message.Message):
 
     @_builtins.property
     def served(self) -> _types_pb2.ServedModel:
-        """The model that answered."""
+        """The model that answered. All fields are empty when the item failed."""
 
     @_builtins.property
     def timing(self) -> _types_pb2.Timing:

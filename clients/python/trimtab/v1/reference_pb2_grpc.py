@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class ReferenceServiceStub(object):
-    """ReferenceService computes per-token log-probs. All calls are pure: retrying elsewhere is always safe. Scope: logprobs.
+    """ReferenceService computes per-token log-probs. All calls are pure: retrying elsewhere is always safe. Scope:
+    logprobs.
     """
 
     def __init__(self, channel):
@@ -48,13 +49,14 @@ class ReferenceServiceStub(object):
 
 
 class ReferenceServiceServicer(object):
-    """ReferenceService computes per-token log-probs. All calls are pure: retrying elsewhere is always safe. Scope: logprobs.
+    """ReferenceService computes per-token log-probs. All calls are pure: retrying elsewhere is always safe. Scope:
+    logprobs.
     """
 
     def LogProbs(self, request, context):
         """LogProbs answers once, in the order of the request.
-        Errors: INVALID_ARGUMENT / FIELD_INVALID, EMPTY_PROMPT, SEQUENCE_TOO_LONG, TOKEN_ID_OUT_OF_RANGE, TOO_MANY_ITEMS;
-        FAILED_PRECONDITION / VERSION_UNAVAILABLE; NOT_FOUND; RESOURCE_EXHAUSTED / QUEUE_FULL;
+        Errors: INVALID_ARGUMENT / FIELD_INVALID, EMPTY_PROMPT, SEQUENCE_TOO_LONG, TOKEN_ID_OUT_OF_RANGE, TOO_MANY_ITEMS,
+        DUPLICATE_ID; FAILED_PRECONDITION / VERSION_UNAVAILABLE; NOT_FOUND; RESOURCE_EXHAUSTED / QUEUE_FULL;
         UNAVAILABLE / DRAINING, WAITING_FOR_VERSION; DEADLINE_EXCEEDED; INTERNAL / NOT_FINITE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -63,7 +65,8 @@ class ReferenceServiceServicer(object):
 
     def LogProbsStream(self, request_iterator, context):
         """LogProbsStream computes sequences as they come and answers each as it is done, out of order. Errors as LogProbs;
-        an error of one item comes back as its ItemError and the stream goes on.
+        an error of one item comes back as its ItemError and the stream goes on. Where the call has no deadline, each item
+        gets GetInfo's default_deadline_ms. The server reads on only while fewer than max_items_per_request are in work.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -91,7 +94,8 @@ def add_ReferenceServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ReferenceService(object):
-    """ReferenceService computes per-token log-probs. All calls are pure: retrying elsewhere is always safe. Scope: logprobs.
+    """ReferenceService computes per-token log-probs. All calls are pure: retrying elsewhere is always safe. Scope:
+    logprobs.
     """
 
     @staticmethod

@@ -27,7 +27,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ReferenceServiceStub:
-    """ReferenceService computes per-token log-probs. All calls are pure: retrying elsewhere is always safe. Scope: logprobs."""
+    """ReferenceService computes per-token log-probs. All calls are pure: retrying elsewhere is always safe. Scope:
+    logprobs.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -35,33 +37,39 @@ class ReferenceServiceStub:
     def __new__(cls, channel: _aio.Channel) -> ReferenceServiceAsyncStub: ...
     LogProbs: _grpc.UnaryUnaryMultiCallable[_reference_pb2.LogProbsRequest, _reference_pb2.LogProbsResponse]
     """LogProbs answers once, in the order of the request.
-    Errors: INVALID_ARGUMENT / FIELD_INVALID, EMPTY_PROMPT, SEQUENCE_TOO_LONG, TOKEN_ID_OUT_OF_RANGE, TOO_MANY_ITEMS;
-    FAILED_PRECONDITION / VERSION_UNAVAILABLE; NOT_FOUND; RESOURCE_EXHAUSTED / QUEUE_FULL;
+    Errors: INVALID_ARGUMENT / FIELD_INVALID, EMPTY_PROMPT, SEQUENCE_TOO_LONG, TOKEN_ID_OUT_OF_RANGE, TOO_MANY_ITEMS,
+    DUPLICATE_ID; FAILED_PRECONDITION / VERSION_UNAVAILABLE; NOT_FOUND; RESOURCE_EXHAUSTED / QUEUE_FULL;
     UNAVAILABLE / DRAINING, WAITING_FOR_VERSION; DEADLINE_EXCEEDED; INTERNAL / NOT_FINITE.
     """
     LogProbsStream: _grpc.StreamStreamMultiCallable[_reference_pb2.LogProbsStreamRequest, _reference_pb2.LogProbsStreamResponse]
     """LogProbsStream computes sequences as they come and answers each as it is done, out of order. Errors as LogProbs;
-    an error of one item comes back as its ItemError and the stream goes on.
+    an error of one item comes back as its ItemError and the stream goes on. Where the call has no deadline, each item
+    gets GetInfo's default_deadline_ms. The server reads on only while fewer than max_items_per_request are in work.
     """
 
 @_typing.type_check_only
 class ReferenceServiceAsyncStub(ReferenceServiceStub):
-    """ReferenceService computes per-token log-probs. All calls are pure: retrying elsewhere is always safe. Scope: logprobs."""
+    """ReferenceService computes per-token log-probs. All calls are pure: retrying elsewhere is always safe. Scope:
+    logprobs.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     LogProbs: _aio.UnaryUnaryMultiCallable[_reference_pb2.LogProbsRequest, _reference_pb2.LogProbsResponse]  # type: ignore[assignment]
     """LogProbs answers once, in the order of the request.
-    Errors: INVALID_ARGUMENT / FIELD_INVALID, EMPTY_PROMPT, SEQUENCE_TOO_LONG, TOKEN_ID_OUT_OF_RANGE, TOO_MANY_ITEMS;
-    FAILED_PRECONDITION / VERSION_UNAVAILABLE; NOT_FOUND; RESOURCE_EXHAUSTED / QUEUE_FULL;
+    Errors: INVALID_ARGUMENT / FIELD_INVALID, EMPTY_PROMPT, SEQUENCE_TOO_LONG, TOKEN_ID_OUT_OF_RANGE, TOO_MANY_ITEMS,
+    DUPLICATE_ID; FAILED_PRECONDITION / VERSION_UNAVAILABLE; NOT_FOUND; RESOURCE_EXHAUSTED / QUEUE_FULL;
     UNAVAILABLE / DRAINING, WAITING_FOR_VERSION; DEADLINE_EXCEEDED; INTERNAL / NOT_FINITE.
     """
     LogProbsStream: _aio.StreamStreamMultiCallable[_reference_pb2.LogProbsStreamRequest, _reference_pb2.LogProbsStreamResponse]  # type: ignore[assignment]
     """LogProbsStream computes sequences as they come and answers each as it is done, out of order. Errors as LogProbs;
-    an error of one item comes back as its ItemError and the stream goes on.
+    an error of one item comes back as its ItemError and the stream goes on. Where the call has no deadline, each item
+    gets GetInfo's default_deadline_ms. The server reads on only while fewer than max_items_per_request are in work.
     """
 
 class ReferenceServiceServicer(metaclass=_abc_1.ABCMeta):
-    """ReferenceService computes per-token log-probs. All calls are pure: retrying elsewhere is always safe. Scope: logprobs."""
+    """ReferenceService computes per-token log-probs. All calls are pure: retrying elsewhere is always safe. Scope:
+    logprobs.
+    """
 
     @_abc_1.abstractmethod
     def LogProbs(
@@ -70,8 +78,8 @@ class ReferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_reference_pb2.LogProbsResponse, _abc.Awaitable[_reference_pb2.LogProbsResponse]]:
         """LogProbs answers once, in the order of the request.
-        Errors: INVALID_ARGUMENT / FIELD_INVALID, EMPTY_PROMPT, SEQUENCE_TOO_LONG, TOKEN_ID_OUT_OF_RANGE, TOO_MANY_ITEMS;
-        FAILED_PRECONDITION / VERSION_UNAVAILABLE; NOT_FOUND; RESOURCE_EXHAUSTED / QUEUE_FULL;
+        Errors: INVALID_ARGUMENT / FIELD_INVALID, EMPTY_PROMPT, SEQUENCE_TOO_LONG, TOKEN_ID_OUT_OF_RANGE, TOO_MANY_ITEMS,
+        DUPLICATE_ID; FAILED_PRECONDITION / VERSION_UNAVAILABLE; NOT_FOUND; RESOURCE_EXHAUSTED / QUEUE_FULL;
         UNAVAILABLE / DRAINING, WAITING_FOR_VERSION; DEADLINE_EXCEEDED; INTERNAL / NOT_FINITE.
         """
 
@@ -82,7 +90,8 @@ class ReferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_reference_pb2.LogProbsStreamResponse], _abc.AsyncIterator[_reference_pb2.LogProbsStreamResponse]]:
         """LogProbsStream computes sequences as they come and answers each as it is done, out of order. Errors as LogProbs;
-        an error of one item comes back as its ItemError and the stream goes on.
+        an error of one item comes back as its ItemError and the stream goes on. Where the call has no deadline, each item
+        gets GetInfo's default_deadline_ms. The server reads on only while fewer than max_items_per_request are in work.
         """
 
 def add_ReferenceServiceServicer_to_server(servicer: ReferenceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

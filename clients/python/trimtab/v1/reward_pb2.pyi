@@ -58,11 +58,11 @@ class PromptCompletion(_message.Message):
     """Text; the end-of-sequence token is added, as in training. Empty is FIELD_INVALID."""
     @_builtins.property
     def prompt(self) -> _types_pb2.Prompt:
-        """The prompt."""
+        """The prompt. Unset is FIELD_MISSING."""
 
     @_builtins.property
     def token_ids(self) -> _types_pb2.TokenIds:
-        """Token ids, used as they are. Empty is FIELD_INVALID."""
+        """Token ids, used as they are: no end-of-sequence token is added. Empty is FIELD_INVALID."""
 
     def __init__(
         self,
@@ -92,18 +92,20 @@ class ScoreItem(_message.Message):
     MESSAGES_FIELD_NUMBER: _builtins.int
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     item_id: _builtins.str
-    """Name of the item; comes back with its result. May be empty in Score, where order tells; must be set in ScoreStream."""
+    """Name of the item, at most 256 characters, else FIELD_INVALID; comes back with its result. In Score, where
+    order tells, it may be empty, and one that is set twice is DUPLICATE_ID. In a stream empty is FIELD_MISSING.
+    """
     @_builtins.property
     def pair(self) -> Global___PromptCompletion:
         """A prompt and its completion."""
 
     @_builtins.property
     def messages(self) -> _types_pb2.ChatMessages:
-        """A conversation that ends in an assistant turn."""
+        """A conversation that ends in an assistant turn, else FIELD_INVALID."""
 
     @_builtins.property
     def token_ids(self) -> _types_pb2.TokenIds:
-        """The whole sequence, read at its last token, used as it is."""
+        """The whole sequence, read at its last token, used as it is. Empty is EMPTY_PROMPT."""
 
     def __init__(
         self,
@@ -135,16 +137,16 @@ class ItemScore(_message.Message):
     TRUNCATED_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     item_id: _builtins.str
-    """The item's id."""
+    """The item's id. Empty where the item had none."""
     reward: _builtins.float
     """The raw scalar of the reward model, offset subtracted, never squashed or clipped; fp32. 0 with error set."""
     token_count: _builtins.int
-    """Tokens that the model read."""
+    """Tokens that the model read, after truncation. 0 with error set."""
     truncated_token_count: _builtins.int
     """Tokens cut off. 0 unless the request allowed truncation."""
     @_builtins.property
     def error(self) -> _errors_pb2.ItemError:
-        """The item's error, only with per_item_errors or in a stream."""
+        """The item's error, only with per_item_errors or in a stream. Unset when it succeeded."""
 
     def __init__(
         self,
@@ -177,22 +179,22 @@ class ScoreRequest(_message.Message):
     PRIORITY_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """Name of the request in logs and traces. Empty: the server makes one."""
+    """Name of the request in logs and traces, at most 256 characters, else FIELD_INVALID. Empty: the server makes one."""
     model: _builtins.str
     """Reward model by name. Empty means the service's default model. Unknown is NOT_FOUND."""
     truncation: Global___TruncationSide.ValueType
-    """Which end may be cut when too long. Unspecified refuses instead."""
+    """Which end may be cut when too long. Unspecified refuses instead: SEQUENCE_TOO_LONG."""
     per_item_errors: _builtins.bool
     """True answers a bad item with its error and scores the others; false refuses the whole request."""
     priority: _types_pb2.Priority.ValueType
-    """Order among waiting work."""
+    """Order among waiting work. Unspecified means PRIORITY_ROLLOUT; an unknown number is FIELD_INVALID."""
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScoreItem]:
-        """At least one, at most GetInfo's max_items_per_request."""
+        """At least one, else FIELD_INVALID; at most GetInfo's max_items_per_request, else TOO_MANY_ITEMS."""
 
     @_builtins.property
     def version(self) -> _types_pb2.VersionRequirement:
-        """Which model version may answer. Unset means any."""
+        """Which model version may answer, else VERSION_UNAVAILABLE. Unset means any."""
 
     def __init__(
         self,
@@ -224,7 +226,7 @@ class ScoreResponse(_message.Message):
     TIMING_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def scores(self) -> _containers.RepeatedCompositeFieldContainer[Global___ItemScore]:
-        """The scores."""
+        """The scores: as many as items."""
 
     @_builtins.property
     def served(self) -> _types_pb2.ServedModel:
@@ -261,18 +263,20 @@ class ScoreStreamRequest(_message.Message):
     PRIORITY_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     model: _builtins.str
-    """Reward model by name, as in ScoreRequest."""
+    """Reward model by name. Empty means the service's default model. Unknown is NOT_FOUND, as the item's error."""
     truncation: Global___TruncationSide.ValueType
-    """Which end may be cut when too long. Unspecified refuses instead."""
+    """Which end may be cut when too long. Unspecified refuses instead: SEQUENCE_TOO_LONG."""
     priority: _types_pb2.Priority.ValueType
-    """Order among waiting work."""
+    """Order among waiting work. Unspecified means PRIORITY_ROLLOUT; an unknown number is FIELD_INVALID."""
     @_builtins.property
     def item(self) -> Global___ScoreItem:
-        """The item; item_id must be set and unique in the stream."""
+        """The item. Its item_id is not compared with those of other items: one that is sent twice is answered twice, under
+        the same id.
+        """
 
     @_builtins.property
     def version(self) -> _types_pb2.VersionRequirement:
-        """Which model version may answer. Unset means any."""
+        """Which model version may answer, else VERSION_UNAVAILABLE. Unset means any."""
 
     def __init__(
         self,
@@ -306,7 +310,7 @@ class ScoreStreamResponse(_message.Message):
 
     @_builtins.property
     def served(self) -> _types_pb2.ServedModel:
-        """The model that answered."""
+        """The model that answered. All fields are empty when the item failed."""
 
     @_builtins.property
     def timing(self) -> _types_pb2.Timing:
@@ -341,24 +345,26 @@ class RankRequest(_message.Message):
     PRIORITY_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """Name of the request in logs and traces. Empty: the server makes one."""
+    """Name of the request in logs and traces, at most 256 characters, else FIELD_INVALID. Empty: the server makes one."""
     model: _builtins.str
-    """Reward model by name. Empty means the service's default model."""
+    """Reward model by name. Empty means the service's default model. Unknown is NOT_FOUND."""
     truncation: Global___TruncationSide.ValueType
-    """Which end may be cut when too long. Unspecified refuses instead."""
+    """Which end may be cut when too long. Unspecified refuses instead: SEQUENCE_TOO_LONG."""
     priority: _types_pb2.Priority.ValueType
-    """Order among waiting work."""
+    """Order among waiting work. Unspecified means PRIORITY_ROLLOUT; an unknown number is FIELD_INVALID."""
     @_builtins.property
     def prompt(self) -> _types_pb2.Prompt:
-        """The prompt."""
+        """The prompt. Unset is FIELD_MISSING."""
 
     @_builtins.property
     def answers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The answers as text, K >= 2 and at most max_items_per_request, none empty."""
+        """The answers as text: at least 2 and none empty, else FIELD_INVALID; at most GetInfo's max_items_per_request, else
+        TOO_MANY_ITEMS.
+        """
 
     @_builtins.property
     def version(self) -> _types_pb2.VersionRequirement:
-        """Which model version may answer. Unset means any."""
+        """Which model version may answer, else VERSION_UNAVAILABLE. Unset means any."""
 
     def __init__(
         self,

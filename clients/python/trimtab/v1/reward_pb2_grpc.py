@@ -59,8 +59,8 @@ class RewardServiceServicer(object):
     def Score(self, request, context):
         """Score scores every item and answers once, in the order of the request.
         Errors: INVALID_ARGUMENT / FIELD_INVALID, FIELD_MISSING, EMPTY_PROMPT, SEQUENCE_TOO_LONG, TOKEN_ID_OUT_OF_RANGE,
-        TOO_MANY_ITEMS; FAILED_PRECONDITION / VERSION_UNAVAILABLE; NOT_FOUND; RESOURCE_EXHAUSTED / QUEUE_FULL;
-        UNAVAILABLE / DRAINING, WAITING_FOR_VERSION; DEADLINE_EXCEEDED; INTERNAL / NOT_FINITE.
+        TOO_MANY_ITEMS, DUPLICATE_ID; FAILED_PRECONDITION / VERSION_UNAVAILABLE; NOT_FOUND; RESOURCE_EXHAUSTED /
+        QUEUE_FULL; UNAVAILABLE / DRAINING, WAITING_FOR_VERSION; DEADLINE_EXCEEDED; INTERNAL / NOT_FINITE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -68,7 +68,8 @@ class RewardServiceServicer(object):
 
     def ScoreStream(self, request_iterator, context):
         """ScoreStream scores items as they come and answers each as it is done, out of order. Errors as Score; an error of
-        one item comes back as its ItemError and the stream goes on.
+        one item comes back as its ItemError and the stream goes on. Where the call has no deadline, each item gets
+        GetInfo's default_deadline_ms. The server reads on only while fewer than max_items_per_request are in work.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

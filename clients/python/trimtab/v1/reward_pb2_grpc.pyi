@@ -36,12 +36,13 @@ class RewardServiceStub:
     Score: _grpc.UnaryUnaryMultiCallable[_reward_pb2.ScoreRequest, _reward_pb2.ScoreResponse]
     """Score scores every item and answers once, in the order of the request.
     Errors: INVALID_ARGUMENT / FIELD_INVALID, FIELD_MISSING, EMPTY_PROMPT, SEQUENCE_TOO_LONG, TOKEN_ID_OUT_OF_RANGE,
-    TOO_MANY_ITEMS; FAILED_PRECONDITION / VERSION_UNAVAILABLE; NOT_FOUND; RESOURCE_EXHAUSTED / QUEUE_FULL;
-    UNAVAILABLE / DRAINING, WAITING_FOR_VERSION; DEADLINE_EXCEEDED; INTERNAL / NOT_FINITE.
+    TOO_MANY_ITEMS, DUPLICATE_ID; FAILED_PRECONDITION / VERSION_UNAVAILABLE; NOT_FOUND; RESOURCE_EXHAUSTED /
+    QUEUE_FULL; UNAVAILABLE / DRAINING, WAITING_FOR_VERSION; DEADLINE_EXCEEDED; INTERNAL / NOT_FINITE.
     """
     ScoreStream: _grpc.StreamStreamMultiCallable[_reward_pb2.ScoreStreamRequest, _reward_pb2.ScoreStreamResponse]
     """ScoreStream scores items as they come and answers each as it is done, out of order. Errors as Score; an error of
-    one item comes back as its ItemError and the stream goes on.
+    one item comes back as its ItemError and the stream goes on. Where the call has no deadline, each item gets
+    GetInfo's default_deadline_ms. The server reads on only while fewer than max_items_per_request are in work.
     """
     Rank: _grpc.UnaryUnaryMultiCallable[_reward_pb2.RankRequest, _reward_pb2.RankResponse]
     """Rank scores the answers to one prompt and orders them. Errors as Score."""
@@ -54,12 +55,13 @@ class RewardServiceAsyncStub(RewardServiceStub):
     Score: _aio.UnaryUnaryMultiCallable[_reward_pb2.ScoreRequest, _reward_pb2.ScoreResponse]  # type: ignore[assignment]
     """Score scores every item and answers once, in the order of the request.
     Errors: INVALID_ARGUMENT / FIELD_INVALID, FIELD_MISSING, EMPTY_PROMPT, SEQUENCE_TOO_LONG, TOKEN_ID_OUT_OF_RANGE,
-    TOO_MANY_ITEMS; FAILED_PRECONDITION / VERSION_UNAVAILABLE; NOT_FOUND; RESOURCE_EXHAUSTED / QUEUE_FULL;
-    UNAVAILABLE / DRAINING, WAITING_FOR_VERSION; DEADLINE_EXCEEDED; INTERNAL / NOT_FINITE.
+    TOO_MANY_ITEMS, DUPLICATE_ID; FAILED_PRECONDITION / VERSION_UNAVAILABLE; NOT_FOUND; RESOURCE_EXHAUSTED /
+    QUEUE_FULL; UNAVAILABLE / DRAINING, WAITING_FOR_VERSION; DEADLINE_EXCEEDED; INTERNAL / NOT_FINITE.
     """
     ScoreStream: _aio.StreamStreamMultiCallable[_reward_pb2.ScoreStreamRequest, _reward_pb2.ScoreStreamResponse]  # type: ignore[assignment]
     """ScoreStream scores items as they come and answers each as it is done, out of order. Errors as Score; an error of
-    one item comes back as its ItemError and the stream goes on.
+    one item comes back as its ItemError and the stream goes on. Where the call has no deadline, each item gets
+    GetInfo's default_deadline_ms. The server reads on only while fewer than max_items_per_request are in work.
     """
     Rank: _aio.UnaryUnaryMultiCallable[_reward_pb2.RankRequest, _reward_pb2.RankResponse]  # type: ignore[assignment]
     """Rank scores the answers to one prompt and orders them. Errors as Score."""
@@ -75,8 +77,8 @@ class RewardServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_reward_pb2.ScoreResponse, _abc.Awaitable[_reward_pb2.ScoreResponse]]:
         """Score scores every item and answers once, in the order of the request.
         Errors: INVALID_ARGUMENT / FIELD_INVALID, FIELD_MISSING, EMPTY_PROMPT, SEQUENCE_TOO_LONG, TOKEN_ID_OUT_OF_RANGE,
-        TOO_MANY_ITEMS; FAILED_PRECONDITION / VERSION_UNAVAILABLE; NOT_FOUND; RESOURCE_EXHAUSTED / QUEUE_FULL;
-        UNAVAILABLE / DRAINING, WAITING_FOR_VERSION; DEADLINE_EXCEEDED; INTERNAL / NOT_FINITE.
+        TOO_MANY_ITEMS, DUPLICATE_ID; FAILED_PRECONDITION / VERSION_UNAVAILABLE; NOT_FOUND; RESOURCE_EXHAUSTED /
+        QUEUE_FULL; UNAVAILABLE / DRAINING, WAITING_FOR_VERSION; DEADLINE_EXCEEDED; INTERNAL / NOT_FINITE.
         """
 
     @_abc_1.abstractmethod
@@ -86,7 +88,8 @@ class RewardServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_reward_pb2.ScoreStreamResponse], _abc.AsyncIterator[_reward_pb2.ScoreStreamResponse]]:
         """ScoreStream scores items as they come and answers each as it is done, out of order. Errors as Score; an error of
-        one item comes back as its ItemError and the stream goes on.
+        one item comes back as its ItemError and the stream goes on. Where the call has no deadline, each item gets
+        GetInfo's default_deadline_ms. The server reads on only while fewer than max_items_per_request are in work.
         """
 
     @_abc_1.abstractmethod

@@ -105,9 +105,9 @@ class Run(_message.Message):
     TOTAL_STEPS_FIELD_NUMBER: _builtins.int
     DIRECTORY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Its name, unique, of letters, digits, "-" and "_", at most 63."""
+    """Its name, unique: 1 to 63 letters, digits, "-" and "_"."""
     state: Global___RunState.ValueType
-    """Where it is in its life."""
+    """Where it is in its life. Never unspecified."""
     error: _builtins.str
     """The error when it failed. Empty otherwise."""
     spec_yaml: _builtins.str
@@ -115,18 +115,18 @@ class Run(_message.Message):
     stage: _builtins.str
     """Stage that it is in, such as "ppo". Empty before the first."""
     step: _builtins.int
-    """Steps done in the stage."""
+    """Steps done in the stage. 0 before its first."""
     total_steps: _builtins.int
     """Steps of the stage in all. 0 while not known."""
     directory: _builtins.str
-    """Folder with checkpoints, models and report on the trainer's volume."""
+    """Folder with checkpoints, models and report on the trainer's volume, an absolute path."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
-        """When it was started first."""
+        """When it was started first, by the service's clock."""
 
     @_builtins.property
     def update_time(self) -> _timestamp_pb2.Timestamp:
-        """When it was last heard of."""
+        """When it was last heard of, by the service's clock."""
 
     def __init__(
         self,
@@ -167,14 +167,14 @@ class RunEvent(_message.Message):
     RUN_ENDED_FIELD_NUMBER: _builtins.int
     ROLLOUT_QUEUE_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
-    """Number within the run, from 1, without gaps."""
+    """Number within the run, from 1, without gaps, else FIELD_INVALID; one that was kept before is not kept again."""
     stage: _builtins.str
     """Stage that it belongs to. Empty for events of the run itself."""
     step: _builtins.int
-    """Step of the stage. 0 for events before the first."""
+    """Step of the stage. 0 for events before the first, and for events of the run itself."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
-        """When, by the run's clock."""
+        """When, by the run's clock. Unset when not known."""
 
     @_builtins.property
     def stage_started(self) -> Global___StageStarted:
@@ -278,7 +278,7 @@ class StepDone(_message.Message):
     """Steps of the stage in all. 0 while not known."""
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
-        """Name to value, finite numbers only, such as "mean_kl"."""
+        """Name to value, finite numbers only, such as "mean_kl". Empty when the step has none."""
 
     def __init__(
         self,
@@ -326,7 +326,7 @@ class StageDone(_message.Message):
     """Version published at its end. 0 when none was."""
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
-        """Name to value, finite numbers only."""
+        """Name to value, finite numbers only. Empty when the stage has none."""
 
     def __init__(
         self,
@@ -351,9 +351,9 @@ class Message(_message.Message):
     SEVERITY_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
     severity: Global___Severity.ValueType
-    """How bad it is."""
+    """How bad it is. Unspecified means SEVERITY_INFO."""
     text: _builtins.str
-    """One sentence."""
+    """One sentence. Never empty."""
     def __init__(
         self,
         *,
@@ -377,7 +377,7 @@ class RunEnded(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     state: Global___RunState.ValueType
-    """SUCCEEDED, STOPPED or FAILED."""
+    """SUCCEEDED, STOPPED or FAILED; never another."""
     error: _builtins.str
     """The error when it failed. Empty otherwise."""
     def __init__(
@@ -404,11 +404,11 @@ class RolloutQueue(_message.Message):
     RUNNING_ROLLOUTS_FIELD_NUMBER: _builtins.int
     REPLICAS_FIELD_NUMBER: _builtins.int
     waiting_rollouts: _builtins.int
-    """Rollouts waiting for a generation replica."""
+    """Rollouts waiting for a generation replica. 0 when none does."""
     running_rollouts: _builtins.int
-    """Rollouts being generated."""
+    """Rollouts being generated. 0 when none is."""
     replicas: _builtins.int
-    """Replicas that the run now uses."""
+    """Replicas that the run now uses. 0 when none is well."""
     def __init__(
         self,
         *,
@@ -433,9 +433,11 @@ class StartRunRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     SPEC_YAML_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Name of the run. Not empty."""
+    """Name of the run: 1 to 63 letters, digits, "-" and "_", else FIELD_INVALID."""
     spec_yaml: _builtins.str
-    """The run spec, YAML: the same file that `trimtab run` takes. Unknown keys are FIELD_INVALID."""
+    """The run spec, YAML: the same file that `trimtab run` takes. Empty is FIELD_MISSING; unknown keys and wrong values
+    are FIELD_INVALID, and nothing is launched.
+    """
     def __init__(
         self,
         *,
@@ -459,7 +461,7 @@ class StartRunResponse(_message.Message):
     RUN_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def run(self) -> Global___Run:
-        """The run, STARTING."""
+        """The run: STARTING, or as it is now where an earlier call made it."""
 
     def __init__(
         self,
@@ -482,7 +484,7 @@ class GetRunRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Its name."""
+    """Its name. Empty or unknown is NOT_FOUND."""
     def __init__(
         self,
         *,
@@ -529,9 +531,9 @@ class ListRunsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """Most runs in the answer, at most 1,000. 0 means 50."""
+    """Most runs in the answer, in [0, 1000], else FIELD_INVALID. 0 means 50."""
     page_token: _builtins.str
-    """next_page_token of the last answer. Empty starts at the newest."""
+    """next_page_token of the last answer, else FIELD_INVALID. Empty starts at the newest."""
     def __init__(
         self,
         *,
@@ -558,7 +560,7 @@ class ListRunsResponse(_message.Message):
     """Pass it on for the next page. Empty on the last."""
     @_builtins.property
     def runs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Run]:
-        """Newest first."""
+        """Newest first. Empty when there are none."""
 
     def __init__(
         self,
@@ -583,9 +585,9 @@ class WatchRunRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     AFTER_SEQUENCE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """The run's name."""
+    """The run's name. Empty or unknown is NOT_FOUND."""
     after_sequence: _builtins.int
-    """Events after this number are sent. 0 sends all."""
+    """Events after this number are sent. 0, or less, sends all."""
     def __init__(
         self,
         *,
@@ -609,7 +611,7 @@ class WatchRunResponse(_message.Message):
     EVENT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def event(self) -> Global___RunEvent:
-        """The event."""
+        """The event. Always set."""
 
     def __init__(
         self,
@@ -632,7 +634,7 @@ class StopRunRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Its name."""
+    """Its name. Empty or unknown is NOT_FOUND."""
     def __init__(
         self,
         *,
@@ -678,7 +680,7 @@ class ResumeRunRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Its name."""
+    """Its name. Empty or unknown is NOT_FOUND."""
     def __init__(
         self,
         *,
@@ -724,7 +726,7 @@ class CheckpointRunRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Its name."""
+    """Its name. Empty or unknown is NOT_FOUND."""
     def __init__(
         self,
         *,
@@ -771,10 +773,12 @@ class ReportEventsRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     EVENT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """The run's name; set in the first message, may be empty after it."""
+    """The run's name. Empty in the first message is FIELD_MISSING; empty after it means the same run. Unknown is
+    NOT_FOUND.
+    """
     @_builtins.property
     def event(self) -> Global___RunEvent:
-        """The event. Unset in the hello."""
+        """The event. Unset in the hello, and in messages that only ask for orders."""
 
     def __init__(
         self,
@@ -800,11 +804,13 @@ class ReportEventsResponse(_message.Message):
     STOP_FIELD_NUMBER: _builtins.int
     CHECKPOINT_FIELD_NUMBER: _builtins.int
     acknowledged_sequence: _builtins.int
-    """All events up to this number are on disk. The answer to the hello says where to go on."""
+    """All events up to this number are on disk; 0 when none is. The answer to the hello says where to go on."""
     stop: _builtins.bool
-    """True asks the run to finish its step, write a checkpoint and end."""
+    """True asks the run to finish its step, write a checkpoint and end; repeated until it has ended."""
     checkpoint: _builtins.bool
-    """True asks the run to write a checkpoint after its step."""
+    """True asks the run to write a checkpoint after its step. Each order comes once on a stream, and again on the next
+    one unless the run has reported a later step.
+    """
     def __init__(
         self,
         *,

@@ -83,8 +83,9 @@ class TrainerServiceServicer(object):
 
     def StartRun(self, request, context):
         """StartRun checks the spec and launches a run process. With the same run name a retry returns the run that the
-        first call made, if the specs are equal.
-        Errors: INVALID_ARGUMENT / FIELD_INVALID; FAILED_PRECONDITION / RUN_STATE.
+        first call made, if the specs are equal, and RUN_STATE if not. A run that failed before its first step has nothing
+        to lose: another spec takes its name.
+        Errors: INVALID_ARGUMENT / FIELD_INVALID, FIELD_MISSING; FAILED_PRECONDITION / RUN_STATE; UNAVAILABLE / DRAINING.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -98,38 +99,43 @@ class TrainerServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListRuns(self, request, context):
-        """ListRuns lists the runs, newest first. Safe to retry.
+        """ListRuns lists the runs, newest first. Safe to retry. Errors: INVALID_ARGUMENT / FIELD_INVALID.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchRun(self, request, context):
-        """WatchRun sends the events after a sequence number, then each new one, and ends once the run has ended and all are
-        sent. Safe to retry from the last sequence number seen: nothing is missed, nothing comes twice. Errors: NOT_FOUND.
+        """WatchRun sends the events after a sequence number, then each new one. It ends OK once the run has ended and all are
+        sent, and only then: a drain ends it with DRAINING, unless the drain stops the run, whose end is then still sent.
+        Safe to call again from the last sequence number seen: nothing is missed, nothing comes twice.
+        Errors: NOT_FOUND; UNAVAILABLE / DRAINING.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StopRun(self, request, context):
-        """StopRun asks the run to finish its step, write a checkpoint and end; it can be resumed. Safe to retry.
-        Errors: NOT_FOUND; FAILED_PRECONDITION / RUN_STATE.
+        """StopRun asks the run to finish its step, write a checkpoint and end; it can be resumed. Safe to retry: a run that
+        is stopping or has ended is left alone.
+        Errors: NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ResumeRun(self, request, context):
-        """ResumeRun launches a stopped, failed or interrupted run again from its last checkpoint.
-        Errors: NOT_FOUND; FAILED_PRECONDITION / RUN_STATE.
+        """ResumeRun launches a stopped or failed run again from its last checkpoint, or from its start where it has none. Not
+        retried by clients: a second call finds the run STARTING, which is RUN_STATE.
+        Errors: NOT_FOUND; FAILED_PRECONDITION / RUN_STATE; UNAVAILABLE / DRAINING.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CheckpointRun(self, request, context):
-        """CheckpointRun asks the run to write a checkpoint after its step. Safe to retry.
+        """CheckpointRun asks the run to write a checkpoint after its step. The order is on disk when this returns, and is
+        passed on until the run has certainly had it, whatever breaks. Safe to retry; the cost is another checkpoint.
         Errors: NOT_FOUND; FAILED_PRECONDITION / RUN_STATE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -139,7 +145,8 @@ class TrainerServiceServicer(object):
     def ReportEvents(self, request_iterator, context):
         """ReportEvents is how a run process reports: events numbered by the run, acknowledged once they are on disk. A run
         that reconnects sends on from the last acknowledged number; an event sent twice is kept once. Orders to the run
-        (stop, checkpoint) come back on the same stream. Errors: NOT_FOUND; INVALID_ARGUMENT / FIELD_INVALID.
+        (stop, checkpoint) come back on the same stream. It ends OK when the run closes it, and on a drain that leaves the
+        run alone. Errors: NOT_FOUND; INVALID_ARGUMENT / FIELD_INVALID, FIELD_MISSING.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

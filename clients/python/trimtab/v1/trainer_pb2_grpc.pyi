@@ -35,33 +35,40 @@ class TrainerServiceStub:
     def __new__(cls, channel: _aio.Channel) -> TrainerServiceAsyncStub: ...
     StartRun: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.StartRunRequest, _trainer_pb2.StartRunResponse]
     """StartRun checks the spec and launches a run process. With the same run name a retry returns the run that the
-    first call made, if the specs are equal.
-    Errors: INVALID_ARGUMENT / FIELD_INVALID; FAILED_PRECONDITION / RUN_STATE.
+    first call made, if the specs are equal, and RUN_STATE if not. A run that failed before its first step has nothing
+    to lose: another spec takes its name.
+    Errors: INVALID_ARGUMENT / FIELD_INVALID, FIELD_MISSING; FAILED_PRECONDITION / RUN_STATE; UNAVAILABLE / DRAINING.
     """
     GetRun: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.GetRunRequest, _trainer_pb2.GetRunResponse]
     """GetRun returns one run. Safe to retry. Errors: NOT_FOUND."""
     ListRuns: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.ListRunsRequest, _trainer_pb2.ListRunsResponse]
-    """ListRuns lists the runs, newest first. Safe to retry."""
+    """ListRuns lists the runs, newest first. Safe to retry. Errors: INVALID_ARGUMENT / FIELD_INVALID."""
     WatchRun: _grpc.UnaryStreamMultiCallable[_trainer_pb2.WatchRunRequest, _trainer_pb2.WatchRunResponse]
-    """WatchRun sends the events after a sequence number, then each new one, and ends once the run has ended and all are
-    sent. Safe to retry from the last sequence number seen: nothing is missed, nothing comes twice. Errors: NOT_FOUND.
+    """WatchRun sends the events after a sequence number, then each new one. It ends OK once the run has ended and all are
+    sent, and only then: a drain ends it with DRAINING, unless the drain stops the run, whose end is then still sent.
+    Safe to call again from the last sequence number seen: nothing is missed, nothing comes twice.
+    Errors: NOT_FOUND; UNAVAILABLE / DRAINING.
     """
     StopRun: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.StopRunRequest, _trainer_pb2.StopRunResponse]
-    """StopRun asks the run to finish its step, write a checkpoint and end; it can be resumed. Safe to retry.
-    Errors: NOT_FOUND; FAILED_PRECONDITION / RUN_STATE.
+    """StopRun asks the run to finish its step, write a checkpoint and end; it can be resumed. Safe to retry: a run that
+    is stopping or has ended is left alone.
+    Errors: NOT_FOUND.
     """
     ResumeRun: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.ResumeRunRequest, _trainer_pb2.ResumeRunResponse]
-    """ResumeRun launches a stopped, failed or interrupted run again from its last checkpoint.
-    Errors: NOT_FOUND; FAILED_PRECONDITION / RUN_STATE.
+    """ResumeRun launches a stopped or failed run again from its last checkpoint, or from its start where it has none. Not
+    retried by clients: a second call finds the run STARTING, which is RUN_STATE.
+    Errors: NOT_FOUND; FAILED_PRECONDITION / RUN_STATE; UNAVAILABLE / DRAINING.
     """
     CheckpointRun: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.CheckpointRunRequest, _trainer_pb2.CheckpointRunResponse]
-    """CheckpointRun asks the run to write a checkpoint after its step. Safe to retry.
+    """CheckpointRun asks the run to write a checkpoint after its step. The order is on disk when this returns, and is
+    passed on until the run has certainly had it, whatever breaks. Safe to retry; the cost is another checkpoint.
     Errors: NOT_FOUND; FAILED_PRECONDITION / RUN_STATE.
     """
     ReportEvents: _grpc.StreamStreamMultiCallable[_trainer_pb2.ReportEventsRequest, _trainer_pb2.ReportEventsResponse]
     """ReportEvents is how a run process reports: events numbered by the run, acknowledged once they are on disk. A run
     that reconnects sends on from the last acknowledged number; an event sent twice is kept once. Orders to the run
-    (stop, checkpoint) come back on the same stream. Errors: NOT_FOUND; INVALID_ARGUMENT / FIELD_INVALID.
+    (stop, checkpoint) come back on the same stream. It ends OK when the run closes it, and on a drain that leaves the
+    run alone. Errors: NOT_FOUND; INVALID_ARGUMENT / FIELD_INVALID, FIELD_MISSING.
     """
 
 @_typing.type_check_only
@@ -71,33 +78,40 @@ class TrainerServiceAsyncStub(TrainerServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     StartRun: _aio.UnaryUnaryMultiCallable[_trainer_pb2.StartRunRequest, _trainer_pb2.StartRunResponse]  # type: ignore[assignment]
     """StartRun checks the spec and launches a run process. With the same run name a retry returns the run that the
-    first call made, if the specs are equal.
-    Errors: INVALID_ARGUMENT / FIELD_INVALID; FAILED_PRECONDITION / RUN_STATE.
+    first call made, if the specs are equal, and RUN_STATE if not. A run that failed before its first step has nothing
+    to lose: another spec takes its name.
+    Errors: INVALID_ARGUMENT / FIELD_INVALID, FIELD_MISSING; FAILED_PRECONDITION / RUN_STATE; UNAVAILABLE / DRAINING.
     """
     GetRun: _aio.UnaryUnaryMultiCallable[_trainer_pb2.GetRunRequest, _trainer_pb2.GetRunResponse]  # type: ignore[assignment]
     """GetRun returns one run. Safe to retry. Errors: NOT_FOUND."""
     ListRuns: _aio.UnaryUnaryMultiCallable[_trainer_pb2.ListRunsRequest, _trainer_pb2.ListRunsResponse]  # type: ignore[assignment]
-    """ListRuns lists the runs, newest first. Safe to retry."""
+    """ListRuns lists the runs, newest first. Safe to retry. Errors: INVALID_ARGUMENT / FIELD_INVALID."""
     WatchRun: _aio.UnaryStreamMultiCallable[_trainer_pb2.WatchRunRequest, _trainer_pb2.WatchRunResponse]  # type: ignore[assignment]
-    """WatchRun sends the events after a sequence number, then each new one, and ends once the run has ended and all are
-    sent. Safe to retry from the last sequence number seen: nothing is missed, nothing comes twice. Errors: NOT_FOUND.
+    """WatchRun sends the events after a sequence number, then each new one. It ends OK once the run has ended and all are
+    sent, and only then: a drain ends it with DRAINING, unless the drain stops the run, whose end is then still sent.
+    Safe to call again from the last sequence number seen: nothing is missed, nothing comes twice.
+    Errors: NOT_FOUND; UNAVAILABLE / DRAINING.
     """
     StopRun: _aio.UnaryUnaryMultiCallable[_trainer_pb2.StopRunRequest, _trainer_pb2.StopRunResponse]  # type: ignore[assignment]
-    """StopRun asks the run to finish its step, write a checkpoint and end; it can be resumed. Safe to retry.
-    Errors: NOT_FOUND; FAILED_PRECONDITION / RUN_STATE.
+    """StopRun asks the run to finish its step, write a checkpoint and end; it can be resumed. Safe to retry: a run that
+    is stopping or has ended is left alone.
+    Errors: NOT_FOUND.
     """
     ResumeRun: _aio.UnaryUnaryMultiCallable[_trainer_pb2.ResumeRunRequest, _trainer_pb2.ResumeRunResponse]  # type: ignore[assignment]
-    """ResumeRun launches a stopped, failed or interrupted run again from its last checkpoint.
-    Errors: NOT_FOUND; FAILED_PRECONDITION / RUN_STATE.
+    """ResumeRun launches a stopped or failed run again from its last checkpoint, or from its start where it has none. Not
+    retried by clients: a second call finds the run STARTING, which is RUN_STATE.
+    Errors: NOT_FOUND; FAILED_PRECONDITION / RUN_STATE; UNAVAILABLE / DRAINING.
     """
     CheckpointRun: _aio.UnaryUnaryMultiCallable[_trainer_pb2.CheckpointRunRequest, _trainer_pb2.CheckpointRunResponse]  # type: ignore[assignment]
-    """CheckpointRun asks the run to write a checkpoint after its step. Safe to retry.
+    """CheckpointRun asks the run to write a checkpoint after its step. The order is on disk when this returns, and is
+    passed on until the run has certainly had it, whatever breaks. Safe to retry; the cost is another checkpoint.
     Errors: NOT_FOUND; FAILED_PRECONDITION / RUN_STATE.
     """
     ReportEvents: _aio.StreamStreamMultiCallable[_trainer_pb2.ReportEventsRequest, _trainer_pb2.ReportEventsResponse]  # type: ignore[assignment]
     """ReportEvents is how a run process reports: events numbered by the run, acknowledged once they are on disk. A run
     that reconnects sends on from the last acknowledged number; an event sent twice is kept once. Orders to the run
-    (stop, checkpoint) come back on the same stream. Errors: NOT_FOUND; INVALID_ARGUMENT / FIELD_INVALID.
+    (stop, checkpoint) come back on the same stream. It ends OK when the run closes it, and on a drain that leaves the
+    run alone. Errors: NOT_FOUND; INVALID_ARGUMENT / FIELD_INVALID, FIELD_MISSING.
     """
 
 class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -110,8 +124,9 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_trainer_pb2.StartRunResponse, _abc.Awaitable[_trainer_pb2.StartRunResponse]]:
         """StartRun checks the spec and launches a run process. With the same run name a retry returns the run that the
-        first call made, if the specs are equal.
-        Errors: INVALID_ARGUMENT / FIELD_INVALID; FAILED_PRECONDITION / RUN_STATE.
+        first call made, if the specs are equal, and RUN_STATE if not. A run that failed before its first step has nothing
+        to lose: another spec takes its name.
+        Errors: INVALID_ARGUMENT / FIELD_INVALID, FIELD_MISSING; FAILED_PRECONDITION / RUN_STATE; UNAVAILABLE / DRAINING.
         """
 
     @_abc_1.abstractmethod
@@ -128,7 +143,7 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _trainer_pb2.ListRunsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_trainer_pb2.ListRunsResponse, _abc.Awaitable[_trainer_pb2.ListRunsResponse]]:
-        """ListRuns lists the runs, newest first. Safe to retry."""
+        """ListRuns lists the runs, newest first. Safe to retry. Errors: INVALID_ARGUMENT / FIELD_INVALID."""
 
     @_abc_1.abstractmethod
     def WatchRun(
@@ -136,8 +151,10 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _trainer_pb2.WatchRunRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_trainer_pb2.WatchRunResponse], _abc.AsyncIterator[_trainer_pb2.WatchRunResponse]]:
-        """WatchRun sends the events after a sequence number, then each new one, and ends once the run has ended and all are
-        sent. Safe to retry from the last sequence number seen: nothing is missed, nothing comes twice. Errors: NOT_FOUND.
+        """WatchRun sends the events after a sequence number, then each new one. It ends OK once the run has ended and all are
+        sent, and only then: a drain ends it with DRAINING, unless the drain stops the run, whose end is then still sent.
+        Safe to call again from the last sequence number seen: nothing is missed, nothing comes twice.
+        Errors: NOT_FOUND; UNAVAILABLE / DRAINING.
         """
 
     @_abc_1.abstractmethod
@@ -146,8 +163,9 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _trainer_pb2.StopRunRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_trainer_pb2.StopRunResponse, _abc.Awaitable[_trainer_pb2.StopRunResponse]]:
-        """StopRun asks the run to finish its step, write a checkpoint and end; it can be resumed. Safe to retry.
-        Errors: NOT_FOUND; FAILED_PRECONDITION / RUN_STATE.
+        """StopRun asks the run to finish its step, write a checkpoint and end; it can be resumed. Safe to retry: a run that
+        is stopping or has ended is left alone.
+        Errors: NOT_FOUND.
         """
 
     @_abc_1.abstractmethod
@@ -156,8 +174,9 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _trainer_pb2.ResumeRunRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_trainer_pb2.ResumeRunResponse, _abc.Awaitable[_trainer_pb2.ResumeRunResponse]]:
-        """ResumeRun launches a stopped, failed or interrupted run again from its last checkpoint.
-        Errors: NOT_FOUND; FAILED_PRECONDITION / RUN_STATE.
+        """ResumeRun launches a stopped or failed run again from its last checkpoint, or from its start where it has none. Not
+        retried by clients: a second call finds the run STARTING, which is RUN_STATE.
+        Errors: NOT_FOUND; FAILED_PRECONDITION / RUN_STATE; UNAVAILABLE / DRAINING.
         """
 
     @_abc_1.abstractmethod
@@ -166,7 +185,8 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _trainer_pb2.CheckpointRunRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_trainer_pb2.CheckpointRunResponse, _abc.Awaitable[_trainer_pb2.CheckpointRunResponse]]:
-        """CheckpointRun asks the run to write a checkpoint after its step. Safe to retry.
+        """CheckpointRun asks the run to write a checkpoint after its step. The order is on disk when this returns, and is
+        passed on until the run has certainly had it, whatever breaks. Safe to retry; the cost is another checkpoint.
         Errors: NOT_FOUND; FAILED_PRECONDITION / RUN_STATE.
         """
 
@@ -178,7 +198,8 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_trainer_pb2.ReportEventsResponse], _abc.AsyncIterator[_trainer_pb2.ReportEventsResponse]]:
         """ReportEvents is how a run process reports: events numbered by the run, acknowledged once they are on disk. A run
         that reconnects sends on from the last acknowledged number; an event sent twice is kept once. Orders to the run
-        (stop, checkpoint) come back on the same stream. Errors: NOT_FOUND; INVALID_ARGUMENT / FIELD_INVALID.
+        (stop, checkpoint) come back on the same stream. It ends OK when the run closes it, and on a drain that leaves the
+        run alone. Errors: NOT_FOUND; INVALID_ARGUMENT / FIELD_INVALID, FIELD_MISSING.
         """
 
 def add_TrainerServiceServicer_to_server(servicer: TrainerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -82,7 +82,9 @@ class ChatMessages(_message.Message):
     MESSAGES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatMessage]:
-        """At least one turn. The service applies its own chat template and reports its digest in GetInfo."""
+        """At least one turn, else FIELD_INVALID or, in a prompt, EMPTY_PROMPT. The service applies its own chat template and
+        reports its digest in GetInfo; FIELD_INVALID where its tokenizer has none.
+        """
 
     def __init__(
         self,
@@ -138,7 +140,9 @@ class Prompt(_message.Message):
 
     @_builtins.property
     def messages(self) -> Global___ChatMessages:
-        """A conversation that ends in a user turn."""
+        """A conversation to be continued: one that ends in an assistant turn is FIELD_INVALID, one without turns
+        EMPTY_PROMPT.
+        """
 
     def __init__(
         self,
@@ -172,26 +176,38 @@ class SamplingParams(_message.Message):
     STOP_STRINGS_FIELD_NUMBER: _builtins.int
     IGNORE_EOS_FIELD_NUMBER: _builtins.int
     temperature: _builtins.float
-    """Divides the logits before sampling and in the reported log-probs. In [0, 100]; 0 takes the likeliest token
-    and reports log-probs at temperature 1. Unset means 1.
+    """Divides the logits before sampling and in the reported log-probs. 0, or in [1e-6, 100], else FIELD_INVALID; 0
+    takes the likeliest token and reports log-probs at temperature 1. Unset means 1.
     """
     top_p: _builtins.float
-    """Keeps the smallest set of likeliest tokens whose probability reaches this. In (0, 1]; unset means 1: all."""
+    """Keeps the smallest set of likeliest tokens whose probability reaches this. In [1e-30, 1], else FIELD_INVALID;
+    unset means 1: all.
+    """
     top_k: _builtins.int
     """Keeps this many likeliest tokens. 0 means all; negative is FIELD_INVALID."""
     min_new_tokens: _builtins.int
-    """End-of-sequence tokens cannot be drawn before this many tokens. 0 means no minimum; at most max_new_tokens."""
+    """End-of-sequence tokens cannot be drawn before this many tokens, nor do stop strings end the completion. 0 means no
+    minimum; negative or more than max_new_tokens is FIELD_INVALID.
+    """
     max_new_tokens: _builtins.int
-    """Most tokens of a completion, at least 1. 0 means 128. Prompt plus this over the limit is SEQUENCE_TOO_LONG."""
+    """Most tokens of a completion. 0 means 128; negative is FIELD_INVALID. Prompt plus this over the limit is
+    SEQUENCE_TOO_LONG.
+    """
     ignore_eos: _builtins.bool
-    """True lets the completion run on over end-of-sequence tokens up to max_new_tokens."""
+    """True lets the completion run on over end-of-sequence tokens up to max_new_tokens; stop_token_ids and stop_strings
+    still end it.
+    """
     @_builtins.property
     def stop_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Token ids that end a completion besides the model's own end-of-sequence set. The id is kept in the completion."""
+        """Token ids that end a completion besides the model's own end-of-sequence set. The id is kept in the completion.
+        Each in [0, vocab_size): negative is FIELD_INVALID, beyond it TOKEN_ID_OUT_OF_RANGE. Empty means no others.
+        """
 
     @_builtins.property
     def stop_strings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Texts that end a completion once they appear in its decoded text. At most 16, none empty."""
+        """Texts that end a completion once they appear in its decoded text. At most 16, none empty, else FIELD_INVALID.
+        Empty means none.
+        """
 
     def __init__(
         self,
@@ -229,9 +245,11 @@ class VersionRequirement(_message.Message):
     EXACTLY_FIELD_NUMBER: _builtins.int
     AT_LEAST_FIELD_NUMBER: _builtins.int
     exactly: _builtins.int
-    """Exactly this version. A sequence under it also finishes on it."""
+    """Exactly this version; 0 is that of a model loaded from a folder. A sequence under it also finishes on it.
+    Negative is FIELD_INVALID.
+    """
     at_least: _builtins.int
-    """This version or a later one."""
+    """This version or a later one; 0 allows every version. Negative is FIELD_INVALID."""
     def __init__(
         self,
         *,
@@ -260,13 +278,17 @@ class ServedModel(_message.Message):
     TOKENIZER_DIGEST_FIELD_NUMBER: _builtins.int
     CHAT_TEMPLATE_DIGEST_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """The model's name in this service, such as "policy". Never empty."""
+    """The model's name in this service, such as "policy". Empty only in the answer to an item of a stream that failed."""
     version: _builtins.int
-    """Version number in the weights store. 0 for a model loaded from a folder."""
+    """Version number in the weights store. 0 for a model loaded from a folder, and while there is no version."""
     weights_digest: _builtins.str
-    """SHA-256 (hex) over the sorted (name, dtype, shape, SHA-256 of the bytes) of its tensors."""
+    """SHA-256 (hex) over the sorted (name, dtype, shape, SHA-256 of the bytes) of its tensors. Empty while there is no
+    version, for a model loaded from a folder, and for a completion whose version is no longer the one served.
+    """
     tokenizer_digest: _builtins.str
-    """SHA-256 (hex) of the tokenizer's canonical form. Equal digests give equal token ids."""
+    """SHA-256 (hex) of the tokenizer's canonical form; equal digests give equal token ids. Empty while there is no
+    version.
+    """
     chat_template_digest: _builtins.str
     """SHA-256 (hex) of the chat template. Empty when the tokenizer has none."""
     def __init__(
@@ -295,9 +317,9 @@ class Timing(_message.Message):
     QUEUE_MS_FIELD_NUMBER: _builtins.int
     COMPUTE_MS_FIELD_NUMBER: _builtins.int
     queue_ms: _builtins.float
-    """Longest wait of an item in the queue, in milliseconds."""
+    """Longest wait of an item in the queue, in milliseconds. 0 when none was computed."""
     compute_ms: _builtins.float
-    """Compute time of the batches that held its items, in milliseconds."""
+    """Compute time of the batches that held its items, in milliseconds. 0 when none was computed."""
     def __init__(
         self,
         *,

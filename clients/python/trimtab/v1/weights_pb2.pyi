@@ -58,24 +58,28 @@ class TensorEntry(_message.Message):
     BLOB_LENGTH_BYTES_FIELD_NUMBER: _builtins.int
     BASE_VERSION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Name, as in a safetensors file of the Hugging Face folder. Unique within the manifest."""
+    """Name, as in a safetensors file of the Hugging Face folder: 1 to 512 printable characters without spaces, else
+    FIELD_INVALID; unique within the manifest, else DUPLICATE_ID.
+    """
     dtype: _builtins.str
-    """safetensors dtype: "F32", "F16", "BF16", "F64", "I64", "I32", "I16", "I8", "U8" or "BOOL"."""
+    """safetensors dtype: "F32", "F16", "BF16", "F64", "I64", "I32", "I16", "I8", "U8" or "BOOL", else FIELD_INVALID."""
     digest: _builtins.str
-    """SHA-256 (hex) of the decoded bytes."""
+    """SHA-256 (64 lower-case hex digits) of the decoded bytes, else FIELD_INVALID; other bytes are DIGEST_MISMATCH."""
     encoding: Global___Encoding.ValueType
-    """How the bytes lie in the blob."""
+    """How the bytes lie in the blob. Only ENCODING_RAW is taken, anything else is FIELD_INVALID."""
     blob_digest: _builtins.str
-    """SHA-256 (hex) of the blob that holds them. Several tensors may share one blob."""
+    """SHA-256 (64 lower-case hex digits) of the blob that holds them. Several tensors may share one blob."""
     blob_offset_bytes: _builtins.int
-    """First byte within the blob."""
+    """First byte within the blob. 0 is its start; negative is FIELD_INVALID."""
     blob_length_bytes: _builtins.int
-    """Bytes within the blob."""
+    """Bytes within the blob: what dtype and shape make, and not beyond the blob's end, else FIELD_INVALID. 0 for a tensor
+    without elements.
+    """
     base_version: _builtins.int
-    """Version whose decoded bytes this one is encoded against. 0 for ENCODING_RAW."""
+    """Version whose decoded bytes this one is encoded against. 0, as ENCODING_RAW needs, else FIELD_INVALID."""
     @_builtins.property
     def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Shape. Empty for a scalar."""
+        """Shape, none negative, else FIELD_INVALID. Empty for a scalar."""
 
     def __init__(
         self,
@@ -108,11 +112,11 @@ class FileEntry(_message.Message):
     DIGEST_FIELD_NUMBER: _builtins.int
     LENGTH_BYTES_FIELD_NUMBER: _builtins.int
     path: _builtins.str
-    """Path within the model folder: relative, no "..", unique within the manifest."""
+    """Path within the model folder: relative, no "..", else FIELD_INVALID; unique within the manifest, else DUPLICATE_ID."""
     digest: _builtins.str
-    """SHA-256 (hex) of the file; also the name of its blob."""
+    """SHA-256 (64 lower-case hex digits) of the file; also the name of its blob."""
     length_bytes: _builtins.int
-    """Size."""
+    """Size of the file, else FIELD_INVALID. 0 for an empty one."""
     def __init__(
         self,
         *,
@@ -167,36 +171,40 @@ class Manifest(_message.Message):
     CHAT_TEMPLATE_DIGEST_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
     version: _builtins.int
-    """Number given by the store: it only grows and is never given twice. 0 in a PublishRequest."""
+    """Number given by the store, from 1: it only grows and is never given twice. 0 in a PublishRequest, else
+    FIELD_INVALID.
+    """
     parent_version: _builtins.int
-    """Version that this one followed on its channel. 0 for the first."""
+    """Version that this one followed on its first channel. 0 for the first; what a PublishRequest says is ignored."""
     run: _builtins.str
-    """Run that made it. May be empty."""
+    """Run that made it, at most 200 characters, else FIELD_INVALID. Empty when none did."""
     stage: _builtins.str
-    """Stage of the run: "sft", "reward_model", "ppo", ... May be empty."""
+    """Stage of the run: "sft", "reward_model", "ppo", ...; at most 200 characters, else FIELD_INVALID. Empty when none."""
     step: _builtins.int
-    """Optimizer steps of that stage when it was published."""
+    """Optimizer steps of that stage when it was published. 0 before the first; negative is FIELD_INVALID."""
     weights_digest: _builtins.str
-    """SHA-256 (hex) over the sorted (name, dtype, shape, digest) lines of the tensors; the same for every encoding."""
+    """SHA-256 (hex) over the sorted (name, dtype, shape, digest) lines of the tensors, the same for every encoding;
+    another one is FIELD_INVALID.
+    """
     tokenizer_digest: _builtins.str
-    """SHA-256 (hex) of the tokenizer's canonical form. Empty when not known."""
+    """SHA-256 (hex) of the tokenizer's canonical form, at most 200 characters, else FIELD_INVALID. Empty when not known."""
     chat_template_digest: _builtins.str
-    """SHA-256 (hex) of the chat template. Empty when there is none."""
+    """SHA-256 (hex) of the chat template, at most 200 characters, else FIELD_INVALID. Empty when there is none."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
-        """When it was committed, by the store's clock. Unset in a PublishRequest."""
+        """When it was committed, by the store's clock. Unset in a PublishRequest, else FIELD_INVALID."""
 
     @_builtins.property
     def tensors(self) -> _containers.RepeatedCompositeFieldContainer[Global___TensorEntry]:
-        """All tensors, sorted by name."""
+        """All tensors, sorted by name, else FIELD_INVALID. Empty is FIELD_MISSING."""
 
     @_builtins.property
     def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___FileEntry]:
-        """All other files, sorted by path."""
+        """All other files, sorted by path, else FIELD_INVALID. May be empty."""
 
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
-        """Figures to look at later, such as "mean_kl". Finite numbers only."""
+        """Figures to look at later, such as "mean_kl". Finite numbers only, else FIELD_INVALID. Empty when there are none."""
 
     def __init__(
         self,
@@ -233,14 +241,14 @@ class Lease(_message.Message):
     HOLDER_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     lease_id: _builtins.str
-    """Secret that proves holding it. Sent with each write."""
+    """Secret that proves holding it. Sent with each write. Never empty."""
     channel_prefix: _builtins.str
-    """Prefix of channel names, such as "run-7/". Leases never overlap."""
+    """Prefix of channel names, such as "run-7/". Empty covers every channel. Leases never overlap."""
     holder: _builtins.str
-    """Who holds it, for people: run name, host and process."""
+    """Who holds it, for people: run name, host and process. Never empty."""
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
-        """When it ends unless renewed."""
+        """When it ends unless renewed, by the store's clock."""
 
     def __init__(
         self,
@@ -269,13 +277,15 @@ class AcquireLeaseRequest(_message.Message):
     TTL_MS_FIELD_NUMBER: _builtins.int
     LEASE_ID_FIELD_NUMBER: _builtins.int
     channel_prefix: _builtins.str
-    """Prefix of channel names. Empty covers every channel."""
+    """Prefix of channel names, at most 200 characters, else FIELD_INVALID. Empty covers every channel. In a renewal the
+    lease's own, else LEASE_LOST.
+    """
     holder: _builtins.str
-    """Who asks, for people. Not empty."""
+    """Who asks, for people: 1 to 200 characters, else FIELD_INVALID."""
     ttl_ms: _builtins.int
-    """How long it lasts, in milliseconds, in [1000, 600000]."""
+    """How long it lasts from now, in milliseconds, in [1000, 600000], else FIELD_INVALID; 0 is no default."""
     lease_id: _builtins.str
-    """The lease to renew. Empty asks for a new one."""
+    """The lease to renew; one that has ended is LEASE_LOST. Empty asks for a new one."""
     def __init__(
         self,
         *,
@@ -324,7 +334,7 @@ class ReleaseLeaseRequest(_message.Message):
 
     LEASE_ID_FIELD_NUMBER: _builtins.int
     lease_id: _builtins.str
-    """The lease to end."""
+    """The lease to end. Empty or unknown ends none and is no error."""
     def __init__(
         self,
         *,
@@ -364,7 +374,7 @@ class FindMissingBlobsRequest(_message.Message):
     DIGESTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def digests(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """SHA-256 digests (64 lower-case hex digits), at most 10,000."""
+        """SHA-256 digests (64 lower-case hex digits), at most 10,000, else FIELD_INVALID. Empty asks for blobs_url only."""
 
     def __init__(
         self,
@@ -391,7 +401,7 @@ class FindMissingBlobsResponse(_message.Message):
     """URL prefix: PUT blobs_url + digest uploads a blob. The server checks the digest before the blob is visible."""
     @_builtins.property
     def missing(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Those of the request that the store does not have."""
+        """Those of the request that the store does not have. Empty when it has all."""
 
     def __init__(
         self,
@@ -419,20 +429,26 @@ class PublishRequest(_message.Message):
     LEASE_ID_FIELD_NUMBER: _builtins.int
     PUBLISH_ID_FIELD_NUMBER: _builtins.int
     expected_previous_version: _builtins.int
-    """Version that the first channel must point to now: compare-and-swap. 0 means that it must not exist yet;
-    -1 skips the check.
+    """Version that the first channel must point to now, else VERSION_CONFLICT: compare-and-swap. 0 means that it must not
+    exist yet; -1 skips the check; less is FIELD_INVALID.
     """
     lease_id: _builtins.str
-    """The lease that covers the channels. Empty only where no lease covers them."""
+    """The lease that covers the channels: another's is LEASE_HELD, one that has ended LEASE_LOST, one that does not cover
+    them FIELD_INVALID. Empty only where no lease covers them.
+    """
     publish_id: _builtins.str
-    """Name of this publication for safe retries; unique, such as a UUID. Not empty."""
+    """Name of this publication for safe retries, such as a UUID: 1 to 200 characters, else FIELD_INVALID; unique in the
+    store, else DUPLICATE_ID.
+    """
     @_builtins.property
     def manifest(self) -> Global___Manifest:
         """The manifest with version 0 and no create_time."""
 
     @_builtins.property
     def channels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Channels to move to the new version; at least one."""
+        """Channels to move to the new version: at least one, else FIELD_MISSING; each
+        1 to 200 letters, digits, "-", "_" and ".", in parts joined by "/", else FIELD_INVALID.
+        """
 
     def __init__(
         self,
@@ -484,9 +500,9 @@ class GetManifestRequest(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     CHANNEL_FIELD_NUMBER: _builtins.int
     version: _builtins.int
-    """By number."""
+    """By number. 0, or one that does not exist or was pruned, is NOT_FOUND."""
     channel: _builtins.str
-    """By channel, such as "policy/latest"."""
+    """By channel, such as "policy/latest". Empty, or one that does not exist, is NOT_FOUND."""
     def __init__(
         self,
         *,
@@ -515,7 +531,7 @@ class GetManifestResponse(_message.Message):
     """URL prefix: GET blobs_url + digest, with Range."""
     @_builtins.property
     def manifest(self) -> Global___Manifest:
-        """The manifest."""
+        """The manifest. Always set."""
 
     def __init__(
         self,
@@ -541,9 +557,9 @@ class ListVersionsRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     RUN_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """Most versions in the answer, at most 1,000. 0 means 50."""
+    """Most versions in the answer, in [0, 1000], else FIELD_INVALID. 0 means 50."""
     page_token: _builtins.str
-    """next_page_token of the last answer. Empty starts at the newest."""
+    """next_page_token of the last answer, else FIELD_INVALID. Empty starts at the newest."""
     run: _builtins.str
     """Only versions of this run. Empty means all."""
     def __init__(
@@ -578,28 +594,28 @@ class VersionSummary(_message.Message):
     PINNED_FIELD_NUMBER: _builtins.int
     CHANNELS_FIELD_NUMBER: _builtins.int
     version: _builtins.int
-    """The number."""
+    """The number, at least 1."""
     parent_version: _builtins.int
-    """Version that it followed."""
+    """Version that it followed on its first channel. 0 when there was none."""
     run: _builtins.str
-    """Run that made it."""
+    """Run that made it. Empty when none did."""
     stage: _builtins.str
-    """Stage of the run."""
+    """Stage of the run. Empty when none."""
     step: _builtins.int
-    """Optimizer steps of that stage."""
+    """Optimizer steps of that stage. 0 before the first."""
     weights_digest: _builtins.str
-    """Digest of its weights."""
+    """Digest of its weights, as in its manifest."""
     weights_bytes: _builtins.int
-    """Decoded size of its tensors."""
+    """Decoded size of its tensors, in bytes."""
     pinned: _builtins.bool
-    """True when pinned."""
+    """True when pinned: Prune leaves it alone."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
-        """When it was committed."""
+        """When it was committed, by the store's clock."""
 
     @_builtins.property
     def channels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Channels that point to it."""
+        """Channels that point to it, sorted. Empty when none does."""
 
     def __init__(
         self,
@@ -635,7 +651,7 @@ class ListVersionsResponse(_message.Message):
     """Pass it on for the next page. Empty on the last."""
     @_builtins.property
     def versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___VersionSummary]:
-        """Newest first."""
+        """Newest first. Empty when there are none."""
 
     def __init__(
         self,
@@ -685,9 +701,9 @@ class Channel(_message.Message):
     name: _builtins.str
     """Its name, such as "policy/latest"."""
     version: _builtins.int
-    """The version it points to."""
+    """The version it points to, at least 1."""
     generation: _builtins.int
-    """Moves so far."""
+    """Moves so far, at least 1; pointing it to where it points already is none."""
     def __init__(
         self,
         *,
@@ -712,7 +728,7 @@ class ListChannelsResponse(_message.Message):
     CHANNELS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def channels(self) -> _containers.RepeatedCompositeFieldContainer[Global___Channel]:
-        """Sorted by name."""
+        """Sorted by name. Empty when there are none."""
 
     def __init__(
         self,
@@ -736,9 +752,13 @@ class WatchRequest(_message.Message):
     CHANNEL_FIELD_NUMBER: _builtins.int
     AFTER_VERSION_FIELD_NUMBER: _builtins.int
     channel: _builtins.str
-    """The channel; it need not exist yet."""
+    """The channel, which need not exist yet: 1 to 200 letters, digits, "-", "_" and ".", in parts joined
+    by "/", else FIELD_INVALID.
+    """
     after_version: _builtins.int
-    """The version that the caller has. 0 means none."""
+    """The version that the caller has; any number is allowed, and one that the channel does not point to is answered at
+    once. 0 means none.
+    """
     def __init__(
         self,
         *,
@@ -761,8 +781,8 @@ class WatchResponse(_message.Message):
 
     VERSION_FIELD_NUMBER: _builtins.int
     version: _builtins.int
-    """The version that the channel points to now. 0 while it does not exist: sent every 10 seconds as a sign of life,
-    as is the present version.
+    """The version that the channel points to now. 0 while it does not exist. While nothing moves it is sent again as a
+    sign of life, every 10 seconds unless the service is configured otherwise.
     """
     def __init__(
         self,
@@ -788,13 +808,17 @@ class SetChannelRequest(_message.Message):
     EXPECTED_PREVIOUS_VERSION_FIELD_NUMBER: _builtins.int
     LEASE_ID_FIELD_NUMBER: _builtins.int
     channel: _builtins.str
-    """The channel; made when it does not exist."""
+    """The channel, made when it does not exist:
+    1 to 200 letters, digits, "-", "_" and ".", in parts joined by "/", else FIELD_INVALID.
+    """
     version: _builtins.int
-    """The version to point to."""
+    """The version to point to. 0, or one that does not exist, is NOT_FOUND."""
     expected_previous_version: _builtins.int
-    """Version that it must point to now; 0: it must not exist; -1: no check."""
+    """Version that it must point to now, else VERSION_CONFLICT. 0 means that it must not exist yet; -1 skips the check;
+    less is FIELD_INVALID.
+    """
     lease_id: _builtins.str
-    """The lease that covers the channel. Empty only where no lease covers it."""
+    """The lease that covers the channel, as in PublishRequest. Empty only where no lease covers it."""
     def __init__(
         self,
         *,
@@ -844,9 +868,9 @@ class PinRequest(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     PINNED_FIELD_NUMBER: _builtins.int
     version: _builtins.int
-    """The version."""
+    """The version. 0, or one that does not exist, is NOT_FOUND."""
     pinned: _builtins.bool
-    """True pins, false unpins."""
+    """True pins, false unpins; as it is already is no error."""
     def __init__(
         self,
         *,
@@ -888,11 +912,11 @@ class PruneRequest(_message.Message):
     RUN_FIELD_NUMBER: _builtins.int
     DRY_RUN_FIELD_NUMBER: _builtins.int
     keep_last: _builtins.int
-    """The newest versions of each run that are kept, at least 1."""
+    """The newest versions of each run that are kept, at least 1, else FIELD_INVALID."""
     run: _builtins.str
-    """Only versions of this run. Empty means all runs."""
+    """Only versions of this run. Empty means all runs; an unknown one removes none."""
     dry_run: _builtins.bool
-    """True only tells what would be removed."""
+    """True only tells what would be removed; false removes it."""
     def __init__(
         self,
         *,
@@ -917,10 +941,10 @@ class PruneResponse(_message.Message):
     REMOVED_VERSIONS_FIELD_NUMBER: _builtins.int
     REMOVED_BYTES_FIELD_NUMBER: _builtins.int
     removed_bytes: _builtins.int
-    """Bytes of blobs removed."""
+    """Bytes of blobs removed. Blobs that were uploaded or asked for a short while ago stay, so it may be 0."""
     @_builtins.property
     def removed_versions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Versions removed, ascending."""
+        """Versions removed, ascending. Empty when none was."""
 
     def __init__(
         self,

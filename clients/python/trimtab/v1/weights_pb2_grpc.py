@@ -97,7 +97,8 @@ class WeightsServiceServicer(object):
     """
 
     def AcquireLease(self, request, context):
-        """AcquireLease makes the caller the only writer of the channels with a prefix, or renews its lease.
+        """AcquireLease makes the caller the only writer of the channels with a prefix, or renews its lease. Not retried by
+        clients: a second call finds the lease that the first one took, which is LEASE_HELD.
         Errors: INVALID_ARGUMENT / FIELD_INVALID; FAILED_PRECONDITION / LEASE_HELD, LEASE_LOST.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -105,7 +106,7 @@ class WeightsServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ReleaseLease(self, request, context):
-        """ReleaseLease ends a lease early. Releasing one that has ended already is no error.
+        """ReleaseLease ends a lease early. Releasing one that has ended already is no error, so it is safe to retry.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -121,9 +122,9 @@ class WeightsServiceServicer(object):
 
     def Publish(self, request, context):
         """Publish checks that every blob is there, gives the version a number and moves the channels, all or nothing. With
-        the same publish_id a retry returns the version made by the first.
-        Errors: INVALID_ARGUMENT / FIELD_INVALID; FAILED_PRECONDITION / BLOB_MISSING, VERSION_CONFLICT, LEASE_HELD,
-        LEASE_LOST; DATA_LOSS / DIGEST_MISMATCH.
+        the same publish_id a retry returns the version made by the first; another content under it is DUPLICATE_ID.
+        Errors: INVALID_ARGUMENT / FIELD_INVALID, FIELD_MISSING, DUPLICATE_ID; FAILED_PRECONDITION / BLOB_MISSING,
+        VERSION_CONFLICT, LEASE_HELD, LEASE_LOST; DATA_LOSS / DIGEST_MISMATCH.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -131,7 +132,7 @@ class WeightsServiceServicer(object):
 
     def GetManifest(self, request, context):
         """GetManifest returns one version by number or by channel. Safe to retry.
-        Errors: NOT_FOUND.
+        Errors: INVALID_ARGUMENT / FIELD_MISSING; NOT_FOUND; DATA_LOSS / DIGEST_MISMATCH.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -162,15 +163,18 @@ class WeightsServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def SetChannel(self, request, context):
-        """SetChannel points a channel to an existing version: promote or roll back.
-        Errors: NOT_FOUND; FAILED_PRECONDITION / VERSION_CONFLICT, LEASE_HELD.
+        """SetChannel points a channel to an existing version: promote or roll back. Not retried by clients: a second call may
+        find that the first, or somebody after it, has moved the channel.
+        Errors: INVALID_ARGUMENT / FIELD_INVALID; NOT_FOUND; FAILED_PRECONDITION / VERSION_CONFLICT, LEASE_HELD,
+        LEASE_LOST.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Pin(self, request, context):
-        """Pin keeps a version from being pruned, or lets it go again.
+        """Pin keeps a version from being pruned, or lets it go again. It says how it shall be, not what to change, so it is
+        safe to retry.
         Errors: NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -179,7 +183,8 @@ class WeightsServiceServicer(object):
 
     def Prune(self, request, context):
         """Prune removes old versions and the blobs that nothing needs any more. Never one that is pinned, pointed to by a
-        channel or the base of a kept one. Errors: INVALID_ARGUMENT / FIELD_INVALID.
+        channel or the base of a kept one. Not retried by clients: the answer of a second call would not name what the
+        first removed. Errors: INVALID_ARGUMENT / FIELD_INVALID; DATA_LOSS / DIGEST_MISMATCH.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

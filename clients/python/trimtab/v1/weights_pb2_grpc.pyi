@@ -36,24 +36,25 @@ class WeightsServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> WeightsServiceAsyncStub: ...
     AcquireLease: _grpc.UnaryUnaryMultiCallable[_weights_pb2.AcquireLeaseRequest, _weights_pb2.AcquireLeaseResponse]
-    """AcquireLease makes the caller the only writer of the channels with a prefix, or renews its lease.
+    """AcquireLease makes the caller the only writer of the channels with a prefix, or renews its lease. Not retried by
+    clients: a second call finds the lease that the first one took, which is LEASE_HELD.
     Errors: INVALID_ARGUMENT / FIELD_INVALID; FAILED_PRECONDITION / LEASE_HELD, LEASE_LOST.
     """
     ReleaseLease: _grpc.UnaryUnaryMultiCallable[_weights_pb2.ReleaseLeaseRequest, _weights_pb2.ReleaseLeaseResponse]
-    """ReleaseLease ends a lease early. Releasing one that has ended already is no error."""
+    """ReleaseLease ends a lease early. Releasing one that has ended already is no error, so it is safe to retry."""
     FindMissingBlobs: _grpc.UnaryUnaryMultiCallable[_weights_pb2.FindMissingBlobsRequest, _weights_pb2.FindMissingBlobsResponse]
     """FindMissingBlobs tells which blobs must be uploaded before a Publish. Safe to retry.
     Errors: INVALID_ARGUMENT / FIELD_INVALID.
     """
     Publish: _grpc.UnaryUnaryMultiCallable[_weights_pb2.PublishRequest, _weights_pb2.PublishResponse]
     """Publish checks that every blob is there, gives the version a number and moves the channels, all or nothing. With
-    the same publish_id a retry returns the version made by the first.
-    Errors: INVALID_ARGUMENT / FIELD_INVALID; FAILED_PRECONDITION / BLOB_MISSING, VERSION_CONFLICT, LEASE_HELD,
-    LEASE_LOST; DATA_LOSS / DIGEST_MISMATCH.
+    the same publish_id a retry returns the version made by the first; another content under it is DUPLICATE_ID.
+    Errors: INVALID_ARGUMENT / FIELD_INVALID, FIELD_MISSING, DUPLICATE_ID; FAILED_PRECONDITION / BLOB_MISSING,
+    VERSION_CONFLICT, LEASE_HELD, LEASE_LOST; DATA_LOSS / DIGEST_MISMATCH.
     """
     GetManifest: _grpc.UnaryUnaryMultiCallable[_weights_pb2.GetManifestRequest, _weights_pb2.GetManifestResponse]
     """GetManifest returns one version by number or by channel. Safe to retry.
-    Errors: NOT_FOUND.
+    Errors: INVALID_ARGUMENT / FIELD_MISSING; NOT_FOUND; DATA_LOSS / DIGEST_MISMATCH.
     """
     ListVersions: _grpc.UnaryUnaryMultiCallable[_weights_pb2.ListVersionsRequest, _weights_pb2.ListVersionsResponse]
     """ListVersions lists versions, newest first. Safe to retry.
@@ -67,16 +68,20 @@ class WeightsServiceStub:
     Errors: INVALID_ARGUMENT / FIELD_INVALID; UNAVAILABLE / DRAINING.
     """
     SetChannel: _grpc.UnaryUnaryMultiCallable[_weights_pb2.SetChannelRequest, _weights_pb2.SetChannelResponse]
-    """SetChannel points a channel to an existing version: promote or roll back.
-    Errors: NOT_FOUND; FAILED_PRECONDITION / VERSION_CONFLICT, LEASE_HELD.
+    """SetChannel points a channel to an existing version: promote or roll back. Not retried by clients: a second call may
+    find that the first, or somebody after it, has moved the channel.
+    Errors: INVALID_ARGUMENT / FIELD_INVALID; NOT_FOUND; FAILED_PRECONDITION / VERSION_CONFLICT, LEASE_HELD,
+    LEASE_LOST.
     """
     Pin: _grpc.UnaryUnaryMultiCallable[_weights_pb2.PinRequest, _weights_pb2.PinResponse]
-    """Pin keeps a version from being pruned, or lets it go again.
+    """Pin keeps a version from being pruned, or lets it go again. It says how it shall be, not what to change, so it is
+    safe to retry.
     Errors: NOT_FOUND.
     """
     Prune: _grpc.UnaryUnaryMultiCallable[_weights_pb2.PruneRequest, _weights_pb2.PruneResponse]
     """Prune removes old versions and the blobs that nothing needs any more. Never one that is pinned, pointed to by a
-    channel or the base of a kept one. Errors: INVALID_ARGUMENT / FIELD_INVALID.
+    channel or the base of a kept one. Not retried by clients: the answer of a second call would not name what the
+    first removed. Errors: INVALID_ARGUMENT / FIELD_INVALID; DATA_LOSS / DIGEST_MISMATCH.
     """
 
 @_typing.type_check_only
@@ -85,24 +90,25 @@ class WeightsServiceAsyncStub(WeightsServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     AcquireLease: _aio.UnaryUnaryMultiCallable[_weights_pb2.AcquireLeaseRequest, _weights_pb2.AcquireLeaseResponse]  # type: ignore[assignment]
-    """AcquireLease makes the caller the only writer of the channels with a prefix, or renews its lease.
+    """AcquireLease makes the caller the only writer of the channels with a prefix, or renews its lease. Not retried by
+    clients: a second call finds the lease that the first one took, which is LEASE_HELD.
     Errors: INVALID_ARGUMENT / FIELD_INVALID; FAILED_PRECONDITION / LEASE_HELD, LEASE_LOST.
     """
     ReleaseLease: _aio.UnaryUnaryMultiCallable[_weights_pb2.ReleaseLeaseRequest, _weights_pb2.ReleaseLeaseResponse]  # type: ignore[assignment]
-    """ReleaseLease ends a lease early. Releasing one that has ended already is no error."""
+    """ReleaseLease ends a lease early. Releasing one that has ended already is no error, so it is safe to retry."""
     FindMissingBlobs: _aio.UnaryUnaryMultiCallable[_weights_pb2.FindMissingBlobsRequest, _weights_pb2.FindMissingBlobsResponse]  # type: ignore[assignment]
     """FindMissingBlobs tells which blobs must be uploaded before a Publish. Safe to retry.
     Errors: INVALID_ARGUMENT / FIELD_INVALID.
     """
     Publish: _aio.UnaryUnaryMultiCallable[_weights_pb2.PublishRequest, _weights_pb2.PublishResponse]  # type: ignore[assignment]
     """Publish checks that every blob is there, gives the version a number and moves the channels, all or nothing. With
-    the same publish_id a retry returns the version made by the first.
-    Errors: INVALID_ARGUMENT / FIELD_INVALID; FAILED_PRECONDITION / BLOB_MISSING, VERSION_CONFLICT, LEASE_HELD,
-    LEASE_LOST; DATA_LOSS / DIGEST_MISMATCH.
+    the same publish_id a retry returns the version made by the first; another content under it is DUPLICATE_ID.
+    Errors: INVALID_ARGUMENT / FIELD_INVALID, FIELD_MISSING, DUPLICATE_ID; FAILED_PRECONDITION / BLOB_MISSING,
+    VERSION_CONFLICT, LEASE_HELD, LEASE_LOST; DATA_LOSS / DIGEST_MISMATCH.
     """
     GetManifest: _aio.UnaryUnaryMultiCallable[_weights_pb2.GetManifestRequest, _weights_pb2.GetManifestResponse]  # type: ignore[assignment]
     """GetManifest returns one version by number or by channel. Safe to retry.
-    Errors: NOT_FOUND.
+    Errors: INVALID_ARGUMENT / FIELD_MISSING; NOT_FOUND; DATA_LOSS / DIGEST_MISMATCH.
     """
     ListVersions: _aio.UnaryUnaryMultiCallable[_weights_pb2.ListVersionsRequest, _weights_pb2.ListVersionsResponse]  # type: ignore[assignment]
     """ListVersions lists versions, newest first. Safe to retry.
@@ -116,16 +122,20 @@ class WeightsServiceAsyncStub(WeightsServiceStub):
     Errors: INVALID_ARGUMENT / FIELD_INVALID; UNAVAILABLE / DRAINING.
     """
     SetChannel: _aio.UnaryUnaryMultiCallable[_weights_pb2.SetChannelRequest, _weights_pb2.SetChannelResponse]  # type: ignore[assignment]
-    """SetChannel points a channel to an existing version: promote or roll back.
-    Errors: NOT_FOUND; FAILED_PRECONDITION / VERSION_CONFLICT, LEASE_HELD.
+    """SetChannel points a channel to an existing version: promote or roll back. Not retried by clients: a second call may
+    find that the first, or somebody after it, has moved the channel.
+    Errors: INVALID_ARGUMENT / FIELD_INVALID; NOT_FOUND; FAILED_PRECONDITION / VERSION_CONFLICT, LEASE_HELD,
+    LEASE_LOST.
     """
     Pin: _aio.UnaryUnaryMultiCallable[_weights_pb2.PinRequest, _weights_pb2.PinResponse]  # type: ignore[assignment]
-    """Pin keeps a version from being pruned, or lets it go again.
+    """Pin keeps a version from being pruned, or lets it go again. It says how it shall be, not what to change, so it is
+    safe to retry.
     Errors: NOT_FOUND.
     """
     Prune: _aio.UnaryUnaryMultiCallable[_weights_pb2.PruneRequest, _weights_pb2.PruneResponse]  # type: ignore[assignment]
     """Prune removes old versions and the blobs that nothing needs any more. Never one that is pinned, pointed to by a
-    channel or the base of a kept one. Errors: INVALID_ARGUMENT / FIELD_INVALID.
+    channel or the base of a kept one. Not retried by clients: the answer of a second call would not name what the
+    first removed. Errors: INVALID_ARGUMENT / FIELD_INVALID; DATA_LOSS / DIGEST_MISMATCH.
     """
 
 class WeightsServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -137,7 +147,8 @@ class WeightsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _weights_pb2.AcquireLeaseRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_weights_pb2.AcquireLeaseResponse, _abc.Awaitable[_weights_pb2.AcquireLeaseResponse]]:
-        """AcquireLease makes the caller the only writer of the channels with a prefix, or renews its lease.
+        """AcquireLease makes the caller the only writer of the channels with a prefix, or renews its lease. Not retried by
+        clients: a second call finds the lease that the first one took, which is LEASE_HELD.
         Errors: INVALID_ARGUMENT / FIELD_INVALID; FAILED_PRECONDITION / LEASE_HELD, LEASE_LOST.
         """
 
@@ -147,7 +158,7 @@ class WeightsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _weights_pb2.ReleaseLeaseRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_weights_pb2.ReleaseLeaseResponse, _abc.Awaitable[_weights_pb2.ReleaseLeaseResponse]]:
-        """ReleaseLease ends a lease early. Releasing one that has ended already is no error."""
+        """ReleaseLease ends a lease early. Releasing one that has ended already is no error, so it is safe to retry."""
 
     @_abc_1.abstractmethod
     def FindMissingBlobs(
@@ -166,9 +177,9 @@ class WeightsServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_weights_pb2.PublishResponse, _abc.Awaitable[_weights_pb2.PublishResponse]]:
         """Publish checks that every blob is there, gives the version a number and moves the channels, all or nothing. With
-        the same publish_id a retry returns the version made by the first.
-        Errors: INVALID_ARGUMENT / FIELD_INVALID; FAILED_PRECONDITION / BLOB_MISSING, VERSION_CONFLICT, LEASE_HELD,
-        LEASE_LOST; DATA_LOSS / DIGEST_MISMATCH.
+        the same publish_id a retry returns the version made by the first; another content under it is DUPLICATE_ID.
+        Errors: INVALID_ARGUMENT / FIELD_INVALID, FIELD_MISSING, DUPLICATE_ID; FAILED_PRECONDITION / BLOB_MISSING,
+        VERSION_CONFLICT, LEASE_HELD, LEASE_LOST; DATA_LOSS / DIGEST_MISMATCH.
         """
 
     @_abc_1.abstractmethod
@@ -178,7 +189,7 @@ class WeightsServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_weights_pb2.GetManifestResponse, _abc.Awaitable[_weights_pb2.GetManifestResponse]]:
         """GetManifest returns one version by number or by channel. Safe to retry.
-        Errors: NOT_FOUND.
+        Errors: INVALID_ARGUMENT / FIELD_MISSING; NOT_FOUND; DATA_LOSS / DIGEST_MISMATCH.
         """
 
     @_abc_1.abstractmethod
@@ -216,8 +227,10 @@ class WeightsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _weights_pb2.SetChannelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_weights_pb2.SetChannelResponse, _abc.Awaitable[_weights_pb2.SetChannelResponse]]:
-        """SetChannel points a channel to an existing version: promote or roll back.
-        Errors: NOT_FOUND; FAILED_PRECONDITION / VERSION_CONFLICT, LEASE_HELD.
+        """SetChannel points a channel to an existing version: promote or roll back. Not retried by clients: a second call may
+        find that the first, or somebody after it, has moved the channel.
+        Errors: INVALID_ARGUMENT / FIELD_INVALID; NOT_FOUND; FAILED_PRECONDITION / VERSION_CONFLICT, LEASE_HELD,
+        LEASE_LOST.
         """
 
     @_abc_1.abstractmethod
@@ -226,7 +239,8 @@ class WeightsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _weights_pb2.PinRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_weights_pb2.PinResponse, _abc.Awaitable[_weights_pb2.PinResponse]]:
-        """Pin keeps a version from being pruned, or lets it go again.
+        """Pin keeps a version from being pruned, or lets it go again. It says how it shall be, not what to change, so it is
+        safe to retry.
         Errors: NOT_FOUND.
         """
 
@@ -237,7 +251,8 @@ class WeightsServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_weights_pb2.PruneResponse, _abc.Awaitable[_weights_pb2.PruneResponse]]:
         """Prune removes old versions and the blobs that nothing needs any more. Never one that is pinned, pointed to by a
-        channel or the base of a kept one. Errors: INVALID_ARGUMENT / FIELD_INVALID.
+        channel or the base of a kept one. Not retried by clients: the answer of a second call would not name what the
+        first removed. Errors: INVALID_ARGUMENT / FIELD_INVALID; DATA_LOSS / DIGEST_MISMATCH.
         """
 
 def add_WeightsServiceServicer_to_server(servicer: WeightsServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

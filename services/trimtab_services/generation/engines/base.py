@@ -1,7 +1,8 @@
 """What an engine is: the one interface between the generation servicer and whatever samples tokens.
 
 The servicer owns sequence ids, versions asked for, deadlines and the wire; an engine owns slots, weights and sampling.
-An engine is driven from ONE thread: none of its methods is safe to call while another one runs.
+An engine is driven from ONE thread: none of its methods is safe to call while another one runs, but for `stage`, which
+reads the weights that serve and changes nothing else, so that sampling goes on beside it.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ class SequenceRequest:
         sampling: temperature, truncation, limits and stops.
         seed: unsigned 64 bit; tokens are a function of weights, prompt, sampling, seed and sample index.
         sample_index: which of the prompt's samples this is, from 0.
-        finish_on_version: a weight swap must not touch this sequence; it finishes on the weights that it started on.
+        finish_on_version: a weight swap must not touch this sequence, running or waiting; it is sampled, whole, on the
+            weights that served when it was submitted.
         priority: smaller starts sooner; equals start in order of arrival.
     """
 
@@ -88,7 +90,7 @@ class EngineLoad:
 
 
 class Engine(Protocol):
-    """Continuous batching behind six verbs."""
+    """Continuous batching behind a few verbs."""
 
     @property
     def version(self) -> int:
@@ -117,6 +119,10 @@ class Engine(Protocol):
 
     def load(self) -> EngineLoad:
         """Slots, queue and counters now."""
+        ...
+
+    def new_tokens_before(self, priority: int) -> int:
+        """New tokens still allowed to what runs and to what waits before a newcomer of this priority."""
         ...
 
     def submit(self, request: SequenceRequest) -> None:
@@ -148,9 +154,13 @@ class Engine(Protocol):
     def stage(self, version: int, tensors: Mapping[str, Tensor]) -> None:
         """Check new weights on a second copy; the old ones go on serving, whatever happens.
 
+        May run in another thread, beside any method but `stage` and `swap`. Floating-point tensors are rounded to the
+        dtype that is served.
+
         Raises:
-            Mismatch: a tensor is missing, unknown, or of another shape or dtype; the message names it.
-            CorruptData: a tensor or the logits of the canary prompt are not finite (reason NOT_FINITE).
+            Mismatch: a tensor is missing, unknown, of another shape, or floating-point on one side only; the message
+                names it.
+            CorruptData: a tensor, as rounded, or the logits of the canary prompt are not finite (reason NOT_FINITE).
         """
         ...
 

@@ -201,15 +201,16 @@ class Lane:
         """Throw a sequence's keys and values away, to compute them again under the lane's weights."""
         sequence.filled, sequence.pure = 0, True
 
-    def prefill(self, budget: int) -> None:
-        """Compute at most `budget` prompt tokens (at least one piece), first come first served."""
+    def prefill(self, budget: int) -> int:
+        """Compute at most `budget` prompt tokens, first come first served; returns how many."""
+        left = budget
         chosen: list[tuple[Running, int]] = []
         pending = [s for s in self.running() if not s.ready and s.leader is None]
         for sequence in sorted(pending, key=lambda s: s.order):
             piece = min(sequence.target - sequence.filled, self.limits.prefill_chunk_tokens)
-            if chosen and piece > budget:
+            if piece > left:
                 break
-            budget -= piece
+            left -= piece
             chosen.append((sequence, piece))
         for batch in self._prefill_batches(chosen):
             self._prefill_batch(batch)
@@ -217,6 +218,7 @@ class Lane:
             if sequence.leader is not None and sequence.leader.ready:
                 self.cache.copy(sequence.leader.slot, sequence.slot, sequence.target)
                 sequence.filled, sequence.leader = sequence.target, None
+        return budget - left
 
     def _padded(self, tokens: int) -> int:
         """Length of a prompt piece in a forward."""

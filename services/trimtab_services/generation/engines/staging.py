@@ -31,7 +31,8 @@ def model_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
 def staged_copy(model: PreTrainedModel, version: int, tensors: Mapping[str, Tensor]) -> PreTrainedModel:
     """A second model with these weights, on the device of the first; the first is not touched.
 
-    The tensors are copied, so the caller may go on writing to its own.
+    The tensors are copied, so the caller may go on writing to its own. Floating-point ones are rounded to the dtype of
+    the first model's, as its own were when it was loaded: a store may hold more bits than a replica serves.
 
     Args:
         model: the model that serves.
@@ -40,8 +41,8 @@ def staged_copy(model: PreTrainedModel, version: int, tensors: Mapping[str, Tens
             when its values are the same.
 
     Raises:
-        Mismatch: a tensor is missing, unknown, or has another shape or dtype.
-        CorruptData: a tensor or the logits of the canary prompt hold NaN or infinity (reason NOT_FINITE).
+        Mismatch: a tensor is missing, unknown, has another shape, or another dtype with one of both not floating-point.
+        CorruptData: a tensor, as rounded, or the logits of the canary prompt hold NaN or infinity (reason NOT_FINITE).
     """
     expected = model_tensors(model)
     _check_names(model, expected, tensors, version)
@@ -49,10 +50,10 @@ def staged_copy(model: PreTrainedModel, version: int, tensors: Mapping[str, Tens
     for name, old in expected.items():
         new = tensors[name]
         _check_tensor(name, old, new, version)
-        moved = new.detach().to(old.device, copy=True)
+        moved = new.detach().to(old.device, old.dtype, copy=True)
         if not torch.isfinite(moved).all():
             raise CorruptData(
-                f"tensor {name} of version {version} holds NaN or infinity",
+                f"tensor {name} of version {version} holds NaN or infinity as {old.dtype}",
                 reason=Reason.NOT_FINITE,
                 field=name,
                 value="not finite",
@@ -93,10 +94,11 @@ def _check_names(
 
 
 def _check_tensor(name: str, old: Tensor, new: Tensor, version: int) -> None:
-    """Same shape, same dtype."""
+    """Same shape; same dtype, or one floating-point dtype instead of another."""
+    is_rounded = new.is_floating_point() and old.is_floating_point()
     for what, found, allowed in (
         ("shape", tuple(new.shape), tuple(old.shape)),
-        ("dtype", new.dtype, old.dtype),
+        ("dtype", new.dtype, new.dtype if is_rounded else old.dtype),
     ):
         if found != allowed:
             raise Mismatch(

@@ -1,7 +1,8 @@
 """The embedded engine: continuous batching over any Hugging Face causal language model, on CPU or GPU.
 
 Collaborators: `lane` computes (slots, prefill, decode), `slot_cache` holds keys and values, `staging` checks new
-weights, `stops` finds stop strings, `..sampling` draws tokens. This module queues, admits, ends and swaps.
+weights, `checks` refuses what cannot be held, `stops` finds stop strings, `..sampling` draws tokens. This module
+queues, admits, ends and swaps.
 
 Why not transformers' own continuous batching (`transformers.generation.continuous_batching`, read in 5.19)? It has
 log-probs (`return_logprobs`), but they are those after the logits processors, so top-p and top-k leak into them. It has
@@ -16,6 +17,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -23,24 +25,35 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from trimtab.errors import (
-    ConfigError,
-    FailedPrecondition,
-    InternalError,
-    InvalidRequest,
-    Reason,
-    SequenceTooLong,
-    Unsupported,
-)
+from trimtab.errors import ConfigError, FailedPrecondition, InternalError, InvalidRequest, Reason
 from trimtab.types import FinishReason, VersionSpan
 from trimtab_models.loading import vocab_size
 from trimtab_services.generation.engines.base import EngineLoad, FinishedSequence, SequenceRequest
+from trimtab_services.generation.engines.checks import check_request, model_eos_token_ids, sequence_limit
 from trimtab_services.generation.engines.lane import Lane, LaneLimits, Running
 from trimtab_services.generation.engines.staging import staged_copy
 from trimtab_services.generation.engines.stops import ends_with_stop_string
 from trimtab_services.generation.sampling import uniforms
 
 __all__ = ["TransformersEngine"]
+
+
+@dataclass(order=True, slots=True)
+class _Waiting:
+    """A sequence without a slot; the smallest one gets the next that is free.
+
+    Attributes:
+        priority, arrival: its place.
+        request: what was asked.
+        lane: the weights that it was promised when it came, where it must finish on them; None: those of the day.
+        version: of the promised weights.
+    """
+
+    priority: int
+    arrival: int
+    request: SequenceRequest = field(compare=False)
+    lane: Lane | None = field(compare=False)
+    version: int = field(compare=False)
 
 
 class TransformersEngine:
@@ -55,7 +68,7 @@ class TransformersEngine:
         max_sequence_tokens: most tokens of prompt plus completion; None takes the model's context length.
         prefill_tokens_per_step: most prompt tokens computed in one step, so that newcomers delay the running sequences
             by a bounded time.
-        prefill_chunk_tokens: longest piece of one prompt in a forward.
+        prefill_chunk_tokens: longest piece of one prompt in a forward; never longer than `prefill_tokens_per_step`.
         deterministic: tokens and log-probs bit-equal whatever the neighbours, load, order or slot, on the same kind of
             processor, torch build, thread count and slots.
         kv_on_swap: what becomes of the keys and values of a sequence that goes on under new weights: "recompute" or
@@ -81,13 +94,13 @@ class TransformersEngine:
         deterministic: bool = False,
         kv_on_swap: Literal["recompute", "keep"] = "recompute",
     ) -> None:
-        for field, value in (
+        for name, value in (
             ("slots", slots),
             ("prefill_tokens_per_step", prefill_tokens_per_step),
             ("prefill_chunk_tokens", prefill_chunk_tokens),
         ):
             if value < 1:
-                raise ConfigError(f"{field} is {value}; it must be at least 1", field=field, value=value, limit=">= 1")
+                raise ConfigError(f"{name} is {value}; it must be at least 1", field=name, value=value, limit=">= 1")
         if kv_on_swap not in ("recompute", "keep"):
             raise ConfigError(
                 f"kv_on_swap is {kv_on_swap!r}; allowed are 'recompute' and 'keep'",
@@ -95,20 +108,21 @@ class TransformersEngine:
                 value=kv_on_swap,
                 limit="recompute, keep",
             )
-        self._max_sequence_tokens = _sequence_limit(model, max_sequence_tokens)
+        self._max_sequence_tokens = sequence_limit(model, max_sequence_tokens)
         # Rows of a matrix product do not depend on their number when it is a multiple of 4 x threads (measured); 8 at
         # least, so that vectorised loops meet no remainder.
         multiple = max(8, 4 * torch.get_num_threads()) if model.device.type == "cpu" else 16
-        limits = LaneLimits(slots, self._max_sequence_tokens, prefill_chunk_tokens, deterministic, multiple)
+        chunk_tokens = min(prefill_chunk_tokens, prefill_tokens_per_step)
+        limits = LaneLimits(slots, self._max_sequence_tokens, chunk_tokens, deterministic, multiple)
         self._lanes = [Lane(model.eval(), version, limits)]
         self._limits = limits
         self._tokenizer = tokenizer
-        self._eos = frozenset(_eos_token_ids(model) if eos_token_ids is None else eos_token_ids)
+        self._eos = frozenset(model_eos_token_ids(model) if eos_token_ids is None else eos_token_ids)
         self._vocab = vocab_size(model)
         self._prefill_budget = prefill_tokens_per_step
         self._keep_kv = kv_on_swap == "keep"
         self._staged: tuple[int, PreTrainedModel] | None = None
-        self._waiting: list[tuple[int, int, SequenceRequest]] = []
+        self._waiting: list[_Waiting] = []
         self._arrivals = itertools.count()
         self._held: dict[int, Running | None] = {}
         self._finished: list[FinishedSequence] = []
@@ -148,9 +162,8 @@ class TransformersEngine:
     def load(self) -> EngineLoad:
         """Slots, queue and counters now."""
         outstanding = 0
-        for _, _, request in self._waiting:
-            if request.sequence_id in self._held:
-                outstanding += len(request.prompt_token_ids) + request.sampling.max_new_tokens
+        for waiting in self._waiting:
+            outstanding += len(waiting.request.prompt_token_ids) + waiting.request.sampling.max_new_tokens
         for running in self._held.values():
             if running is not None:
                 left = running.request.sampling.max_new_tokens - len(running.generated)
@@ -165,10 +178,33 @@ class TransformersEngine:
             computed_decode_tokens=self._decoded_tokens,
         )
 
+    def new_tokens_before(self, priority: int) -> int:
+        """New tokens still allowed to what goes before a newcomer; see `Engine.new_tokens_before`."""
+        running = sum(
+            s.request.sampling.max_new_tokens - len(s.generated) for lane in self._lanes for s in lane.running()
+        )
+        ahead = (waiting.request for waiting in self._waiting if waiting.priority <= priority)
+        return running + sum(request.sampling.max_new_tokens for request in ahead)
+
     def submit(self, request: SequenceRequest) -> None:
         """Queue a sequence; see `Engine.submit`."""
-        self._check(request)
-        heapq.heappush(self._waiting, (request.priority, next(self._arrivals), request))
+        if request.sequence_id in self._held:
+            raise InvalidRequest(
+                f"sequence_id {request.sequence_id} is already held",
+                reason=Reason.DUPLICATE_ID,
+                field="sequence_id",
+                value=request.sequence_id,
+                limit="unique",
+            )
+        check_request(
+            request,
+            vocab=self._vocab,
+            max_sequence_tokens=self._max_sequence_tokens,
+            has_tokenizer=self._tokenizer is not None,
+        )
+        lane = self._lanes[-1]
+        promised = lane if self._stays(request) else None
+        heapq.heappush(self._waiting, _Waiting(request.priority, next(self._arrivals), request, promised, lane.version))
         self._held[request.sequence_id] = None
 
     def cancel(self, sequence_id: int) -> FinishedSequence | None:
@@ -177,8 +213,9 @@ class TransformersEngine:
             return None
         running = self._held.pop(sequence_id)
         if running is None:
-            self._waiting = [entry for entry in self._waiting if entry[2].sequence_id != sequence_id]
+            self._waiting = [waiting for waiting in self._waiting if waiting.request.sequence_id != sequence_id]
             heapq.heapify(self._waiting)
+            self._drop_drained_lanes()
             return FinishedSequence(sequence_id, (), np.empty(0, np.float32), FinishReason.CANCELLED, ())
         next(lane for lane in self._lanes if running in lane.seats).release(running)
         self._drop_drained_lanes()
@@ -187,13 +224,14 @@ class TransformersEngine:
     @torch.inference_mode()
     def step(self) -> list[FinishedSequence]:
         """One bounded piece of prefill and one token for every running sequence; see `Engine.step`."""
-        current = self._lanes[-1]
         while self._waiting and sum(lane.busy for lane in self._lanes) < self._limits.slots:
-            running = self._start(heapq.heappop(self._waiting)[2])
+            waiting = heapq.heappop(self._waiting)
+            running = self._start(waiting)
             self._held[running.request.sequence_id] = running
-            current.admit(running)
+            (waiting.lane or self._lanes[-1]).admit(running)
+        budget = self._prefill_budget
         for lane in self._lanes:
-            lane.prefill(self._prefill_budget)
+            budget -= lane.prefill(budget)
             lane.decode(lambda *token, lane=lane: self._accept(lane, *token))
         self._drop_drained_lanes()
         finished, self._finished = self._finished, []
@@ -211,10 +249,10 @@ class TransformersEngine:
             raise FailedPrecondition("nothing is staged to swap to", field="staged_version", limit="a staged version")
         (version, model), self._staged = self._staged, None
         old = self._lanes[-1]
-        if any(self._stays(s) for s in old.running()):
+        if self._is_promised(old) or any(self._stays(s.request) for s in old.running()):
             new = Lane(model, version, self._limits)
             self._lanes.append(new)
-            for sequence in [s for s in old.running() if not self._stays(s)]:
+            for sequence in [s for s in old.running() if not self._stays(s.request)]:
                 slot = sequence.slot
                 old.release(sequence)
                 sequence.leader = None
@@ -232,9 +270,13 @@ class TransformersEngine:
         """Give the served weights another version number; see `Engine.renumber`."""
         self._lanes[-1].version = version
 
-    def _stays(self, sequence: Running) -> bool:
-        """Whether a sequence finishes on the weights that it started on."""
-        return sequence.request.finish_on_version or self.deterministic
+    def _stays(self, request: SequenceRequest) -> bool:
+        """Whether a sequence finishes on the weights that served when it came."""
+        return request.finish_on_version or self.deterministic
+
+    def _is_promised(self, lane: Lane) -> bool:
+        """Whether a sequence waits for a slot on the lane's weights."""
+        return any(waiting.lane is lane for waiting in self._waiting)
 
     def _renew(self, lane: Lane, sequence: Running) -> None:
         """Put a sequence under the lane's weights; its completion starts a new span there."""
@@ -250,19 +292,21 @@ class TransformersEngine:
     def _drop_drained_lanes(self) -> None:
         """Let go of old weights as soon as no sequence needs them."""
         for lane in self._lanes[:-1]:
-            if not lane.busy:
+            if not lane.busy and not self._is_promised(lane):
                 self._retired_prefill_tokens += lane.computed_prefill_tokens
                 self._lanes.remove(lane)
 
-    def _start(self, request: SequenceRequest) -> Running:
+    def _start(self, waiting: _Waiting) -> Running:
         """A sequence about to take a slot."""
-        sampling = request.sampling
+        request, sampling = waiting.request, waiting.request.sampling
         stop_ids = frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else self._eos)
         return Running(
             request=request,
             uniforms=uniforms(request.seed, request.sample_index, np.arange(sampling.max_new_tokens)),
             stop_ids=stop_ids,
             suppressed=tuple(sorted(stop_ids)),
+            # The number promised, even where the same weights have another one by now.
+            spans=[(0, waiting.version, False)] if waiting.lane is not None else [],
         )
 
     def _accept(self, lane: Lane, sequence: Running, token: int, logprob: float, finite: bool) -> None:
@@ -293,53 +337,6 @@ class TransformersEngine:
             self._held.pop(sequence.request.sequence_id)
             self._finished.append(_finished(sequence, FinishReason.STOP if stopped else FinishReason.LENGTH))
 
-    def _check(self, request: SequenceRequest) -> None:
-        """Refuse what cannot be computed, before it costs anything."""
-        prompt, sampling = request.prompt_token_ids, request.sampling
-        if request.sequence_id in self._held:
-            raise InvalidRequest(
-                f"sequence_id {request.sequence_id} is already held",
-                reason=Reason.DUPLICATE_ID,
-                field="sequence_id",
-                value=request.sequence_id,
-                limit="unique",
-            )
-        if not prompt:
-            raise InvalidRequest(
-                "prompt_token_ids is empty; at least 1 token is needed",
-                reason=Reason.EMPTY_PROMPT,
-                field="prompt_token_ids",
-                value=0,
-                limit=">= 1 token",
-            )
-        for field, ids in (("prompt_token_ids", prompt), ("sampling.stop_token_ids", sampling.stop_token_ids)):
-            for i, token in enumerate(ids):
-                if not 0 <= token < self._vocab:
-                    raise InvalidRequest(
-                        f"{field}[{i}] is {token}; the vocabulary has {self._vocab} tokens",
-                        reason=Reason.TOKEN_ID_OUT_OF_RANGE,
-                        field=f"{field}[{i}]",
-                        value=token,
-                        limit=self._vocab,
-                    )
-        wanted = len(prompt) + sampling.max_new_tokens
-        if wanted > self._max_sequence_tokens:
-            raise SequenceTooLong(
-                f"{len(prompt)} prompt tokens plus max_new_tokens {sampling.max_new_tokens} make {wanted} tokens; "
-                f"{self._max_sequence_tokens} are allowed",
-                field="prompt_token_ids",
-                value=wanted,
-                limit=self._max_sequence_tokens,
-            )
-        if sampling.stop_strings and self._tokenizer is None:
-            raise Unsupported(
-                "stop_strings need a tokenizer and this engine has none",
-                field="sampling.stop_strings",
-                value=sampling.stop_strings,
-                limit="empty",
-            )
-        uniforms(request.seed, request.sample_index, 0)  # refuses a seed or index that does not fit
-
 
 def _finished(sequence: Running, reason: FinishReason, error: InternalError | None = None) -> FinishedSequence:
     """What the engine hands out; empty spans are left out."""
@@ -359,40 +356,3 @@ def _finished(sequence: Running, reason: FinishReason, error: InternalError | No
         error,
         slot_time=sequence.slot_time,
     )
-
-
-def _eos_token_ids(model: PreTrainedModel) -> tuple[int, ...]:
-    """The model's end-of-sequence ids; generation config first, then the model's config."""
-    for config in (model.generation_config, model.config):
-        found = getattr(config, "eos_token_id", None)
-        if found is not None:
-            return tuple(found) if isinstance(found, (list, tuple)) else (found,)
-    return ()
-
-
-def _sequence_limit(model: PreTrainedModel, wanted: int | None) -> int:
-    """Tokens that a slot may hold, checked against context length and attention kind."""
-    config = model.config.get_text_config()
-    context = getattr(config, "max_position_embeddings", None)
-    limit = wanted or context
-    if limit is None or limit < 2 or (context is not None and limit > context):
-        raise ConfigError(
-            f"max_sequence_tokens is {limit}; it must lie between 2 and the model's context of {context} tokens",
-            field="max_sequence_tokens",
-            value=limit,
-            limit=context,
-        )
-    window = getattr(config, "sliding_window", None) or limit
-    default = (
-        "sliding_attention" if getattr(config, "use_sliding_window", True) and window < limit else "full_attention"
-    )
-    kinds = set(getattr(config, "layer_types", None) or [default])
-    if kinds - {"full_attention", "sliding_attention"} or ("sliding_attention" in kinds and window < limit):
-        raise Unsupported(
-            f"the model has layers of kind {', '.join(sorted(kinds))} (window {window}); the slot cache holds full"
-            f" attention over {limit} tokens",
-            field="model",
-            value=", ".join(sorted(kinds)),
-            limit="full_attention",
-        )
-    return limit

@@ -1,0 +1,101 @@
+"""What a loaded model consists of: its backbone, its heads, its sizes, the tensors that a folder of it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from trimtab.errors import ModelFolderError
+
+__all__ = [
+    "backbone",
+    "max_sequence_tokens",
+    "named_parameter_tensors",
+    "output_layer",
+    "reward_bias",
+    "score_weight",
+    "set_reward_bias",
+    "vocab_size",
+]
+
+_CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+
+
+def backbone(model: PreTrainedModel) -> nn.Module:
+    """The transformer under the head: what turns token ids into `last_hidden_state` [batch, seq, hidden]."""
+    return model.base_model
+
+
+def output_layer(model: PreTrainedModel) -> tuple[Tensor, Tensor | None]:
+    """Weight [vocab, hidden] and bias [vocab] (None where there is none) of a policy's output embeddings.
+
+    Raises:
+        ModelFolderError: the model has none, as a reward model has none.
+    """
+    head: Any = model.get_output_embeddings()
+    weight = getattr(head, "weight", None)
+    if not isinstance(weight, Tensor):
+        raise ModelFolderError(
+            f"{type(model).__name__}: it has no output embeddings, so it is no policy",
+            field="architectures",
+            value=type(model).__name__,
+        )
+    return weight, getattr(head, "bias", None)
+
+
+def score_weight(model: PreTrainedModel) -> Tensor:
+    """The scalar head's weight [1, hidden] of a reward or value model.
+
+    Raises:
+        ModelFolderError: the architecture's classifier has no `score` layer without bias.
+    """
+    head = getattr(model, "score", None)
+    if not isinstance(head, nn.Linear) or head.bias is not None or head.out_features != 1:
+        raise ModelFolderError(
+            f"{type(model).__name__}: its head is no `score` layer with one output and no bias",
+            field="score",
+            value=type(model).__name__,
+        )
+    weight: Tensor = head.weight
+    return weight
+
+
+def reward_bias(model: PreTrainedModel) -> float:
+    """The offset subtracted from every score; 0 for a model that has none."""
+    return float(getattr(model.config, "reward_bias", 0.0))
+
+
+def set_reward_bias(model: PreTrainedModel, bias: float) -> None:
+    """Sets the offset, which `loading.save_model` writes to config.json."""
+    model.config.reward_bias = float(bias)
+
+
+def max_sequence_tokens(model: PreTrainedModel) -> int:
+    """Context length: most tokens of one sequence.
+
+    Raises:
+        ModelFolderError: the configuration names none.
+    """
+    for key in _CONTEXT_KEYS:
+        value = getattr(model.config, key, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    raise ModelFolderError(
+        f"{type(model).__name__}: its configuration has none of {', '.join(_CONTEXT_KEYS)}",
+        field="max_position_embeddings",
+    )
+
+
+def vocab_size(model: PreTrainedModel) -> int:
+    """Size of the vocabulary: every token id is below it."""
+    embeddings: Any = model.get_input_embeddings()
+    return int(embeddings.weight.shape[0])
+
+
+def named_parameter_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Exactly the tensors that a safetensors folder of the model holds, by name, sorted; tied weights once."""
+    tied: Iterable[str] = getattr(model, "all_tied_weights_keys", None) or ()
+    return {name: tensor for name, tensor in sorted(model.state_dict().items()) if name not in set(tied)}

@@ -1,0 +1,93 @@
+"""What a model and a request must be for the slots to hold them; checked before anything is computed."""
+
+from __future__ import annotations
+
+from transformers import PreTrainedModel
+
+from trimtab.errors import ConfigError, InvalidRequest, Reason, SequenceTooLong, Unsupported
+from trimtab_services.generation.engines.base import SequenceRequest
+from trimtab_services.generation.sampling import uniforms
+
+__all__ = ["check_request", "model_eos_token_ids", "sequence_limit"]
+
+
+def check_request(request: SequenceRequest, *, vocab: int, max_sequence_tokens: int, has_tokenizer: bool) -> None:
+    """Refuses what cannot be computed; errors as `Engine.submit`, but for an id that is held already."""
+    prompt, sampling = request.prompt_token_ids, request.sampling
+    if not prompt:
+        raise InvalidRequest(
+            "prompt_token_ids is empty; at least 1 token is needed",
+            reason=Reason.EMPTY_PROMPT,
+            field="prompt_token_ids",
+            value=0,
+            limit=">= 1 token",
+        )
+    for field, ids in (("prompt_token_ids", prompt), ("sampling.stop_token_ids", sampling.stop_token_ids)):
+        for i, token in enumerate(ids):
+            if not 0 <= token < vocab:
+                raise InvalidRequest(
+                    f"{field}[{i}] is {token}; the vocabulary has {vocab} tokens",
+                    reason=Reason.TOKEN_ID_OUT_OF_RANGE,
+                    field=f"{field}[{i}]",
+                    value=token,
+                    limit=vocab,
+                )
+    wanted = len(prompt) + sampling.max_new_tokens
+    if wanted > max_sequence_tokens:
+        raise SequenceTooLong(
+            f"{len(prompt)} prompt tokens plus max_new_tokens {sampling.max_new_tokens} make {wanted} tokens; "
+            f"{max_sequence_tokens} are allowed",
+            field="prompt_token_ids",
+            value=wanted,
+            limit=max_sequence_tokens,
+        )
+    if sampling.stop_strings and not has_tokenizer:
+        raise Unsupported(
+            "stop_strings need a tokenizer and this engine has none",
+            field="sampling.stop_strings",
+            value=sampling.stop_strings,
+            limit="empty",
+        )
+    uniforms(request.seed, request.sample_index, 0)  # refuses a seed or index that does not fit
+
+
+def model_eos_token_ids(model: PreTrainedModel) -> tuple[int, ...]:
+    """The model's end-of-sequence ids; generation config first, then the model's config."""
+    for config in (model.generation_config, model.config):
+        found = getattr(config, "eos_token_id", None)
+        if found is not None:
+            return tuple(found) if isinstance(found, (list, tuple)) else (found,)
+    return ()
+
+
+def sequence_limit(model: PreTrainedModel, wanted: int | None) -> int:
+    """Tokens that a slot may hold, checked against context length and attention kind.
+
+    Raises:
+        ConfigError: more than the model's context, or fewer than 2.
+        Unsupported: a layer that does not attend to all of them.
+    """
+    config = model.config.get_text_config()
+    context = getattr(config, "max_position_embeddings", None)
+    limit = wanted or context
+    if limit is None or limit < 2 or (context is not None and limit > context):
+        raise ConfigError(
+            f"max_sequence_tokens is {limit}; it must lie between 2 and the model's context of {context} tokens",
+            field="max_sequence_tokens",
+            value=limit,
+            limit=context,
+        )
+    window = getattr(config, "sliding_window", None) or limit
+    default = (
+        "sliding_attention" if getattr(config, "use_sliding_window", True) and window < limit else "full_attention"
+    )
+    kinds = set(getattr(config, "layer_types", None) or [default])
+    if kinds - {"full_attention", "sliding_attention"} or ("sliding_attention" in kinds and window < limit):
+        raise Unsupported(
+            f"the model has layers of kind {', '.join(sorted(kinds))} (window {window}); the slot cache holds full"
+            f" attention over {limit} tokens",
+            field="model",
+            value=", ".join(sorted(kinds)),
+            limit="full_attention",
+        )
+    return limit

@@ -1,0 +1,75 @@
+"""What a request to the store must say, checked before anything is touched, and what makes two of them the same."""
+
+from __future__ import annotations
+
+import hashlib
+
+from trimtab.errors import InvalidRequest, Reason, VersionConflict
+from trimtab.v1 import weights_pb2
+from trimtab.weights.manifest import check_channel, check_manifest
+from trimtab_services.weights.state import StoreState
+
+__all__ = ["check_expected", "check_least", "check_publish", "invalid", "request_digest"]
+
+_MOST_TEXT = 200
+
+
+def check_publish(request: weights_pb2.PublishRequest) -> None:
+    """Checks a publication by itself, whatever the store holds.
+
+    Raises:
+        InvalidRequest: a field is missing, too long or out of bounds, or the manifest breaks a rule.
+    """
+    if not request.publish_id or len(request.publish_id) > _MOST_TEXT:
+        raise invalid("publish_id", request.publish_id, f"1..{_MOST_TEXT} characters")
+    if not request.channels:
+        raise InvalidRequest("channels: must not be empty", reason=Reason.FIELD_MISSING, field="channels")
+    for index, channel in enumerate(request.channels):
+        check_channel(f"channels[{index}]", channel)
+    check_least("expected_previous_version", request.expected_previous_version, -1)
+    manifest = request.manifest
+    if manifest.version or manifest.HasField("create_time"):
+        raise invalid("manifest.version", manifest.version, "0, and no create_time: the store gives both")
+    for name in ("run", "stage", "tokenizer_digest", "chat_template_digest"):
+        value = getattr(manifest, name)
+        if len(value) > _MOST_TEXT:
+            raise invalid(f"manifest.{name}", value, f"at most {_MOST_TEXT} characters")
+    check_least("manifest.step", manifest.step, 0)
+    check_manifest(manifest)
+
+
+def request_digest(request: weights_pb2.PublishRequest) -> str:
+    """SHA-256 of what a publication says; a retry may come under a renewed lease."""
+    content = weights_pb2.PublishRequest()
+    content.CopyFrom(request)
+    content.lease_id = ""
+    return hashlib.sha256(content.SerializeToString(deterministic=True)).hexdigest()
+
+
+def check_expected(state: StoreState, channel: str, expected: int) -> None:
+    """Checks that a channel points to the expected version; -1 expects nothing.
+
+    Raises:
+        VersionConflict: it points elsewhere, or does not exist.
+    """
+    found = state.channel_version(channel)
+    if expected not in (-1, found):
+        points = f"points to version {found}" if found else "does not exist"
+        raise VersionConflict(
+            f"expected_previous_version: {expected}, but channel {channel!r} {points}",
+            field="expected_previous_version",
+            value=expected,
+            limit=found,
+            metadata={"channel": channel, "version": str(found)},
+        )
+
+
+def check_least(field: str, value: int, least: int) -> None:
+    """Raises InvalidRequest for a number below the least that is allowed."""
+    if value < least:
+        raise invalid(field, value, f"at least {least}")
+
+
+def invalid(field: str, value: object, limit: str) -> InvalidRequest:
+    """The error of a field whose value is not allowed."""
+    return InvalidRequest(f"{field}: {value!r}; allowed: {limit}", field=field, value=value, limit=limit)
