@@ -210,12 +210,13 @@ def capture_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, prefix
 def restore_optimizer(
     optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Mapping[str, Tensor], prefix: str
 ) -> None:
-    """Puts back what `capture_optimizer` took; parameters without state there have none afterwards."""
+    """Puts back what `capture_optimizer` took of this optimizer's parameters; those without state there have none."""
     given = _under(tensors, prefix)
+    own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     optimizer.state.clear()
     for name, parameter in model.named_parameters():
         state = _under(given, name)
-        if state:
+        if state and id(parameter) in own:
             # AdamW keeps its step count on the CPU in float32; the moments lie beside the parameter
             optimizer.state[parameter] = {
                 key: value.clone() if key == "step" else value.to(parameter.device, parameter.dtype, copy=True)

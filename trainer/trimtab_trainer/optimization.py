@@ -87,12 +87,7 @@ class Learner:
         self.step = 0
         self._precision = precision
         self._device_type = next(model.parameters()).device.type
-        self.optimizer = torch.optim.AdamW(
-            _parameter_groups(model, config.weight_decay),
-            lr=config.learning_rate,
-            betas=(config.beta1, config.beta2),
-            eps=config.eps,
-        )
+        self._optimizers = _optimizers(model, config)
 
     def autocast(self) -> AbstractContextManager[object]:
         """What a forward runs in: bfloat16 autocast, or nothing at float32."""
@@ -127,18 +122,20 @@ class Learner:
         if most is not None and clipped:
             nn.utils.clip_grads_with_norm_(self.model.parameters(), most, total)
         rate = learning_rate_at(self.config, self.step, self.total_steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = optimizer.defaults["lr"] * (rate / self.config.learning_rate)
+            optimizer.step()
+        self._clear_gradients()
         self.step += 1
         return Update(learning_rate=rate, gradient_norm=norm, clipped=clipped)
 
     def capture(self, prefix: str = "learner") -> dict[str, Tensor]:
         """Weights, moments and step, for a checkpoint; call it between updates only."""
+        moments = [capture_optimizer(optimizer, self.model, f"{prefix}/optimizer") for optimizer in self._optimizers]
         return {
             **capture_model(self.model, f"{prefix}/model"),
-            **capture_optimizer(self.optimizer, self.model, f"{prefix}/optimizer"),
+            **{name: tensor for captured in moments for name, tensor in captured.items()},
             f"{prefix}/step": torch.tensor(self.step),
         }
 
@@ -149,9 +146,14 @@ class Learner:
             Mismatch: the checkpoint is of another model.
         """
         restore_model(self.model, tensors, f"{prefix}/model")
-        restore_optimizer(self.optimizer, self.model, tensors, f"{prefix}/optimizer")
+        for optimizer in self._optimizers:
+            restore_optimizer(optimizer, self.model, tensors, f"{prefix}/optimizer")
         self.step = int(tensors[f"{prefix}/step"])
-        self.optimizer.zero_grad(set_to_none=True)
+        self._clear_gradients()
+
+    def _clear_gradients(self) -> None:
+        for parameter in self.model.parameters():
+            parameter.grad = None
 
 
 def learning_rate_at(config: OptimizerConfig, step: int, total_steps: int) -> float:
@@ -271,12 +273,38 @@ def compute_environment(*, threads: int, deterministic: bool) -> Iterator[None]:
         torch.use_deterministic_algorithms(before[1])
 
 
-def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+def _optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.optim.Optimizer]:
+    """AdamW over every parameter, or Muon over the matrices of the blocks and AdamW over the rest."""
+    matrices = _block_matrices(model) if config.muon_learning_rate is not None else []
+    adamw = torch.optim.AdamW(
+        _parameter_groups(model, config.weight_decay, without=matrices),
+        lr=config.learning_rate,
+        betas=(config.beta1, config.beta2),
+        eps=config.eps,
+    )
+    if not matrices or config.muon_learning_rate is None:
+        return [adamw]
+    muon = torch.optim.Muon(matrices, lr=config.muon_learning_rate, weight_decay=config.weight_decay)
+    return [adamw, muon]
+
+
+def _block_matrices(model: nn.Module) -> list[nn.Parameter]:
+    """Weights of the linear maps inside the layers; not embeddings, and not a head, which is no layer's."""
+    layers = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
+    found = {id(p): p for stack in layers for p in stack.parameters() if p.ndim == 2}
+    return list(found.values())
+
+
+def _parameter_groups(
+    model: nn.Module, weight_decay: float, *, without: Sequence[nn.Parameter]
+) -> list[dict[str, object]]:
     """Decayed and not decayed parameters, in the model's order. Matrices outside embeddings are decayed."""
     embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
-    decayed = [p for p in model.parameters() if p.ndim >= 2 and id(p) not in embeddings]
+    left = {id(p) for p in without}
+    parameters = [p for p in model.parameters() if id(p) not in left]
+    decayed = [p for p in parameters if p.ndim >= 2 and id(p) not in embeddings]
     chosen = {id(p) for p in decayed}
-    rest = [p for p in model.parameters() if id(p) not in chosen]
+    rest = [p for p in parameters if id(p) not in chosen]
     groups: list[dict[str, object]] = [
         {"params": decayed, "weight_decay": weight_decay},
         {"params": rest, "weight_decay": 0.0},

@@ -37,7 +37,7 @@ class Section(BaseModel):
 
 
 class OptimizerConfig(Section):
-    """AdamW in float32, its learning rate and clipping. InstructGPT App. C: Adam, beta 0.9 and 0.95, in all stages."""
+    """AdamW in float32, its learning rate and clipping; optionally with Muon. InstructGPT App. C: Adam, beta 0.9 and 0.95, in all stages."""
 
     learning_rate: float = Field(gt=0, le=1, description="Peak.")
     beta1: float = Field(default=0.9, ge=0, lt=1, description="Decay of the first moment (InstructGPT App. C).")
@@ -55,6 +55,13 @@ class OptimizerConfig(Section):
     )
     warmup_from: Fraction = Field(
         default=0.1, description="Where the warm-up starts, as a part of the peak (InstructGPT C.4: a tenth)."
+    )
+    muon_learning_rate: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="Peak of Muon (Jordan et al. 2024), which then trains the matrices of the blocks, by the same "
+        "schedule; AdamW keeps embeddings, gains and heads. null: AdamW trains all (InstructGPT).",
     )
     max_gradient_norm: float | None = Field(
         default=1.0, gt=0, description="Gradients are scaled down to this global norm. null: no clipping."

@@ -28,6 +28,7 @@ from trimtab.errors import DeadlineExceeded, InternalError, Overloaded, Reason
 from trimtab.types import FinishReason
 from trimtab_services.generation.engines.base import Engine, EngineLoad, FinishedSequence, SequenceRequest
 from trimtab_services.generation.pace import Pace
+from trimtab_services.runtime.threads import in_own_thread
 
 __all__ = ["EngineHost"]
 
@@ -111,7 +112,7 @@ class EngineHost:
         Raises:
             TrimtabError: as `Engine.stage`, or what `read` raised.
         """
-        await asyncio.to_thread(lambda: self._engine.stage(version, read()))
+        await in_own_thread(lambda: self._engine.stage(version, read()))
 
     async def submit(
         self,

@@ -17,6 +17,7 @@ from trimtab_services.generation.engines.transformers import TransformersEngine
 from trimtab_services.generation.host import EngineHost
 from trimtab_services.runtime.replica import ModelVersion
 from trimtab_services.runtime.state import Runtime
+from trimtab_services.runtime.threads import in_own_thread
 from trimtab_services.runtime.tokenizers import ServedTokenizer, tokenizer_of
 
 __all__ = ["PolicyHolder"]
@@ -70,7 +71,8 @@ class PolicyHolder:
         Raises:
             TrimtabError: the version cannot be served; the one before goes on serving.
         """
-        tokenizer = await asyncio.to_thread(tokenizer_of, version, self._tokenizer)
+        before = self._tokenizer
+        tokenizer = await in_own_thread(lambda: tokenizer_of(version, before))
         if self._host is None:
             await self._start(version, tokenizer.tokenizer)
         elif version.same_weights:
@@ -141,20 +143,21 @@ class PolicyHolder:
 
     async def _start(self, version: ModelVersion, tokenizer: PreTrainedTokenizerBase) -> None:
         config = self._config
-        folder = await asyncio.to_thread(version.folder)
-        model = await asyncio.to_thread(load_policy, folder, dtype=config.dtype, device=config.device)
+        model = await in_own_thread(lambda: load_policy(version.folder(), dtype=config.dtype, device=config.device))
         eos = eos_token_ids(tokenizer, model.config, model.generation_config)
-        engine: Engine = TransformersEngine(
-            model,
-            version=version.version,
-            tokenizer=tokenizer,
-            eos_token_ids=eos,
-            slots=config.slots,
-            max_sequence_tokens=config.max_sequence_tokens,
-            prefill_tokens_per_step=config.prefill_tokens_per_step,
-            prefill_chunk_tokens=config.prefill_chunk_tokens,
-            deterministic=config.deterministic,
-            kv_on_swap=config.kv_on_swap,
+        engine: Engine = await in_own_thread(
+            lambda: TransformersEngine(
+                model,
+                version=version.version,
+                tokenizer=tokenizer,
+                eos_token_ids=eos,
+                slots=config.slots,
+                max_sequence_tokens=config.max_sequence_tokens,
+                prefill_tokens_per_step=config.prefill_tokens_per_step,
+                prefill_chunk_tokens=config.prefill_chunk_tokens,
+                deterministic=config.deterministic,
+                kv_on_swap=config.kv_on_swap,
+            )
         )
         self._facts = info_pb2.ModelInfo(
             architecture=type(model).__name__,

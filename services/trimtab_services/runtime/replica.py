@@ -19,7 +19,6 @@ import tempfile
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
 from contextlib import aclosing, contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -32,6 +31,7 @@ from trimtab.weights import BlobCache, FetchedVersion, fetch_version
 from trimtab.weights.manifest import manifest_blobs
 from trimtab_services.runtime.config import ModelServiceConfig, WeightsSource
 from trimtab_services.runtime.state import Runtime, State
+from trimtab_services.runtime.threads import in_own_thread
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -225,7 +225,7 @@ class Follower:
             self._trim(directory, fetched)
             return fetched
 
-        fetched = await _in_thread(fetch)
+        fetched = await in_own_thread(fetch)
         served = self._served
         same_weights = served is not None and served.weights_digest == fetched.weights_digest
         folder = directory / _VERSIONS / f"{fetched.version}-{fetched.weights_digest[:16]}"
@@ -269,24 +269,3 @@ def _tls(source: WeightsSource) -> TLSConfig | None:
         return None
     tls = source.tls
     return TLSConfig(ca_file=tls.ca_file, certificate_file=tls.certificate_file, key_file=tls.key_file)
-
-
-async def _in_thread(work: Callable[[], T]) -> T:
-    """Runs blocking work in a thread that a process which ends does not wait for, as a long download would make it."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[T] = loop.create_future()
-
-    def settle(set_outcome: Callable[[], None]) -> None:
-        if not done.done():  # else the caller was cancelled meanwhile
-            set_outcome()
-
-    def body() -> None:
-        try:
-            set_outcome = partial(done.set_result, work())
-        except BaseException as error:
-            set_outcome = partial(done.set_exception, error)
-        with suppress(RuntimeError):  # the loop has ended: nobody waits any more
-            loop.call_soon_threadsafe(settle, set_outcome)
-
-    threading.Thread(target=body, name="fetch-weights", daemon=True).start()
-    return await done

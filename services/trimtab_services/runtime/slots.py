@@ -8,7 +8,6 @@ reference service; generation keeps its weights in an engine.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from trimtab.v1 import info_pb2
 from trimtab_models.loading import max_sequence_tokens, vocab_size
 from trimtab_models.tokenizer import eos_token_ids
 from trimtab_services.runtime.replica import ModelVersion
+from trimtab_services.runtime.threads import in_own_thread
 from trimtab_services.runtime.tokenizers import ServedTokenizer, tokenizer_of
 
 __all__ = ["ModelSlot", "ServedVersion"]
@@ -104,7 +104,7 @@ class ModelSlot:
         Raises:
             TrimtabError: it cannot be served; the one before goes on serving.
         """
-        self._current, self._tokenizer = await asyncio.to_thread(self._prepare, version)
+        self._current, self._tokenizer = await in_own_thread(lambda: self._prepare(version))
 
     def describe(self, model: info_pb2.ModelInfo, dtype: str) -> None:
         """Fills in the model's part of GetInfo."""

@@ -1,9 +1,13 @@
 """Demonstrations, flawed on purpose in a stated share, and the flaws themselves.
 
 Human demonstrations are uneven, and a policy that imitates perfect ones would leave the later stages nothing to do. So
-`FLAWED_SHARE` of the demonstrations carry a flaw. The same flaws, applied to the right answer, are put among the
-answers that labelers rank: samples of a weak policy rarely differ from one another in one respect only, while these do,
-and they teach the reward model each criterion far faster.
+`FLAWED_SHARE` of the demonstrations carry a flaw, mostly of form: a list where a summary was asked for, a sentence said
+twice, a fact that nobody asked for, an answer broken off. What a model of 0.16 M parameters can learn to see in an
+answer is form and, much less well, truth; a world whose reward model cannot see what is wrong has nothing to show.
+
+Flaws of every sort, of fact as well as of form, are put among the answers that labelers rank: samples of a weak policy
+rarely differ from one another in one respect only, while these do, and they teach the reward model each criterion far
+faster.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ from collections.abc import Callable
 
 from trimtab_trainer.miniature.world import REFUSAL, STORY_PEOPLE, Fact, Kind, Prompt, joined, story_text, wrong_fact
 
-FLAWED_SHARE = 0.35
+FLAWED_SHARE = 0.5
 """Share of demonstrations that carry a flaw."""
 
 
@@ -23,8 +27,12 @@ def demonstrate(rng: random.Random, prompt: Prompt, *, flawed_share: float = FLA
     Returns:
         The completion, and whether a flaw was put in.
     """
+    right = prompt.reference()
     if rng.random() >= flawed_share:
-        return prompt.reference(), False
+        return right, False
+    for flaw in rng.sample(_OF_DEMONSTRATIONS, len(_OF_DEMONSTRATIONS)):
+        if (answer := flaw(rng, prompt, right)) not in (right, ""):
+            return answer, True
     return corruptions(rng, prompt, count=1)[0], True
 
 
@@ -128,3 +136,8 @@ def _say(prompt: Prompt, facts: tuple[Fact, ...]) -> str:
 
 _FLAWS = (_wrong, _wrong, _wrong_person, _dropped, _off_topic, _wrong_form, _repeated, _unfinished)
 _SURFACE = (_repeated, _unfinished, _kept)
+_OF_DEMONSTRATIONS = (
+    *(_wrong_form, _wrong_form, _repeated, _repeated, _unfinished, _unfinished, _off_topic, _off_topic),
+    *(_dropped, _wrong),
+)
+"""Flaws of demonstrations: of ten eight are of form."""
