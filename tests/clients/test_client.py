@@ -17,6 +17,7 @@ from trimtab.channel import MAX_TRIES, is_loopback, retry_delay_s
 from trimtab.errors import (
     ConfigError,
     DeadlineExceeded,
+    FailedPrecondition,
     InvalidRequest,
     NotFound,
     Overloaded,
@@ -371,3 +372,24 @@ def test_tls_files(tmp_path: Path) -> None:
         Client("a:1", tls=TLSConfig(ca_file=tmp_path / "none.pem"))
     with pytest.raises(ConfigError, match="belong together"):
         Client("a:1", tls=TLSConfig(key_file=tmp_path / "none.pem"))
+
+
+def test_a_closed_client_says_so() -> None:
+    closed = Client("127.0.0.1:9")
+    closed.close()
+    closed.close()  # twice is fine
+    request = GenerateRequest(prompts=(GenerationPrompt(prompt_id="a", prompt="b"),))
+    for call in (closed.info, closed.health, lambda: list(closed.generate(request))):
+        with pytest.raises(FailedPrecondition, match="127.0.0.1:9: this client is closed"):
+            call()
+
+    async def work() -> None:
+        client = AsyncClient("127.0.0.1:9")
+        await client.close()
+        with pytest.raises(FailedPrecondition, match="this client is closed"):
+            await client.info()
+        with pytest.raises(FailedPrecondition, match="this client is closed"):
+            async for _ in client.generate(request):
+                pass
+
+    asyncio.run(work())

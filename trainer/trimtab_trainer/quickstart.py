@@ -56,7 +56,8 @@ def run_quickstart(
     began = time.monotonic()
     with LocalServices(directory, settings=settings, on_event=console.print) as services:
         console.print(
-            f"services are live after {time.monotonic() - began:.1f} s; addresses in {services.endpoints_file}"
+            f"services are live after {time.monotonic() - began:.1f} s; addresses in {services.endpoints_file}",
+            soft_wrap=True,
         )
         target = read_endpoints(directory)["trainer"][0]["grpc"]
         with Client(target) as client:
@@ -74,7 +75,11 @@ def run_quickstart(
         for name in ("report.html", "report.json"):
             (directory / name).write_bytes((made[0] / name).read_bytes())
         _print_table(console, json.loads((directory / "report.json").read_text()))
-    console.print(f"{time.monotonic() - began:.0f} s in all; report: {directory / 'report.html'}")
+    console.print(
+        f"{time.monotonic() - began:.0f} s in all; report: {directory / 'report.html'}; models: "
+        f"{', '.join(str(run / 'models') for run in made)}",
+        soft_wrap=True,
+    )
     return 0
 
 
@@ -212,4 +217,4 @@ def _print_table(console: Console, written: dict[str, Any]) -> None:
     if written["claims"]:
         console.print(claims)
     seconds = ", ".join(f"{stage} {spent:.0f}" for stage, spent in written["wall_seconds"].items() if stage != "all")
-    console.print(f"seconds: {seconds}")
+    console.print(f"seconds: {seconds}", soft_wrap=True)

@@ -25,8 +25,9 @@ from typing import Any, Protocol
 from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress
 
+from trimtab.cli.display import stage_progress
 from trimtab.errors import DataError
 from trimtab.v1 import trainer_pb2 as pb
 
@@ -157,15 +158,7 @@ class Reporter:
             self._add(EventKind.STAGE_STARTED, stage, step, total_steps=total_steps)
             self._close_bar()
             if self._console.is_terminal:
-                self._progress = Progress(
-                    TextColumn("{task.description:16}"),
-                    BarColumn(),
-                    MofNCompleteColumn(),
-                    TimeElapsedColumn(),
-                    TimeRemainingColumn(),
-                    TextColumn("{task.fields[figures]}"),
-                    console=self._console,
-                )
+                self._progress = stage_progress(self._console)
                 self._progress.start()
                 self._task = self._progress.add_task(stage, total=total_steps or None, completed=step, figures="")
             else:

@@ -37,7 +37,10 @@ class Section(BaseModel):
 
 
 class OptimizerConfig(Section):
-    """AdamW in float32, its learning rate and clipping; optionally with Muon. InstructGPT App. C: Adam, beta 0.9 and 0.95, in all stages."""
+    """AdamW in float32, its learning rate and clipping; optionally with Muon.
+
+    InstructGPT App. C: Adam, beta 0.9 and 0.95, in all stages.
+    """
 
     learning_rate: float = Field(gt=0, le=1, description="Peak.")
     beta1: float = Field(default=0.9, ge=0, lt=1, description="Decay of the first moment (InstructGPT App. C).")

@@ -13,6 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from trimtab import rpcs
 from trimtab.channel import TLSConfig, Token, call_metadata, open_aio_channel, retry_delay_s
+from trimtab.errors import FailedPrecondition
 from trimtab.rpc_errors import from_rpc_error
 from trimtab.rpcs import Rpc
 from trimtab.types import (
@@ -68,6 +69,7 @@ class AsyncClient:
         self.insecure = insecure
         self._token = Token(token) if isinstance(token, str) else token
         self._channel = open_aio_channel(target, tls, self._token, insecure)
+        self._closed = False
 
     @property
     def token(self) -> Token | None:
@@ -76,6 +78,7 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Closes the connection; calls in flight end with Cancelled."""
+        self._closed = True
         await self._channel.close()
 
     async def __aenter__(self) -> AsyncClient:
@@ -86,7 +89,7 @@ class AsyncClient:
 
     async def health(self, service: str = "", *, timeout_s: float = 5.0) -> bool:
         """Whether the server says that a service (or `startup`, `liveness`, `readiness`) is SERVING."""
-        stub = health_pb2_grpc.HealthStub(self._channel)
+        stub = health_pb2_grpc.HealthStub(self._open)
         try:
             reply = await stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=timeout_s)
         except grpc.RpcError as error:
@@ -233,9 +236,15 @@ class AsyncClient:
         """Reports a run's events; each is acknowledged once it is on disk."""
         return self._both_streams(rpcs.REPORT_EVENTS, requests, timeout_s)
 
+    @property
+    def _open(self) -> grpc.aio.Channel:
+        if self._closed:
+            raise FailedPrecondition(f"{self.target}: this client is closed", field="client", value=self.target)
+        return self._channel
+
     async def _unary(self, rpc: Rpc[Argument, Result], argument: Argument, timeout_s: float | None) -> Result:
         timeout_s = self.timeout_s if timeout_s is None else timeout_s
-        call = self._channel.unary_unary(rpc.path, **rpc.serializers)
+        call = self._open.unary_unary(rpc.path, **rpc.serializers)
         message = rpc.to_message(argument)
         give_up = time.monotonic() + timeout_s
         tries = 0
@@ -256,7 +265,7 @@ class AsyncClient:
         self, rpc: Rpc[Argument, Result], argument: Argument, timeout_s: float | None
     ) -> AsyncIterator[Result]:
         timeout_s = self.timeout_s if timeout_s is None else timeout_s
-        call = self._channel.unary_stream(rpc.path, **rpc.serializers)
+        call = self._open.unary_stream(rpc.path, **rpc.serializers)
         replies = call(rpc.to_message(argument), timeout=timeout_s, metadata=call_metadata(self._token))
         try:
             async for reply in replies:
@@ -270,7 +279,7 @@ class AsyncClient:
         self, rpc: Rpc[Argument, Result], arguments: AsyncIterable[Argument], timeout_s: float | None
     ) -> AsyncIterator[Result]:
         timeout_s = self.timeout_s if timeout_s is None else timeout_s
-        call = self._channel.stream_stream(rpc.path, **rpc.serializers)
+        call = self._open.stream_stream(rpc.path, **rpc.serializers)
         messages = (rpc.to_message(argument) async for argument in arguments)
         replies = call(messages, timeout=timeout_s, metadata=call_metadata(self._token))
         try:

@@ -1,4 +1,7 @@
-"""A run's events for people: a progress bar with the time left for each stage, a line for everything else."""
+"""A run's events for people: a progress bar with the time left for each stage, a line for everything else.
+
+Where nobody watches a terminal, a line now and then takes the place of the bars.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +19,16 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 
 from trimtab.client import Client
 from trimtab.errors import DeadlineExceeded, Unavailable
 from trimtab.v1 import trainer_pb2 as pb
 
-__all__ = ["RunDisplay", "follow_run"]
+__all__ = ["RunDisplay", "follow_run", "stage_progress"]
 
 _SHOWN = 4
+_SECONDS_BETWEEN_LINES = 10.0
 _WATCH_S = 3600.0
 _PATIENCE_S = 60.0
 _CONNECTED_S = 30.0
@@ -36,6 +41,27 @@ _FIRST = (
 """Figures that people look for first, in this order; the rest follows by name."""
 
 
+def stage_progress(console: Console) -> Progress:
+    """Bars with description, steps, times and `figures`, a field of each task.
+
+    Where the terminal is narrow the figures give way, steps and times never do.
+    """
+
+    def whole(width: int) -> Column:
+        return Column(no_wrap=True, min_width=width)
+
+    return Progress(
+        TextColumn("{task.description}", table_column=whole(16)),
+        BarColumn(bar_width=16, table_column=whole(16)),
+        MofNCompleteColumn(table_column=whole(9)),
+        TimeElapsedColumn(table_column=whole(7)),
+        TimeRemainingColumn(table_column=whole(7)),
+        TextColumn("{task.fields[figures]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
+        console=console,
+        expand=True,
+    )
+
+
 class RunDisplay:
     """Shows events; a context manager, since a bar must be closed.
 
@@ -45,19 +71,13 @@ class RunDisplay:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._progress = Progress(
-            TextColumn("{task.description:16}"),
-            BarColumn(bar_width=28),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[figures]}"),
-            console=console,
-        )
+        self._progress = stage_progress(console)
         self._tasks: dict[str, TaskID] = {}
+        self._line_at = time.monotonic()
 
     def __enter__(self) -> RunDisplay:
-        self._progress.start()
+        if self._console.is_terminal:
+            self._progress.start()
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -82,6 +102,11 @@ class RunDisplay:
                 self._print(f"run {state}{': ' + event.run_ended.error if event.run_ended.error else ''}")
 
     def _bar(self, event: pb.RunEvent, total: int, figures: str) -> None:
+        if not self._console.is_terminal:
+            if time.monotonic() - self._line_at >= _SECONDS_BETWEEN_LINES:
+                of_total = f" of {total}" if total else ""
+                self._print(f"{event.stage}: step {event.step}{of_total}: {figures}")
+            return
         if event.stage not in self._tasks:
             self._tasks[event.stage] = self._progress.add_task(event.stage, total=total or None, figures="")
         self._progress.update(
@@ -89,7 +114,8 @@ class RunDisplay:
         )
 
     def _print(self, line: str) -> None:
-        self._progress.console.print(line, markup=False, highlight=False)
+        self._line_at = time.monotonic()
+        self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def follow_run(client: Client, name: str, display: RunDisplay, *, after_sequence: int = 0) -> None:
