@@ -43,6 +43,8 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
         ModelFolderError: no tokenizer there, one without a fast backend, or one without EOS.
     """
     folder = Path(folder)
+    if not folder.is_dir():
+        raise ModelFolderError(f"{folder}: no such folder", field="folder", value=folder)
     if not (folder / "tokenizer.json").is_file() and not (folder / "tokenizer_config.json").is_file():
         raise ModelFolderError(
             f"{folder}: no tokenizer: it has neither tokenizer.json nor tokenizer_config.json",
@@ -56,6 +58,8 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
         raise ModelFolderError(
             f"{folder}: its tokenizer cannot be loaded: {line}", field="folder", value=folder
         ) from error
+    # it would be told once and forgotten; who encodes checks the length and says so in an error
+    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise ModelFolderError(
             f"{folder}: its tokenizer has no tokenizer.json (fast backend)", field="folder", value=folder

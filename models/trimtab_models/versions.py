@@ -223,9 +223,13 @@ def _model_files(
 
 
 def _shards(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise ModelFolderError(f"{folder}: no such folder", field="folder", value=folder)
     shards = sorted(folder.glob("*.safetensors"))
     if not shards:
-        raise ModelFolderError(f"{folder}: no *.safetensors file", field="folder", value=folder)
+        below = sorted({shard.parent.relative_to(folder).as_posix() for shard in folder.glob("*/*.safetensors")})
+        hint = f"; there are some in {', '.join(below)}" if below else ""
+        raise ModelFolderError(f"{folder}: no *.safetensors file{hint}", field="folder", value=folder)
     return shards
 
 

@@ -113,3 +113,15 @@ def test_a_name_server_that_is_silent_holds_nobody_up(monkeypatch) -> None:
 def test_what_is_no_dns_target(target: str) -> None:
     with pytest.raises(ConfigError, match="dns"):
         DNSResolver.of(target)
+
+
+def test_a_file_that_is_no_endpoints_file_is_refused_at_the_start(tmp_path: Path) -> None:
+    path = tmp_path / "endpoints.json"
+    for text in ("{", "[]", '{"generation": [{"port": 1}]}'):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match="endpoints.json: not what `trimtab up` writes"):
+            FileResolver(path, "generation")
+    path.write_text('{"generation": [{"grpc": "127.0.0.1:1"}]}')
+    resolver = FileResolver(path, "generation")
+    path.write_text("{ half a fi")
+    assert resolver.addresses() == ["127.0.0.1:1"]  # later, for a moment, it changes nothing

@@ -10,6 +10,7 @@ import json
 import socket
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -52,7 +53,7 @@ class FileResolver:
         must_exist: refuse a file that is not there at the start.
 
     Raises:
-        ConfigError: `must_exist`, and there is no such file.
+        ConfigError: `must_exist`, and there is no such file, or it is not what `trimtab up` writes.
     """
 
     def __init__(self, path: Path, service: str, *, must_exist: bool = True) -> None:
@@ -64,19 +65,30 @@ class FileResolver:
             raise ConfigError(
                 f"endpoints_file: {path}: no such file; `trimtab up` writes it", field="endpoints_file", value=path
             )
+        if must_exist:
+            try:
+                self._read()
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise ConfigError(
+                    f"endpoints_file: {path}: not what `trimtab up` writes: {type(error).__name__}: {error}",
+                    field="endpoints_file",
+                    value=path,
+                ) from error
 
     def addresses(self) -> list[str]:
         """The addresses of the last good file."""
-        try:
-            status = self._path.stat()
-            stamp = (status.st_mtime_ns, status.st_ino)
-            if stamp != self._stamp:
-                replicas = json.loads(self._path.read_text(encoding="utf-8")).get(self._service, [])
-                self._addresses = sorted({str(replica["grpc"]) for replica in replicas})
-                self._stamp = stamp
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            pass
+        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+            self._read()
         return list(self._addresses)
+
+    def _read(self) -> None:
+        """Takes the file's addresses if it has changed."""
+        status = self._path.stat()
+        stamp = (status.st_mtime_ns, status.st_ino)
+        if stamp != self._stamp:
+            replicas = json.loads(self._path.read_text(encoding="utf-8")).get(self._service, [])
+            self._addresses = sorted({str(replica["grpc"]) for replica in replicas})
+            self._stamp = stamp
 
 
 class DNSResolver:
