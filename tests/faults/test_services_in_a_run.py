@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -50,7 +51,15 @@ def other_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def write_ppo(folder: Path, policy: Path, reward: Path, services: LocalServices, **ppo: object) -> Path:
+def write_ppo(
+    folder: Path,
+    policy: Path,
+    reward: Path,
+    services: LocalServices,
+    *,
+    waits: dict[str, float] | None = None,
+    **ppo: object,
+) -> Path:
     prompts = folder / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": f"the dog {number}"}) + "\n" for number in range(32)))
     spec = {
@@ -65,6 +74,7 @@ def write_ppo(folder: Path, policy: Path, reward: Path, services: LocalServices,
                 for name in ("generation", "reward", "reference", "weights")
             },
             "patience_s": 3,
+            **(waits or {}),
         },
         "ppo": {
             "policy": str(policy),
@@ -101,7 +111,10 @@ def wait_for_step(events: Path, step: int, process: subprocess.Popen[str]) -> No
 
 
 def refused(process: subprocess.Popen[str], *words: str) -> None:
-    _, errors = process.communicate(timeout=90)
+    try:
+        _, errors = process.communicate(timeout=90)
+    finally:
+        process.kill()
     assert process.returncode not in (0, None) and "Traceback" not in errors, errors
     flat = " ".join(errors.split())
     assert [word for word in words if word not in flat] == [], errors
@@ -164,3 +177,45 @@ def test_a_service_that_dies_for_good_ends_the_run_and_loses_nothing(
     assert process.returncode == 130, output
     steps = [json.loads(line)["step"] for line in events.read_text().splitlines() if STEP_DONE in line]
     assert steps == list(range(1, len(steps) + 1))
+
+
+def test_a_weights_service_that_comes_back_ends_nothing(
+    tmp_path: Path, services: LocalServices, llama_folder: Path, reward_folder: Path
+) -> None:
+    spec = write_ppo(tmp_path, llama_folder, reward_folder, services, waits={"patience_s": 30.0})
+    events = tmp_path / "run" / "events.jsonl"
+    process = run(spec)
+    try:
+        wait_for_step(events, 2, process)
+        os.kill(read_endpoints(services.directory)["weights"][0]["pid"], signal.SIGKILL)
+        done = events.read_text().count(STEP_DONE)
+        wait_for_step(events, done + 3, process)
+        assert "waits for the weights service" in events.read_text()
+        process.send_signal(signal.SIGINT)
+        output = process.communicate(timeout=60)
+        assert process.returncode == 130, output
+    finally:
+        process.kill()
+
+
+def test_ctrl_c_ends_a_wait_for_a_service(
+    tmp_path: Path, services: LocalServices, llama_folder: Path, reward_folder: Path
+) -> None:
+    spec = write_ppo(tmp_path, llama_folder, reward_folder, services, waits={"start_timeout_s": 120.0})
+    content = yaml.safe_load(spec.read_text())
+    content["services"]["reward"] = {"addresses": ["127.0.0.1:9"]}
+    spec.write_text(yaml.safe_dump(content))
+    process = run(spec)
+    try:
+        events = tmp_path / "run" / "events.jsonl"
+        deadline = time.monotonic() + 60
+        while not (events.exists() and "waits for reward: 127.0.0.1:9" in events.read_text()):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+        began = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        output = process.communicate(timeout=30)
+        assert process.returncode == 130 and time.monotonic() - began < 10, output
+    finally:
+        process.kill()
+    assert json.loads((tmp_path / "run" / "state.json").read_text())["state"] == "STOPPED"

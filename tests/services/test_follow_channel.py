@@ -106,6 +106,29 @@ def test_waiting_sequences_of_a_version_outlive_its_swap(store: RunningStore, ll
             list(connection.generate(ask(1)))
 
 
+def test_another_architecture_takes_over_while_the_old_one_ends_its_work(
+    store: RunningStore, llama_folder: Path, gpt2_folder: Path
+) -> None:
+    publish(store, llama_folder, 1)
+    with running("generation", weights=source(store), slots=1) as server, client(server) as connection:
+        results: list[GenerateResult] = []
+        asking = threading.Thread(target=lambda: results.extend(connection.generate(ask(1, tokens=200, count=8))))
+        asking.start()
+        until(lambda: connection.info().load.waiting_items > 0)
+        publish(store, gpt2_folder, 2)
+        (result,) = connection.generate(ask(2))
+        assert result.completion is not None and [s.version for s in result.completion.version_spans] == [2]
+        model = connection.info().models[0]
+        assert (model.architecture, model.last_swap_error, model.served.version) == ("GPT2LMHeadModel", "", 2)
+        asking.join(60)
+        spans = [[span.version for span in one.completion.version_spans] for one in results if one.completion]
+        assert spans == [[1]] * 8
+        until(lambda: sum(thread.name == "engine" for thread in threading.enumerate()) == 1)
+        publish(store, llama_folder, 3)  # and back
+        (result,) = connection.generate(ask(3))
+        assert result.completion is not None and connection.info().models[0].architecture == "LlamaForCausalLM"
+
+
 @pytest.mark.parametrize(("kind", "folder"), [("reward", "reward_folder"), ("generation", "llama_folder")])
 def test_a_swap_counts_once_under_the_models_name(
     kind: str, folder: str, store: RunningStore, request: pytest.FixtureRequest

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import time
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from trimtab.errors import InvalidRequest, Reason, SequenceTooLong, Unavailable
+from trimtab.errors import InvalidRequest, Mismatch, Reason, SequenceTooLong, Unavailable
 from trimtab.types import SamplingParams, ServedModel
 from trimtab.v1 import info_pb2
 from trimtab_models.loading import load_policy, vocab_size
@@ -21,6 +24,8 @@ from trimtab_services.runtime.threads import in_own_thread
 from trimtab_services.runtime.tokenizers import ServedTokenizer, tokenizer_of
 
 __all__ = ["PolicyHolder"]
+
+_IDLE_S = 1.0
 
 
 class PolicyHolder:
@@ -39,6 +44,8 @@ class PolicyHolder:
         self._runtime = runtime
         self._config = config = runtime.config
         self._host: EngineHost | None = None
+        self._retiring: set[asyncio.Task[None]] = set()
+        self._model_config: dict[str, Any] = {}
         self._tokenizer: ServedTokenizer | None = None
         self._facts = info_pb2.ModelInfo()
         self.name = config.model_name or "policy"
@@ -66,7 +73,8 @@ class PolicyHolder:
     async def load(self, version: ModelVersion) -> None:
         """Serves a version: builds the engine for the first, stages and swaps every later one.
 
-        Only the swap itself happens between two steps; sequences run on while the version is read, checked and tried.
+        Only the swap itself happens between two steps; sequences run on while the version is read, checked and tried. A
+        version of another architecture or size gets an engine of its own, and the old one ends what it holds.
 
         Raises:
             TrimtabError: the version cannot be served; the one before goes on serving.
@@ -78,8 +86,14 @@ class PolicyHolder:
         elif version.same_weights:
             await self._host.call(lambda engine: engine.renumber(version.version))
         else:
-            await self._host.stage(version.version, version.tensors)
-            await self._host.call(lambda engine: engine.swap())
+            try:
+                await self._host.stage(version.version, version.tensors)
+            except Mismatch:
+                if _config_of(version) == self._model_config:
+                    raise
+                await self._replace(version, tokenizer.tokenizer)
+            else:
+                await self._host.call(lambda engine: engine.swap())
         self._tokenizer = tokenizer
         self.served = ServedModel(
             name=self.name,
@@ -137,9 +151,30 @@ class PolicyHolder:
             response.load.tokens_per_second = self._host.tokens_per_second if load.busy_slots else 0.0
 
     async def close(self) -> None:
-        """Ends the engine's thread."""
+        """Ends every engine's thread."""
+        for task in self._retiring:
+            task.cancel()
         if self._host is not None:
             await self._host.close()
+
+    async def _replace(self, version: ModelVersion, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Another engine takes what comes from now on; the old one goes once it holds nothing."""
+        old = self.host
+        await self._start(version, tokenizer)
+
+        async def retire() -> None:
+            try:
+                idle_since = time.monotonic()
+                while time.monotonic() - idle_since < _IDLE_S:  # a call that was about to submit has done so by then
+                    await asyncio.sleep(0.1)
+                    if old.load.busy_slots or old.load.waiting_sequences:
+                        idle_since = time.monotonic()
+            finally:
+                await asyncio.shield(old.close())
+
+        task = asyncio.create_task(retire())
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
 
     async def _start(self, version: ModelVersion, tokenizer: PreTrainedTokenizerBase) -> None:
         config = self._config
@@ -159,6 +194,7 @@ class PolicyHolder:
                 kv_on_swap=config.kv_on_swap,
             )
         )
+        self._model_config = await in_own_thread(lambda: _config_of(version))
         self._facts = info_pb2.ModelInfo(
             architecture=type(model).__name__,
             parameter_count=sum(parameter.numel() for parameter in model.parameters()),
@@ -181,3 +217,10 @@ class PolicyHolder:
         metrics.batch_items.observe(load.busy_slots)
         metrics.queue_size.set(load.waiting_sequences)
         metrics.queue_tokens.set(load.outstanding_tokens)
+
+
+def _config_of(version: ModelVersion) -> dict[str, Any]:
+    """What config.json says of the model, but for the dtype of its file."""
+    with version.small_files() as folder:
+        config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return {key: value for key, value in config.items() if key not in ("dtype", "torch_dtype", "transformers_version")}

@@ -25,6 +25,7 @@ from trimtab.v1 import generation_pb2, generation_pb2_grpc
 from trimtab_models.tokenizer import decode, encode_prompt
 from trimtab_services.generation.config import GenerationConfig
 from trimtab_services.generation.engines.base import Engine, FinishedSequence, SequenceRequest
+from trimtab_services.generation.host import EngineHost
 from trimtab_services.generation.policy import PolicyHolder
 from trimtab_services.runtime.calls import current_call, rename_call
 
@@ -68,7 +69,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             return
         finished: asyncio.Queue[FinishedSequence] = asyncio.Queue()
         arrived = time.monotonic()
-        ids = await self._admit(asked, sequences, finished)
+        host, ids = await self._admit(asked, sequences, finished)
         waiting = dict(zip(ids, known, strict=True))
         try:
             while waiting:
@@ -79,7 +80,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                 sequence = waiting.pop(done.sequence_id)
                 yield generate_result_to_message(self._result(asked, sequence, done, arrived))
         finally:
-            self._policy.host.cancel(list(waiting))  # a caller that went away frees its slots
+            host.cancel(list(waiting))  # a caller that went away frees its slots
 
     def _check(self, request: GenerateRequest) -> None:
         if request.model not in ("", self._policy.name):
@@ -140,8 +141,12 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
 
     async def _admit(
         self, request: GenerateRequest, sequences: list[SequenceRequest], finished: asyncio.Queue[FinishedSequence]
-    ) -> list[int]:
-        """Hands the sequences to the engine on a version that is allowed, waiting for it up to `max_wait_ms`."""
+    ) -> tuple[EngineHost, list[int]]:
+        """Hands the sequences to the engine on a version that is allowed, waiting for it up to `max_wait_ms`.
+
+        Returns:
+            The host that took them, and their ids there.
+        """
         give_up = time.monotonic() + request.max_wait_ms / 1000
         call = current_call()
         deadline = call.deadline if call is not None else None
@@ -153,7 +158,8 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         while True:
             moved = self._policy.version_moved
             try:
-                return await self._policy.host.submit(sequences, finished.put_nowait, check, deadline)
+                host = self._policy.host
+                return host, await host.submit(sequences, finished.put_nowait, check, deadline)
             except VersionUnavailable:
                 wanted = request.version.exactly
                 too_late = wanted is not None and wanted < self._policy.served.version
