@@ -1,7 +1,7 @@
 """The claims of InstructGPT in the miniature, over three seeds on which no choice was made: the share that holds.
 
-It is `trimtab quickstart --full` and its claims as one figure; about 20 minutes on 2 cores. With --dir the folder is kept,
-and a run that was interrupted goes on.
+It is `trimtab quickstart --full` and its claims as one figure; about 20 minutes on 2 cores. With --dir the folder is
+kept, and a run that was interrupted goes on.
 
     python benchmarks/fidelity.py [--dir DIR]
 
