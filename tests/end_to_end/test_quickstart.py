@@ -38,10 +38,19 @@ def command(directory: Path, **overrides: object) -> list[str]:
     return [sys.executable, "-m", "trimtab", "quickstart", "--dir", str(directory), *pairs]
 
 
+def _interruptible() -> None:
+    """Undoes what a shell does to its background jobs, whose children would else never see Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @contextmanager
 def started(directory: Path, **overrides: object) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
-        command(directory, **overrides), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command(directory, **overrides),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=_interruptible,
     )
     try:
         yield process
