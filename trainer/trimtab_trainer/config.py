@@ -62,6 +62,7 @@ __all__ = [
     "load_run_spec",
     "preset_path",
     "spec_to_yaml",
+    "with_override",
     "EvaluateConfig",
     "EvaluatedModel",
 ]
@@ -296,7 +297,7 @@ def load_run_spec(path: str | Path, overrides: Sequence[str] = (), *, endpoints_
     """
     written = _with_preset(_read_yaml(Path(path)))
     for override in overrides:
-        written = _override(written, override)
+        written = with_override(written, override)
     if endpoints_file is not None and written.get("services") is None:
         written = {**written, "services": {"endpoints_file": str(endpoints_file)}}
     try:
@@ -349,7 +350,12 @@ def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _override(written: dict[str, Any], override: str) -> dict[str, Any]:
+def with_override(written: dict[str, Any], override: str) -> dict[str, Any]:
+    """A written spec with one `key=value` put over it, as `load_run_spec` takes them.
+
+    Raises:
+        ConfigError: it is not of that form, or the value is not YAML.
+    """
     key, equals, text = override.partition("=")
     if not equals or not key or "" in key.split("."):
         raise ConfigError(

@@ -24,7 +24,7 @@ from trimtab.errors import ConfigError, FailedPrecondition
 from trimtab.local import LocalServices, read_endpoints
 from trimtab.v1 import trainer_pb2 as pb
 from trimtab_trainer.checkpoint import write_file_atomically
-from trimtab_trainer.config import load_run_spec
+from trimtab_trainer.config import load_run_spec, with_override
 from trimtab_trainer.report_comparison import pooled_claims, write_comparison
 
 __all__ = ["run_quickstart"]
@@ -123,12 +123,7 @@ def _specs(directory: Path, model: str, data_directory: Path | None, *, full: bo
 def _write_spec(directory: Path, name: str, spec: Mapping[str, Any], overrides: Sequence[str]) -> Path:
     written: dict[str, Any] = {**spec, "name": name, "directory": str(directory / "runs" / name)}
     for override in overrides:
-        key, _, value = override.partition("=")
-        section = written
-        *parents, last = key.split(".")
-        for parent in parents:
-            section = section.setdefault(parent, {})
-        section[last] = yaml.safe_load(value)
+        written = with_override(written, override)
     path = directory / f"{name}.yaml"
     path.write_text(yaml.safe_dump(written, sort_keys=False))
     load_run_spec(path, endpoints_file=directory / "endpoints.json")  # a wrong one ends here, before anything starts
