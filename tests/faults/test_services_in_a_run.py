@@ -187,10 +187,17 @@ def test_a_weights_service_that_comes_back_ends_nothing(
     process = run(spec)
     try:
         wait_for_step(events, 2, process)
-        os.kill(read_endpoints(services.directory)["weights"][0]["pid"], signal.SIGKILL)
-        done = events.read_text().count(STEP_DONE)
+        killed = read_endpoints(services.directory)["weights"][0]["pid"]
+        os.kill(killed, signal.SIGKILL)
+        deadline = time.monotonic() + 60
+        while (
+            killed in [one["pid"] for one in read_endpoints(services.directory)["weights"]]
+            or not read_endpoints(services.directory)["weights"]
+        ):
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.1)
+        done = events.read_text().count(STEP_DONE)  # a short outage may pass within the client's own retries, untold
         wait_for_step(events, done + 3, process)
-        assert "waits for the weights service" in events.read_text()
         process.send_signal(signal.SIGINT)
         output = process.communicate(timeout=60)
         assert process.returncode == 130, output
