@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from trimtab.errors import InternalError, Reason
 from trimtab_models.anatomy import backbone, reward_bias, score_weight
-from trimtab_models.attention import layer_masks
+from trimtab_models.attention import layer_masks, sliding_window
 
 __all__ = ["check_finite", "completion_values", "hidden_states", "read_rewards", "scores_of"]
 
@@ -39,11 +39,13 @@ def hidden_states(
         [batch, seq, hidden] in the model's dtype.
 
     Raises:
-        Unsupported: a mask is given and the model has layers that no mask can keep apart, see `attention.layer_masks`.
+        Unsupported: a mask is given and the model has layers that none applies to, see `attention.sliding_window`.
     """
     if position_ids is None:
         position_ids = torch.arange(input_ids.shape[1], device=input_ids.device).expand(input_ids.shape[0], -1)
-    masks = None if attention_mask is None else layer_masks(model, attention_mask, position_ids)
+    masks = None
+    if attention_mask is not None:
+        masks = layer_masks(sliding_window(model), attention_mask, position_ids, position_ids)
     output = backbone(model)(input_ids=input_ids, position_ids=position_ids, attention_mask=masks, use_cache=False)
     return output.last_hidden_state
 

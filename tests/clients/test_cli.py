@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,10 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from rich.console import Console
 
 from running import FREE_PORTS, RunningServer, client, running, wait_serving
 from trimtab.cli import trimtab
 from trimtab.cli.connect import client_of
+from trimtab.cli.display import RunDisplay
 from trimtab.errors import ConfigError
 from trimtab.local import read_wanted
 from trimtab.v1 import trainer_pb2, weights_pb2
@@ -123,3 +126,13 @@ def test_a_token_leaves_this_host_in_plaintext_only_when_told_to(tmp_path: Path)
     with client_of("trainer", **there, **nothing, token_file=tmp_path / "token", insecure=True) as connected:
         assert connected.insecure and connected.token is not None
     assert "--insecure" in call("weights", "list", "--help").stdout
+
+
+def test_where_nobody_watches_a_stage_begins_with_a_line() -> None:
+    written = io.StringIO()
+    display = RunDisplay(Console(file=written))
+    for step in (0, 7):
+        display.show(
+            trainer_pb2.RunEvent(stage="sft", step=step, stage_started=trainer_pb2.StageStarted(total_steps=9))
+        )
+    assert written.getvalue() == "sft: begins\nsft: goes on after step 7\n"

@@ -28,6 +28,10 @@ _KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma3": ("gemma3_text", {"head_dim": 16, "sliding_window": WINDOW, "layer_types": _MIXED}),
     "lfm2": ("lfm2", {"layer_types": ["conv", "full_attention", "conv"]}),
     "recurrent_gemma": ("recurrent_gemma", {}),
+    "llama4": (
+        "llama4_text",
+        {"head_dim": 8, "attention_chunk_size": WINDOW, "num_local_experts": 2, "intermediate_size_mlp": 64},
+    ),
 }
 """Name of a case -> Hugging Face's model type and what its configuration adds."""
 

@@ -102,6 +102,14 @@ def test_values_are_read_before_each_completion_token(model) -> None:
     assert not torch.allclose(found[torch.arange(3), completions - 1], whole, atol=1e-5)
 
 
+@torch.no_grad()
+def test_values_before_pad_and_eos_ids_are_read_too(model) -> None:
+    ids = torch.tensor([[7, 0, 1, 9, 0, 1, 0, 1]])
+    found = completion_values(model, ids, torch.tensor([3]), torch.tensor([5]))
+    everywhere = scores_of(model, hidden_states(model, ids))
+    assert torch.allclose(found[0], everywhere[0, 2:7], atol=1e-6)
+
+
 def test_values_carry_gradient_to_real_tokens_only(model) -> None:
     ids, _ = pad_right(sequences()[1:3])
     values = completion_values(model, ids, torch.tensor([3, 1]), torch.tensor([6, 3]))

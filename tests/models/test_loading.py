@@ -69,6 +69,15 @@ def test_dropout(policy_folder: Path) -> None:
         assert torch.equal(model(input_ids=ids).logits, model(input_ids=ids).logits) is same
 
 
+def test_a_reward_model_has_no_dropout_of_its_policys(policy_folder: Path) -> None:
+    model = reward_model_from_policy(policy_folder, tokenizer=load_tokenizer(policy_folder), seed=5)
+    config = model.config.to_dict()
+    assert not any(config[key] for key in config if "dropout" in key or key.endswith("_pdrop"))
+    ids, lengths = torch.arange(5, 60)[None], torch.tensor([55])
+    with torch.no_grad():
+        assert torch.equal(read_rewards(model.train(), ids, lengths), read_rewards(model.eval(), ids, lengths))
+
+
 @pytest.mark.parametrize("options", [{"dtype": "int8"}, {"dropout": 1.0}, {"dropout": -0.1}])
 def test_wrong_options(llama_folder: Path, options) -> None:
     with pytest.raises(ConfigError) as caught:

@@ -60,6 +60,16 @@ def test_what_lies_on_padding_does_not_matter(policy_folder) -> None:
     assert torch.equal(one, two)
 
 
+def test_pad_and_eos_ids_are_targets_like_any_other(policy_folder) -> None:
+    model, ids = load_policy(policy_folder), rows() % 2
+    with torch.no_grad():
+        found, _ = completion_logprobs(model, ids, PROMPTS, COMPLETIONS)
+    for i in range(3):
+        start, n = int(PROMPTS[i]), int(COMPLETIONS[i])
+        slow, _ = slow_logprobs(model, ids[i, : start + n].tolist(), start, 1.0)
+        assert found[i, :n].tolist() == pytest.approx(slow, abs=1e-4)
+
+
 def test_entropy_is_not_asked_for(llama_folder) -> None:
     assert completion_logprobs(load_policy(llama_folder), rows(), PROMPTS, COMPLETIONS)[1] is None
 

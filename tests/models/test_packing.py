@@ -40,6 +40,15 @@ def test_padding_round_trip(documents: list[list[int]], multiple: int) -> None:
     assert [row.tolist() for row in unpad(rows, lengths)] == documents
 
 
+def test_the_id_of_padding_is_a_token_like_any_other() -> None:
+    documents = [[0, 5, 0], [0], [7, 0, 0, 0]]
+    packed = pack_documents(documents, 5)
+    for index, ((row, column), length) in enumerate(zip(packed.starts, packed.lengths, strict=True)):
+        assert packed.document_ids[row, column : column + length].tolist() == [index] * len(documents[index])
+    rows = pack_shared_prompts([([0, 5], [[0], [6, 0]])])
+    assert rows.last_column.tolist() == [2, 4]
+
+
 def test_packed_equals_separate(policy_folder) -> None:
     model = load_policy(policy_folder)
     generator = torch.Generator().manual_seed(0)

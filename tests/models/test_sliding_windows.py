@@ -6,7 +6,7 @@ from tests.models.architectures import SLIDING, WINDOW, make_architecture, save_
 
 from tiny_models import make_tokenizer
 from trimtab.errors import Unsupported
-from trimtab_models.attention import layer_masks
+from trimtab_models.attention import layer_masks, sliding_window
 from trimtab_models.heads import hidden_states, read_rewards, scores_of
 from trimtab_models.loading import reward_model_from_policy
 from trimtab_models.packing import pack_documents, pack_shared_prompts, pad_right
@@ -57,12 +57,27 @@ def test_shared_prompts_equal_separate_forwards_in_value_and_gradient(tmp_path, 
 def test_a_mask_that_no_window_cuts_is_handed_on_as_it_is() -> None:
     long, short = pack_documents([sequence(30, 0)], 30), pack_documents([sequence(WINDOW, 0)], WINDOW)
     for case, packed in (("llama", long), ("gpt2", long), ("qwen2", long), *((case, short) for case in SLIDING)):
-        assert layer_masks(make_architecture(case), packed.attention_mask, packed.position_ids) is packed.attention_mask
+        window, mask, positions = sliding_window(make_architecture(case)), packed.attention_mask, packed.position_ids
+        assert layer_masks(window, mask, positions, positions) is mask
+
+
+@pytest.mark.parametrize(("case", "everywhere"), [("mistral", True), ("gemma3", False)])
+def test_queries_and_keys_have_positions_of_their_own(case: str, everywhere: bool) -> None:
+    queries, keys = torch.tensor([[19, 20], [4, 5]]), torch.arange(21)[None]
+    allowed = keys[:, None, None, :] <= queries[:, None, :, None]
+    masks = layer_masks(sliding_window(make_architecture(case)), allowed, queries, keys)
+    if isinstance(masks, dict):
+        assert masks["full_attention"] is allowed
+        masks = masks["sliding_attention"]
+    else:
+        assert everywhere
+    seen = [[row.nonzero()[:, 0].tolist() for row in one[0]] for one in masks]
+    assert seen == [[[*range(12, 20)], [*range(13, 21)]], [[*range(5)], [*range(6)]]]
 
 
 @pytest.mark.parametrize(("case", "kinds"), [("lfm2", "conv, full_attention"), ("recurrent_gemma", "recurrent")])
 def test_layers_that_carry_one_document_into_the_next_are_refused(case: str, kinds: str) -> None:
     model, packed = make_architecture(case), pack_documents([sequence(3, 0), sequence(4, 1)], 7)
-    with pytest.raises(Unsupported, match=f"{type(model).__name__}: it has layers of kind .*{kinds}; packed rows"):
+    with pytest.raises(Unsupported, match=f"{type(model).__name__}: it has layers of kind .*{kinds}.*; only full_"):
         hidden_states(model, packed.input_ids, position_ids=packed.position_ids, attention_mask=packed.attention_mask)
     hidden_states(model, packed.input_ids)  # one document a row needs no mask

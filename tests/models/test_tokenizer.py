@@ -125,6 +125,39 @@ def test_a_document_begins_with_the_bos_of_a_tokenizer_that_sets_one() -> None:
     assert encode_document(tokenizer, "the dog") == [tokenizer.bos_token_id, *encode_completion(tokenizer, "the dog")]
 
 
+def bos_tokenizer(*, template: bool) -> PreTrainedTokenizerFast:
+    """Its post-processing puts a BOS in front of every text, and so does its chat template."""
+    tokenizer = make_tokenizer(template=template)
+    tokenizer.bos_token = "<|system|>"
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|system|> $A", special_tokens=[("<|system|>", tokenizer.bos_token_id)]
+    )
+    if template:
+        tokenizer.chat_template = "<|system|>" + tokenizer.chat_template
+    return tokenizer
+
+
+@pytest.mark.parametrize("template", [True, False])
+@pytest.mark.parametrize("text", ["the dog", "the<|end|>dog"])
+def test_there_is_never_a_second_bos(template: bool, text: str) -> None:
+    tokenizer = bos_tokenizer(template=template)
+    bos = tokenizer.bos_token_id
+    prompt = encode_prompt(tokenizer, text)
+    assert prompt[0] == bos and prompt.count(bos) == 1
+    assert bos not in encode_completion(tokenizer, text)
+    if template:
+        user, answer = ChatMessage(role="user", content=text), ChatMessage(role="assistant", content=text)
+        assert encode_conversation(tokenizer, (user, answer)) == [*prompt, *encode_completion(tokenizer, text)]
+        assert encode_prompt(tokenizer, (user, answer, user)).count(bos) == 1
+
+
+def test_ids_of_a_prompt_are_never_tokenised_again() -> None:
+    tokenizer = bos_tokenizer(template=True)
+    ids = tokenizer.convert_tokens_to_ids(list("dog"))
+    assert list(tokenizer("dog", add_special_tokens=False)["input_ids"]) != ids  # a text of its own tokens
+    assert encode_prompt(tokenizer, tuple(ids)) == ids
+
+
 def test_conversation_is_prompt_and_completion() -> None:
     tokenizer = make_tokenizer()
     user, answer = ChatMessage(role="user", content="hi"), ChatMessage(role="assistant", content="hello")

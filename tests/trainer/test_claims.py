@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from trimtab_trainer.claim_table import Evaluated, claim_table
 from trimtab_trainer.claims import give_back, mean_difference, sample_mean, win_rate
 
 
@@ -69,3 +70,42 @@ def test_give_back_over_tokens() -> None:
     assert found.returned.low == pytest.approx(0.8) == pytest.approx(found.returned.high)
     below = {**losses, "ptx": start - 0.05 * tokens}
     assert give_back(below, tokens, samples=300, seed=0).returned.value == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize(("reward", "gold", "holds"), [(0.3, -0.2, True), (0.3, 0.2, False), (-0.3, -0.2, False)])
+def test_over_optimisation_is_reward_up_and_gold_down(reward: float, gold: float, holds: bool) -> None:
+    draw = np.random.default_rng(0)
+
+    def evaluated(reward: float, gold: float, kl: float) -> Evaluated:
+        moved = draw.normal(0, 0.1, (60, 2, 2))
+        return Evaluated(
+            [
+                [{"reward": one + reward, "gold": other + gold, "kl": kl} for one, other in prompt]
+                for prompt in moved.tolist()
+            ]
+        )
+
+    models = {"ppo": evaluated(0.0, 0.0, 2.0), "ppo_without_kl": evaluated(reward, gold, 6.0)}
+    (claim,) = claim_table(models, {}, samples=500, seed=0)
+    assert claim.holds is holds
+    assert claim.measured == pytest.approx(gold, abs=0.05) and "from a KL of 2.0 to 6.0 nats" in claim.note
+
+
+def test_give_back_weighs_passages_by_their_tokens() -> None:
+    """Long passages are taxed more, so that a mean over passages would be another figure; its interval is scipy's."""
+    generator = np.random.default_rng(9)
+    tokens = generator.integers(5, 60, 300).astype(float)
+    losses = {"start": tokens * 1.0, "ppo": tokens * (1 + 0.004 * tokens), "ptx": tokens * (1 + 0.001 * tokens)}
+    losses["ptx"] += generator.normal(0, 0.5, 300)
+    found = give_back(losses, tokens, samples=4000, seed=0)
+    assert found.tax.value == pytest.approx((losses["ppo"] - losses["start"]).sum() / tokens.sum())
+
+    def returned(start, ppo, ptx, axis):
+        return (ppo - ptx).sum(axis) / (ppo - start).sum(axis)
+
+    theirs = scipy.stats.bootstrap(
+        tuple(losses.values()), returned, n_resamples=4000, method="percentile", paired=True, vectorized=True, rng=1
+    ).confidence_interval
+    assert found.returned.value == pytest.approx(returned(*losses.values(), axis=0))
+    assert (found.returned.low, found.returned.high) == pytest.approx((theirs.low, theirs.high), abs=0.003)
+    assert found.returned.high - found.returned.low > 0.01

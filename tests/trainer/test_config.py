@@ -106,7 +106,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     (tmp_path / "list.yaml").write_text("- 1\n")
     with pytest.raises(ConfigError, match="must hold a mapping"):
         load_run_spec(tmp_path / "list.yaml")
-    with pytest.raises(ConfigError, match="allowed: tiny, smollm2, instructgpt"):
+    with pytest.raises(ConfigError, match="allowed: tiny, smollm2, gemma3, instructgpt"):
         preset_path("huge")
 
 

@@ -17,7 +17,7 @@ from trimtab.v1 import weights_pb2
 from trimtab_trainer.config import RunSpec
 from trimtab_trainer.report import write_report
 from trimtab_trainer.report_comparison import pooled_claims, write_comparison
-from trimtab_trainer.reporter import RunState
+from trimtab_trainer.reporter import RunState, step_metrics
 from trimtab_trainer.run import RunOutcome
 
 Go = Callable[..., RunOutcome]
@@ -61,7 +61,7 @@ def spec(directory: Path, services: LocalServices, model: Path, data: Path) -> R
             "directory": directory,
             "model": str(model),
             "data_directory": data,
-            "stages": ["sft", "reward_model", "sft_baseline", "ppo", "evaluate"],
+            "stages": ["sft", "reward_model", "sft_baseline", "ppo", "ppo_without_ptx", "ppo_without_kl", "evaluate"],
             "services": {"endpoints_file": services.endpoints_file},
             "sft": {
                 "demonstrations": "{data}/demonstrations.jsonl",
@@ -143,6 +143,17 @@ def test_the_judge_is_another_model_than_the_one_optimised(finished: tuple[RunSp
     assert "by a reward model that no policy was optimised against" in preferred["note"]
 
 
+def test_controls_are_ppo_without_one_of_its_restraints(finished: tuple[RunSpec, RunOutcome]) -> None:
+    run, _ = finished
+    ppo, no_ptx, no_kl = (
+        list(step_metrics(run.directory / "events.jsonl", stage).values())
+        for stage in ("ppo", "ppo_without_ptx", "ppo_without_kl")
+    )
+    assert [len(steps) for steps in (ppo, no_ptx, no_kl)] == [2, 2, 6]
+    assert all("ptx_loss" in step for step in ppo) and not any("ptx_loss" in step for step in (*no_ptx, *no_kl))
+    assert {step["kl_coef"] for step in no_ptx} == {run.ppo.kl_coef} and {step["kl_coef"] for step in no_kl} == {0.0}
+
+
 def test_what_was_measured_is_not_what_is_served_afterwards(
     finished: tuple[RunSpec, RunOutcome], services: LocalServices
 ) -> None:
@@ -205,10 +216,11 @@ def test_runs_are_set_side_by_side(tmp_path: Path, finished: tuple[RunSpec, RunO
 
 def test_claims_are_pooled_over_runs() -> None:
     def claim(measured: float, holds: bool) -> dict[str, Any]:
-        return {"claim": "it works", "paper": "0.7", "measured": measured, "holds": holds}
+        ends = {"low": measured - 0.1, "high": None}
+        return {"claim": "it works", "paper": "0.7", "measured": measured, "holds": holds, **ends}
 
     (found,) = pooled_claims([[claim(0.5, True)], [claim(0.6, False)], [claim(0.7, True)], []])
     assert (found.measured, found.holding, found.runs) == (pytest.approx(0.6), 2, 3)
     assert (found.low, found.high) == pytest.approx((0.6 - 4.303 * 0.1 / 3**0.5, 0.6 + 4.303 * 0.1 / 3**0.5), abs=1e-4)
     (single,) = pooled_claims([[claim(0.5, True)]])
-    assert (single.low, single.high) == (0.5, 0.5)
+    assert (single.low, single.high) == (0.4, 0.5)

@@ -6,32 +6,44 @@ score rises with the share of even tokens. Nothing of the proof that PPO learns 
 
 from __future__ import annotations
 
+import io
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import scipy.stats
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
-from tiny_models import make_tokenizer
+from tiny_models import make_policy, make_tokenizer
 from trimtab.client import Client
-from trimtab.errors import LeaseHeld, Mismatch, Unavailable
+from trimtab.errors import DataError, LeaseHeld, Mismatch, Unavailable
 from trimtab.local import LocalServices, read_endpoints
 from trimtab.v1 import weights_pb2
-from trimtab_models.loading import save_model
-from trimtab_models.tokenizer import encode_prompt
+from trimtab_models.heads import read_rewards
+from trimtab_models.loading import load_policy, load_reward_model, save_model
+from trimtab_models.tokenizer import encode_prompt, load_tokenizer
+from trimtab_trainer.checkpoint import CheckpointStore
 from trimtab_trainer.config import RunSpec
-from trimtab_trainer.reporter import RunState, step_metrics
+from trimtab_trainer.context import Orders, StageContext
+from trimtab_trainer.ppo_data import PPOData, RolloutSampler
+from trimtab_trainer.prompts import prompt_examples
+from trimtab_trainer.reporter import Reporter, RunState, step_metrics
 from trimtab_trainer.run import RunOutcome
+from trimtab_trainer.services import connect
 
 Go = Callable[..., RunOutcome]
 
 SETTINGS = {"deterministic": True, "threads": 1}
 STEADY = {"schedule": "constant", "final_fraction": 1.0}
+EOS, LIKELY = 1, 6
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +81,22 @@ def even_reward(tmp_path_factory: pytest.TempPathFactory) -> Path:
         attention.o_proj.weight[2, 0] = 4.0
         model.score.weight[0, 2] = 1.0
     folder = tmp_path_factory.mktemp("models") / "even"
+    save_model(model, tokenizer, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def odd_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Policy of one distribution whatever came before: EOS 0.3, `LIKELY` 0.5, all other ids share the rest."""
+    tokenizer = make_tokenizer()
+    model = make_policy("llama", len(tokenizer))
+    logits = torch.full((len(tokenizer),), math.log(0.2 / (len(tokenizer) - 2)))
+    logits[EOS], logits[LIKELY] = math.log(0.3), math.log(0.5)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.fill_(1.0 if "norm" in name or "embed" in name else 0.0)
+        model.lm_head.weight[:] = logits[:, None] / model.config.hidden_size
+    folder = tmp_path_factory.mktemp("models") / "odd"
     save_model(model, tokenizer, folder)
     return folder
 
@@ -233,6 +261,84 @@ def test_old_logprobs_of_the_sampler_are_held_to_the_trainers(
     )
     with pytest.raises(Mismatch, match=r"generation and trainer differ by up to .* ppo.gate_tolerance: 1e-12"):
         go(run)
+
+
+def test_every_logprob_is_at_the_temperature_of_the_rollouts(
+    tmp_path: Path, services: LocalServices, llama_folder: Path, reward_folder: Path, go: Go
+) -> None:
+    """Generation, trainer and reference pass the gate; before the update old and new are the same to the last bit."""
+    cooler = {"max_new_tokens": 8, "temperature": 0.5}
+    run = spec(tmp_path / "cooler", services, llama_folder, reward_folder, iterations=1, minibatches=1, sampling=cooler)
+    go(run)
+    (metrics,) = figures(run.directory).values()
+    assert metrics["update_kl"] == 0.0 and abs(metrics["mean_kl"]) < 1e-4
+    assert 0 < metrics["mismatch_mean"] <= metrics["mismatch_max"] < 1e-4
+
+
+def test_later_batches_are_held_to_the_sampler_too(
+    tmp_path: Path, services: LocalServices, llama_folder: Path, reward_folder: Path, go: Go
+) -> None:
+    run = spec(tmp_path / "later", services, llama_folder, reward_folder, mismatch_tolerance=1e-12)
+    with pytest.raises(Mismatch, match=r"generation and trainer differ on average by .* ppo.mismatch_tolerance: 1e-12"):
+        go(run)
+    assert list(figures(run.directory)) == [1]
+
+
+def test_rollouts_are_draws_of_the_whole_distribution_and_judged_whole(
+    tmp_path: Path, services: LocalServices, odd_policy: Path, even_reward: Path
+) -> None:
+    """First tokens against the policy's own probabilities: no top-p, no top-k, no least length, EOS ends."""
+    prompts = {"prompts_per_iteration": 80, "samples_per_prompt": 5, "sampling": {"max_new_tokens": 4}}
+    run = spec(tmp_path / "draws", services, odd_policy, even_reward, **prompts)
+    with Reporter(run.directory, console=Console(file=io.StringIO())) as reporter:
+        context = StageContext(run, "ppo", reporter, CheckpointStore(tmp_path / "checkpoints"), {}, Orders())
+        tokenizer, policy = load_tokenizer(odd_policy), load_policy(odd_policy)
+        data = PPOData.read(context, run.ppo, tokenizer)
+        with connect(context, rollout_timeout_s=60) as connected:
+            for name, folder in (("reference", odd_policy), ("reward", even_reward)):
+                connected.serve(name, folder)
+            version = connected.publish(policy, tokenizer, step=0)
+            connected.check_policy(tokenizer, version, longest=data.longest_prompt + 4)
+            rollouts = RolloutSampler(context, run.ppo, connected, data.prompts).submit(0, version).result()
+
+    first = np.array([rollout.token_ids[0] for rollout in rollouts])
+    observed = [(first == EOS).sum(), (first == LIKELY).sum()]
+    assert scipy.stats.chisquare([*observed, 400 - sum(observed)], np.array([0.3, 0.5, 0.2]) * 400).pvalue > 1e-4
+    model = load_reward_model(even_reward)
+    for rollout in rollouts:
+        assert EOS not in rollout.token_ids[:-1] and rollout.ended is (rollout.token_ids[-1] == EOS)
+        assert rollout.ended or len(rollout.token_ids) == 4
+        ids = torch.tensor([rollout.prompt_token_ids + rollout.token_ids])
+        with torch.no_grad():
+            reward = float(read_rewards(model, ids, torch.tensor([ids.shape[1]])))
+        assert rollout.reward == pytest.approx(reward, abs=1e-5)
+
+
+def test_what_a_service_cannot_take_is_refused_before_anything_is_sampled(
+    tmp_path: Path, services: LocalServices, llama_folder: Path, reward_folder: Path, go: Go
+) -> None:
+    run = spec(tmp_path / "long", services, llama_folder, reward_folder, sampling={"max_new_tokens": 250})
+    with pytest.raises(Mismatch, match="takes sequences of at most 256 tokens; prompts and completions"):
+        go(run)
+    assert figures(run.directory) == {}
+
+
+def test_a_prompt_that_is_too_long_is_an_error_at_load_or_left_out_and_told(
+    tmp_path: Path, services: LocalServices, llama_folder: Path, reward_folder: Path
+) -> None:
+    tokenizer = load_tokenizer(llama_folder)
+    run = spec(tmp_path / "r", services, llama_folder, reward_folder, max_prompt_tokens=12, held_out_fraction=0.0)
+    with (tmp_path / "prompts.jsonl").open("a") as file:
+        file.write(json.dumps({"prompt": "the dog " * 20}))
+    with Reporter(run.directory, console=Console(file=io.StringIO())) as reporter:
+        context = StageContext(run, "ppo", reporter, CheckpointStore(tmp_path / "checkpoints"), {}, Orders())
+        with pytest.raises(DataError, match="1 prompts are longer than ppo.max_prompt_tokens 12") as caught:
+            prompt_examples(context, run.ppo, tokenizer)
+        assert (caught.value.field, caught.value.limit) == ("ppo.max_prompt_tokens", "12")
+        left_out = run.ppo.model_copy(update={"too_long": "leave_out"})
+        train, _ = prompt_examples(context, left_out, tokenizer)
+    assert len(train) == 96 and max(len(prompt.token_ids) for prompt in train) <= 12
+    assert "1 of 97 prompts are longer than 12 tokens" in (run.directory / "events.jsonl").read_text()
 
 
 def test_services_that_are_not_deterministic_are_refused(

@@ -9,16 +9,20 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
 
+from trimtab.errors import TrainingDiverged
+from trimtab_models.loading import load_policy, save_model
+from trimtab_models.tokenizer import load_tokenizer
 from trimtab_trainer.config import RunSpec, load_run_spec, preset_path
 from trimtab_trainer.reporter import step_metrics
 from trimtab_trainer.run import RunOutcome
 
 
-def spec(directory: Path) -> RunSpec:
+def spec(directory: Path, *overrides: str) -> RunSpec:
     return load_run_spec(
         preset_path("tiny"),
         [
@@ -29,6 +33,7 @@ def spec(directory: Path) -> RunSpec:
             "pretrain.max_steps=40",
             "pretrain.optimizer.warmup_steps=5",
             "pretrain.checkpoint_every=10",
+            *overrides,
         ],
     )
 
@@ -57,3 +62,15 @@ def test_it_learns_and_survives_a_kill(tmp_path: Path, go: Callable[..., RunOutc
     assert step_metrics(killed / "events.jsonl", "pretrain") == steps
     one, other = (load_file(d / "models/pretrain/model/model.safetensors") for d in (straight, killed))
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_its_batch(
+    tmp_path: Path, llama_folder: Path, go: Callable[..., RunOutcome]
+) -> None:
+    model = load_policy(llama_folder)
+    with torch.no_grad():
+        model.model.norm.weight[0] = float("nan")
+    save_model(model, load_tokenizer(llama_folder), tmp_path / "broken")
+    with pytest.raises(TrainingDiverged, match="pretrain: step 1: loss is nan") as caught:
+        go(spec(tmp_path / "r", f"model={tmp_path / 'broken'}"))
+    assert "token_ids" in load_file(caught.value.metadata["batch"])

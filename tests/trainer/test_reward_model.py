@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import re
 from collections.abc import Callable
@@ -16,12 +17,19 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
 from tiny_models import make_policy, make_tokenizer
-from trimtab.errors import DataError, Mismatch
+from trimtab.errors import DataError, Mismatch, TrainingDiverged
 from trimtab_models.heads import read_rewards
-from trimtab_models.loading import load_reward_model, reward_model_from_policy, save_model
+from trimtab_models.loading import load_policy, load_reward_model, reward_model_from_policy, save_model
 from trimtab_models.tokenizer import encode_completion, encode_prompt, load_tokenizer, tokenizer_digest
 from trimtab_trainer.config import OptimizerConfig, RunSpec
-from trimtab_trainer.evaluation import RankedAnswers, calibration, clustered_interval, pair_agreement, ranking_accuracy
+from trimtab_trainer.evaluation import (
+    RankedAnswers,
+    calibration,
+    clustered_interval,
+    labeler_agreement,
+    pair_agreement,
+    ranking_accuracy,
+)
 from trimtab_trainer.examples import RankingExample
 from trimtab_trainer.optimization import Learner, prepare_for_training
 from trimtab_trainer.reporter import RunState, step_metrics
@@ -261,6 +269,19 @@ def test_stopped_and_resumed_is_bit_for_bit_the_same(tmp_path: Path, llama_folde
     assert [key for key in one if not torch.equal(one[key], other[key])] == []
 
 
+def test_a_loss_that_is_not_finite_ends_the_run_with_its_batch(
+    tmp_path: Path, llama_folder: Path, data: Path, go: Go
+) -> None:
+    model = load_policy(llama_folder)
+    with torch.no_grad():
+        model.model.norm.weight[0] = float("nan")
+    save_model(model, load_tokenizer(llama_folder), tmp_path / "broken")
+    with pytest.raises(TrainingDiverged, match="reward_model: step 1: loss is nan") as caught:
+        go(spec(tmp_path / "r", tmp_path / "broken", data))
+    saved = load_file(caught.value.metadata["batch"])
+    assert len(saved["token_ids"]) == int(saved["lengths"].sum()) > 0
+
+
 def test_another_tokenizer_is_refused_with_both_digests(tmp_path: Path, llama_folder: Path, data: Path, go: Go) -> None:
     other = tmp_path / "other"
     tokenizer = make_tokenizer()
@@ -289,6 +310,14 @@ def test_pairs_and_ties() -> None:
     assert pair_agreement([0, 0, 1], [1.0, 5.0, 2.0]) == (1.0, 2)
     assert pair_agreement([0, 1], [1.0, 1.0]) == (0.5, 1)
     assert pair_agreement([0, 0], [1.0, 2.0]) == (0.0, 0)
+
+
+def test_labelers_agree_over_the_pairs_that_both_decide() -> None:
+    assert labeler_agreement([[[0, 1, 2], [0, 2, 1]]]) == (2 / 3, 3)
+    assert labeler_agreement([[[0, 0, 1], [1, 0, 2]], [[0, 1]]]) == (1.0, 2)  # one ties a pair; one is alone
+    assert labeler_agreement([[[0, 1], [0, 1], [1, 0]]]) == (1 / 3, 3)  # three labelers: each two of them
+    share, decisions = labeler_agreement([[[0, 0], [0, 1]]])
+    assert math.isnan(share) and decisions == 0
 
 
 def test_accuracy_by_group_and_its_clusters() -> None:

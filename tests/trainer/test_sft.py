@@ -148,6 +148,16 @@ def test_held_out_loss_has_no_dropout_and_keeps_the_mode(base: Path) -> None:
     assert train_on(one, examples(), micro_batch_tokens=50) != pytest.approx(plain, rel=1e-3)
 
 
+def test_a_models_own_dropouts_are_off_in_training(base: Path) -> None:
+    model = load_policy(base, dropout=0.5)
+    ids = torch.tensor([examples()[0].token_ids])
+    with torch.no_grad():
+        quiet = model(input_ids=ids).logits
+        assert not torch.equal(model.train()(input_ids=ids).logits, quiet)
+        prepare_for_training(model)
+        assert model.training and torch.equal(model(input_ids=ids).logits, quiet)
+
+
 def test_passages_cut_documents_whole() -> None:
     assert [e.token_ids for e in passages([[1, 2, 3, 4, 5], [6], [7, 8]], 2)] == [(1, 2), (3, 4), (7, 8)]
 
@@ -228,3 +238,15 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_batch(
     with pytest.raises(TrainingDiverged, match="sft: step 1: loss is nan") as caught:
         go(spec(tmp_path / "r", broken, data))
     assert "token_ids" in load_file(caught.value.metadata["batch"])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_moves_nothing(llama_folder: Path, bad: float) -> None:
+    one = learner(llama_folder)
+    before = {name: tensor.clone() for name, tensor in one.capture().items()}
+    train_on(one, examples(), micro_batch_tokens=1000)
+    next(one.model.parameters()).grad[5, 5] = bad
+    with pytest.raises(TrainingDiverged, match="gradient norm is (nan|inf)"):
+        one.update()
+    assert one.step == 0
+    assert all(torch.equal(tensor, before[name]) for name, tensor in one.capture().items())

@@ -1,8 +1,8 @@
 """Which claims of InstructGPT a run can check, and what it measured of each.
 
 A claim is in the table when the models that it speaks of were evaluated, under the names base, few_shot, sft, ppo
-(gamma 0) and ppo_ptx. Preference is by the gold score where there is one, else by a judge that no policy was optimised
-against, else by the reward model that trained the policy, which the note then says.
+(gamma 0), ppo_without_kl and ppo_ptx. Preference is by the gold score where there is one, else by a judge that no
+policy was optimised against, else by the reward model that trained the policy, which the note then says.
 """
 
 from __future__ import annotations
@@ -91,6 +91,7 @@ def claim_table(
     claims += _reward_model(results)
     claims += _hallucination(models, samples, seed)
     claims += _alignment_tax(models, samples, seed)
+    claims += _over_optimization(models, samples, seed)
     return claims
 
 
@@ -110,7 +111,10 @@ def _reward_model(results: Mapping[str, StageResult]) -> list[Claim]:
     beats = metrics["accuracy"] > metrics["longer_wins"] and low is not None and low > 0.5
     beside = [f'"the longer answer wins" {metrics["longer_wins"]:.3f}']
     if "collect_rankings" not in results:
-        note = f"held-out prompts; {beside[0]}; holds where it beats that and chance"
+        if (agreement := metrics.get("labeler_agreement")) is not None:
+            beside.append(f"two labelers agree on {agreement:.3f}")
+        beside += _by_source(results["reward_model"].details)
+        note = f"held-out prompts; {'; '.join(beside)}; holds where it beats that rule and chance"
         paper = "0.724 ± 0.004"
         return [Claim("the reward model predicts labelers", paper, metrics["accuracy"], low, high, beats, note)]
     labelers = results["collect_rankings"].metrics
@@ -150,6 +154,16 @@ def _reward_model(results: Mapping[str, StageResult]) -> list[Claim]:
             )
         )
     return claims
+
+
+def _by_source(details: Mapping[str, Any]) -> list[str]:
+    """Accuracy on each source of rankings, beside that of "the longer answer wins" there."""
+    accuracy, longer = details.get("accuracy_by_group", {}), details.get("longer_wins_by_group", {})
+    return [
+        f"on the {found['pairs']} pairs of {source} {found['value']:.3f} beside {longer[source]['value']:.3f}"
+        for source, found in accuracy.items()
+        if len(accuracy) > 1 and source in longer
+    ]
 
 
 def _hallucination(models: Mapping[str, Evaluated], samples: int, seed: int) -> list[Claim]:
@@ -208,4 +222,25 @@ def _alignment_tax(models: Mapping[str, Evaluated], samples: int, seed: int) -> 
             found.returned.low > 0.6,
             note,
         ),
+    ]
+
+
+def _over_optimization(models: Mapping[str, Evaluated], samples: int, seed: int) -> list[Claim]:
+    if not {"ppo", "ppo_without_kl"} <= models.keys() or not models["ppo"].of("gold"):
+        return []
+    near, far = models["ppo"], models["ppo_without_kl"]
+    proxy = mean_difference(far.of("reward"), near.of("reward"), samples=samples, seed=seed)
+    gold = mean_difference(far.of("gold"), near.of("gold"), samples=samples, seed=seed)
+    kl = [np.mean([np.mean(one) for one in model.of("kl")]) for model in (near, far)]
+    return [
+        Claim(
+            "optimised on without a KL penalty, reward rises and gold falls",
+            "a penalty to mitigate over-optimisation (section 3.5); Gao et al. 2022",
+            gold.value,
+            gold.low,
+            gold.high,
+            proxy.low > 0 and gold.high < 0,
+            f"change of gold from a KL of {kl[0]:.1f} to {kl[1]:.1f} nats, while the reward changes by "
+            f"{proxy.value:.3f} ({proxy.low:.3f} to {proxy.high:.3f})",
+        )
     ]

@@ -105,16 +105,16 @@ def run(
 
 @click.command()
 @click.option("--dir", "directory", type=click.Path(path_type=Path), default=Path("quickstart"), show_default=True)
-@click.option("--model", type=click.Choice(["tiny", "smollm2"]), default="tiny", show_default=True)
-@click.option("--data", "data_directory", type=click.Path(path_type=Path), help="Folder with human data, for smollm2.")
+@click.option("--model", type=click.Choice(["tiny", "smollm2", "gemma3"]), default="tiny", show_default=True)
+@click.option("--data", "data_directory", type=click.Path(path_type=Path), help="Folder with human data; not for tiny.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the preset.")
 @click.option("--full", is_flag=True, help="The proof: tiny over three seeds, beside a base four times as large.")
 def quickstart(directory: Path, model: str, data_directory: Path | None, overrides: tuple[str, ...], full: bool) -> int:
     """The whole job on this machine: start the services, SFT -> reward model -> PPO-ptx, write DIR/report.html.
 
-    tiny: a model of 0.16 M parameters in a closed world that the program writes, about 5 minutes on 2 cores. smollm2:
-    SmolLM2-135M on human data, about an hour. --full: about 20 minutes. Called again in the same folder, it goes on
-    where it was stopped.
+    tiny: a model of 0.16 M parameters in a closed world that the program writes, about 5 minutes on 2 cores. smollm2
+    and gemma3: SmolLM2-135M-Instruct or Gemma 3 270M (pretrained only) on human data, an hour or two. --full: about 20
+    minutes. Called again in the same folder, it goes on where it was stopped.
     """
     from trimtab_trainer.quickstart import run_quickstart
 

@@ -25,8 +25,9 @@ from trimtab_trainer.checkpoint import Snapshot, write_file_atomically
 from trimtab_trainer.config import CollectRankingsConfig
 from trimtab_trainer.context import StageContext, StageResult
 from trimtab_trainer.data import read_prompts
+from trimtab_trainer.evaluation import labeler_agreement
 from trimtab_trainer.miniature.demonstrations import corruptions
-from trimtab_trainer.miniature.labelers import Labeler, agreement, labelers_for, make_labelers, oracle, ranking_row
+from trimtab_trainer.miniature.labelers import Labeler, labelers_for, make_labelers, oracle, ranking_row, ranks_of
 from trimtab_trainer.miniature.world import parse_prompt
 from trimtab_trainer.rollouts import RolloutPrompt
 from trimtab_trainer.services import Services, connect
@@ -61,7 +62,7 @@ def collect(context: StageContext, config: CollectRankingsConfig) -> StageResult
             ]
             text = "".join(json.dumps(row) + "\n" for row in rows)
             write_file_atomically(_part(context, number), text)
-            agree, pairs = agreement(rows)
+            agree, pairs = labeler_agreement(_ranks(rows))
             context.after_step(
                 number + 1,
                 len(parts),
@@ -78,7 +79,7 @@ def collect(context: StageContext, config: CollectRankingsConfig) -> StageResult
     rankings = context.spec.directory / "data" / "rankings.jsonl"
     write_file_atomically(rankings, "".join(texts))
     rows = [json.loads(line) for line in "".join(texts).splitlines()]
-    agree, pairs = agreement(rows)
+    agree, pairs = labeler_agreement(_ranks(rows))
     metrics = {"rankings": float(len(rows)), "labeler_agreement": agree, "agreement_pairs": float(pairs)}
     return StageResult(metrics={**metrics, "oracle": oracle(rows[:_ORACLE_ROWS], group="training")})
 
@@ -131,6 +132,10 @@ def _rank(
         *(labelers_for(prompt, held_out, held) if (held := config.held_out_labelers_per_prompt) else ()),
     ]
     return ranking_row(prompt, answers, chosen, finished=[unique[answer] for answer in answers])
+
+
+def _ranks(rows: Sequence[dict[str, Any]]) -> list[list[list[int]]]:
+    return [[ranks_of(label["ranking"]) for label in row["labels"]] for row in rows]
 
 
 def _part(context: StageContext, number: int) -> Path:

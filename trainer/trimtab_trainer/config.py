@@ -76,6 +76,7 @@ StageName = Literal[
     "sft_baseline",
     "ppo",
     "ppo_without_ptx",
+    "ppo_without_kl",
     "ptx_control",
     "evaluate",
 ]
@@ -85,11 +86,12 @@ STAGES: tuple[StageName, ...] = get_args(StageName)
 _SECTIONS: Mapping[str, str] = {
     "reward_model_folds": "reward_model",
     "ppo_without_ptx": "ppo",
+    "ppo_without_kl": "ppo",
     "ptx_control": "ppo",
 }
 """Stages that repeat another one with a difference, to tell what it does, and so take its section."""
 
-PRESETS = ("tiny", "smollm2", "instructgpt")
+PRESETS = ("tiny", "smollm2", "gemma3", "instructgpt")
 """Run specs inside the package."""
 
 MINIATURE = "miniature"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,7 @@ __all__ = [
     "RankedAnswers",
     "calibration",
     "clustered_interval",
+    "labeler_agreement",
     "pair_agreement",
     "ranking_accuracy",
 ]
@@ -78,6 +80,26 @@ def pair_agreement(ranks: Sequence[int], scores: Sequence[float]) -> tuple[float
     difference = score[:, None] - score[None, :]
     agree = (difference > 0) + 0.5 * (difference == 0)
     return float(agree[better].sum()), int(better.sum())
+
+
+def labeler_agreement(rankings: Iterable[Sequence[Sequence[int]]]) -> tuple[float, int]:
+    """How often two labelers of the same answers order a pair alike; pairs that either one ties are left out.
+
+    The yardstick of InstructGPT 3.4: 72.6 % among its training labelers.
+
+    Args:
+        rankings: for each prompt the ranks by each of its labelers.
+
+    Returns:
+        The share of agreeing decisions in [0, 1] (nan without any), and their number.
+    """
+    agree = total = 0
+    for labelers in rankings:
+        for one, other in combinations(np.asarray(labelers), 2):
+            product = np.subtract.outer(one, one) * np.subtract.outer(other, other)
+            agree += int((product > 0).sum()) // 2  # each pair is there twice
+            total += int((product != 0).sum()) // 2
+    return (agree / total if total else float("nan")), total
 
 
 def ranking_accuracy(

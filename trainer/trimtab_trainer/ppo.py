@@ -49,7 +49,7 @@ from trimtab_trainer.reward_normalizer import RewardNormalizer
 from trimtab_trainer.rollouts import Rollout
 from trimtab_trainer.services import Services, connect
 
-__all__ = ["PPOState", "build_experience", "missing_eos_score", "train", "train_without_ptx"]
+__all__ = ["PPOState", "build_experience", "missing_eos_score", "train"]
 
 _CHECK_EVERY = 10
 """Iterations between two comparisons of log-probs where the trainer's own are not computed anyway."""
@@ -110,14 +110,6 @@ def train(context: StageContext, config: PPOConfig) -> StageResult:
 
         pending.cancel()
         return _finish(context, agent, tokenizer, version, state)
-
-
-def train_without_ptx(context: StageContext, config: PPOConfig) -> StageResult:
-    """The control that PPO-ptx is compared with: the same stage with gamma 0, over as many iterations as `ppo` made."""
-    changes: dict[str, object] = {"ptx_coef": 0.0}
-    if "ppo" in context.results:
-        changes |= {"iterations": int(context.results["ppo"].metrics["iterations"]), "kl_stop": None}
-    return train(context, config.model_copy(update=changes))
 
 
 def build_experience(

@@ -9,7 +9,7 @@ from trimtab_trainer.config import MINIATURE, RunSpec
 
 __all__ = ["NEED_SERVICES", "check_inputs"]
 
-NEED_SERVICES = frozenset({"collect_rankings", "sft_baseline", "ppo", "ppo_without_ptx", "evaluate"})
+NEED_SERVICES = frozenset({"collect_rankings", "sft_baseline", "ppo", "ppo_without_ptx", "ppo_without_kl", "evaluate"})
 """Stages that work with services."""
 
 

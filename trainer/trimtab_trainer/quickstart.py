@@ -24,7 +24,7 @@ from trimtab.errors import ConfigError, FailedPrecondition
 from trimtab.local import LocalServices, read_endpoints
 from trimtab.v1 import trainer_pb2 as pb
 from trimtab_trainer.checkpoint import write_file_atomically
-from trimtab_trainer.config import load_run_spec, with_override
+from trimtab_trainer.config import load_run_spec, preset_path, with_override
 from trimtab_trainer.report_comparison import pooled_claims, write_comparison
 
 __all__ = ["run_quickstart"]
@@ -35,7 +35,8 @@ _FULL_SEEDS = (1, 2, 3)
 """Settings of the miniature were chosen on seed 0."""
 _SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "tiny": {"generation": {"slots": 128}, "reward": {}, "reference": {}},
-    "smollm2": {"generation": {"slots": 16}, "reward": {}, "reference": {}},
+    "smollm2": {"generation": {"slots": 32}, "reward": {}, "reference": {}},
+    "gemma3": {"generation": {"slots": 32, "max_sequence_tokens": 1024}, "reward": {}, "reference": {}},
 }
 
 
@@ -45,7 +46,8 @@ def run_quickstart(
     """Runs the whole job; returns the exit code: 0 when it succeeded, 130 when it was stopped, 1 when it failed.
 
     Raises:
-        ConfigError: data for smollm2 is missing, an override is wrong, or `full` was asked of another model than tiny.
+        ConfigError: data is missing or not wanted, an override is wrong, or `full` was asked of another model than
+            tiny.
     """
     directory = directory.resolve()
     directory.mkdir(parents=True, exist_ok=True)
@@ -85,39 +87,47 @@ def run_quickstart(
 
 def _specs(directory: Path, model: str, data_directory: Path | None, *, full: bool) -> dict[str, dict[str, Any]]:
     """Run specs by name, in the order in which they run."""
-    if model == "smollm2":
-        if full:
-            raise ConfigError(
-                "--full: it is the miniature's proof; allowed with --model tiny", field="full", value=model
-            )
-        if data_directory is None:
-            raise ConfigError(
-                "--data: --model smollm2 trains on human data: name a folder with demonstrations.jsonl.gz, "
-                "rankings.jsonl.gz, prompts.jsonl.gz and pretrain.jsonl.gz",
-                field="data",
-            )
-        from trimtab_trainer.gguf import smollm2_folder
-
-        folder = str(smollm2_folder(directory / "smollm2"))
-        return {_RUN: {"preset": model, "data_directory": str(data_directory.resolve()), "model": folder}}
+    if model != "tiny":
+        return _on_human_data(directory, model, data_directory, full=full)
     if data_directory is not None:
         raise ConfigError("--data: --model tiny writes its own data", field="data", value=data_directory)
     if not full:
         return {_RUN: {"preset": model}}
     large = {"preset": model, "stages": ["pretrain"], "seed": 1, "miniature": {"seed": 1, "width": 128}}
     models = {"base_4x": {"model": str(directory / "runs" / _BASE_4X / "models" / "pretrain" / "model")}}
-    return {
-        _BASE_4X: large,
-        **{
-            f"seed-{seed}": {
-                "preset": model,
-                "seed": seed,
-                "miniature": {"seed": seed},
-                "evaluate": {"models": models},
-            }
-            for seed in _FULL_SEEDS
-        },
+    specs: dict[str, dict[str, Any]] = {
+        f"seed-{seed}": {"preset": model, "seed": seed, "miniature": {"seed": seed}, "evaluate": {"models": models}}
+        for seed in _FULL_SEEDS
     }
+    # One seed shows it, and three would take the whole beyond 20 minutes.
+    specs["seed-1"] |= {
+        "stages": [*_stages_before_evaluation(model), "ppo_without_kl", "evaluate"],
+        "evaluate": {"models": {**models, "ppo_without_kl": {"model": "ppo_without_kl"}}},
+    }
+    return {_BASE_4X: large, **specs}
+
+
+def _stages_before_evaluation(preset: str) -> list[str]:
+    stages = load_run_spec(preset_path(preset)).stages
+    return [stage for stage in stages if stage != "evaluate"]
+
+
+def _on_human_data(
+    directory: Path, model: str, data_directory: Path | None, *, full: bool
+) -> dict[str, dict[str, Any]]:
+    if full:
+        raise ConfigError("--full: it is the miniature's proof; allowed with --model tiny", field="full", value=model)
+    if data_directory is None:
+        raise ConfigError(
+            f"--data: --model {model} trains on human data: name a folder with demonstrations.jsonl.gz, "
+            "comparisons.jsonl.gz, prompts.jsonl.gz and pretrain.jsonl.gz",
+            field="data",
+        )
+    from trimtab_trainer.gguf import gemma3_folder, smollm2_folder
+
+    make = {"smollm2": smollm2_folder, "gemma3": gemma3_folder}[model]
+    folder = str(make(directory / model))
+    return {_RUN: {"preset": model, "data_directory": str(data_directory.resolve()), "model": folder}}
 
 
 def _write_spec(directory: Path, name: str, spec: Mapping[str, Any], overrides: Sequence[str]) -> Path:

@@ -95,8 +95,8 @@ class RemoteSink:
                     while not self._answered and not self._closing:
                         self._changed.wait(0.1)
                     sent = self._acknowledged
-                if sent >= len(self._events) and not self._closing:
-                    self._changed.wait(_KEEPALIVE_S)
+                # For what it waits is said, since every answer wakes it: a hello for each would be a loop without rest.
+                self._changed.wait_for(lambda sent=sent: sent < len(self._events) or self._closing, _KEEPALIVE_S)
                 batch = self._events[sent:]
                 closing = self._closing
             for event in batch:

@@ -29,7 +29,7 @@ class PooledClaim:
     Attributes:
         claim, paper: as in each run's table.
         measured: mean over the runs.
-        low, high: 95 % interval of that mean over runs, by Student's t; of one run its own value.
+        low, high: 95 % interval of that mean over runs, by Student's t; of one run its own.
         holding: runs in which it holds.
         runs: runs that measured it.
     """
@@ -44,7 +44,10 @@ class PooledClaim:
 
 
 def pooled_claims(tables: Sequence[Sequence[Mapping[str, Any]]]) -> list[PooledClaim]:
-    """The claims of several runs, each over those that measured it, in the order of the tables."""
+    """The claims of several runs, each over those that measured it, in the order of the tables.
+
+    The interval is that of the mean over runs (Student's t); of one run its own.
+    """
     found: dict[str, list[Mapping[str, Any]]] = {}
     for table in tables:
         for claim in table:
@@ -53,11 +56,14 @@ def pooled_claims(tables: Sequence[Sequence[Mapping[str, Any]]]) -> list[PooledC
     for text, claims in found.items():
         values = [claim["measured"] for claim in claims]
         mean = statistics.fmean(values)
-        # quantiles of Student's t at 0.975 for 1, 2, 3 and 4 degrees of freedom
-        quantile = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}.get(len(values), 1.96)
-        spread = quantile * statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
+        low, high = (mean if end is None else end for end in (claims[0]["low"], claims[0]["high"]))
+        if len(values) > 1:
+            # quantiles of Student's t at 0.975 for 1, 2, 3 and 4 degrees of freedom
+            quantile = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}.get(len(values), 1.96)
+            spread = quantile * statistics.stdev(values) / len(values) ** 0.5
+            low, high = mean - spread, mean + spread
         holding = sum(bool(claim["holds"]) for claim in claims)
-        pooled.append(PooledClaim(text, claims[0]["paper"], mean, mean - spread, mean + spread, holding, len(claims)))
+        pooled.append(PooledClaim(text, claims[0]["paper"], mean, low, high, holding, len(claims)))
     return pooled
 
 

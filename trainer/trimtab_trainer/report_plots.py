@@ -60,10 +60,11 @@ def run_plots(series: Mapping[str, Steps]) -> list[Plot]:
         _draw(title, "step", [_line(name.replace("_", " "), series.get(stage, {}), name) for name in names])
         for stage, title, names in _OF_A_STAGE
     ]
+    farthest = series.get("ppo_without_kl") or series.get("ppo", {})
+    rows = [row for row in farthest.values() if "mean_kl" in row]
     optimized = [
         Line(name, sorted((math.sqrt(max(row["mean_kl"], 0.0)), row[name]) for row in rows if name in row))
         for name in ("reward", "gold")
-        if (rows := [row for row in series.get("ppo", {}).values() if "mean_kl" in row])
     ]
     title = "over-optimisation: proxy and gold over the root of the KL"
     both = all(len(line.points) > 1 for line in optimized)

@@ -20,7 +20,7 @@ from trimtab_models.heads import hidden_states, scores_of
 from trimtab_models.packing import pack_shared_prompts
 from trimtab_trainer.context import StageContext
 from trimtab_trainer.data.splits import in_groups
-from trimtab_trainer.evaluation import RankedAnswers, calibration, ranking_accuracy
+from trimtab_trainer.evaluation import RankedAnswers, calibration, labeler_agreement, ranking_accuracy
 from trimtab_trainer.examples import RankingExample
 from trimtab_trainer.optimization import token_micro_batches
 from trimtab_trainer.stage_configs import RewardModelConfig
@@ -63,9 +63,10 @@ def measure(
 
     Returns:
         Metrics: `accuracy` of the first member on the groups it was trained on, with its interval; `longer_wins`;
-        `calibration_error`; of several members also `accuracy_member_N`, `accuracy_ensemble` and `member_spread`, the
-        mean over answers of the standard deviation of the members' rewards.
-        Details: the same by labeler group, and the bins of the calibration.
+        `labeler_agreement`, its yardstick, where several labelers ranked the same answers; `calibration_error`; of
+        several members also `accuracy_member_N`, `accuracy_ensemble` and `member_spread`, the mean over answers of the
+        standard deviation of the members' rewards.
+        Details: the same by source and labeler group, and the bins of the calibration.
     """
     if not held_out:
         return {}, {}
@@ -79,6 +80,10 @@ def measure(
         stacked = [np.stack(of_example) for of_example in zip(*by_member, strict=True)]
         named["accuracy_ensemble"] = [scores.mean(0).tolist() for scores in stacked]
         metrics["member_spread"] = float(np.concatenate([scores.std(0) for scores in stacked]).mean())
+    said = [_of_trained_groups(config, example) for example in held_out]
+    agreement, decisions = labeler_agreement(said)
+    if decisions:
+        metrics |= {"labeler_agreement": agreement, "labeler_agreement_pairs": float(decisions)}
     for name, scores in named.items():
         ranked, of_trained_groups = _ranked(config, held_out, scores)
         seed = context.seed(config.seed)
@@ -117,3 +122,8 @@ def _ranked(
             if in_groups(example.source, group, config.groups):
                 of_trained_groups.append(ranked[-1])
     return ranked, of_trained_groups
+
+
+def _of_trained_groups(config: RewardModelConfig, example: RankingExample) -> list[tuple[int, ...]]:
+    """What each labeler of the groups that were trained on said of an example."""
+    return [ranks for group, ranks in example.rankings if in_groups(example.source, group, config.groups)]

@@ -52,7 +52,8 @@ STAGE_FUNCTIONS: Mapping[StageName, str] = {
     "reward_model_folds": "trimtab_trainer.reward_model_folds:train",
     "sft_baseline": "trimtab_trainer.sft_baseline:choose",
     "ppo": "trimtab_trainer.ppo:train",
-    "ppo_without_ptx": "trimtab_trainer.ppo:train_without_ptx",
+    "ppo_without_ptx": "trimtab_trainer.ppo_controls:train_without_ptx",
+    "ppo_without_kl": "trimtab_trainer.ppo_controls:train_without_kl",
     "ptx_control": "trimtab_trainer.ptx_control:train",
     "evaluate": "trimtab_trainer.evaluate:evaluate",
 }

@@ -223,7 +223,10 @@ class RewardModelConfig(TrainingStage):
         description="Labeler groups to train on: a list, or a list for some values of `source`. null: all. The others "
         "still measure.",
     )
-    sources: tuple[str, ...] | None = Field(default=None, description="Values of `source` to keep. null: all rows.")
+    sources: tuple[str, ...] | None = Field(
+        default=None,
+        description="Rows to keep, by `source` or `source/subset`, such as anthropics/hh-rlhf/helpful-base. null: all.",
+    )
     limit: int | None = Field(default=None, ge=1, description="Only the first rankings of the seeded order. null: all.")
     limit_held_out: int | None = Field(default=None, ge=1, description="Likewise of the held-out ones. null: all.")
     members: int = Field(
@@ -288,7 +291,7 @@ class EvaluateConfig(Section):
         },
         min_length=1,
         description="Name to model; null leaves one of the preset out. The claims compare those named base, base_4x, "
-        "few_shot, sft, ppo and ppo_ptx.",
+        "few_shot, sft, ppo, ppo_without_kl and ppo_ptx.",
     )
     judge: str | None = Field(
         default=None,

@@ -35,6 +35,8 @@ T = TypeVar("T")
 _NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_")
 _MOST_NAME_CHARACTERS = 63
 _MOST_PAGE = 1000
+_REFUSED = 2
+"""Exit code of a run process that refused its spec or its folder."""
 
 
 class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
@@ -307,7 +309,11 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
             await self._in_store(self._store.set_state, name, pb.RUN_STATE_STOPPED)  # before it could heed the signal
         elif run.state not in ENDED and run.pid == pid:
             code = f"exit code {process.returncode}" if process else "unknown exit code"
-            await self._settle(run, f"its process ended with {code}: {_log_end(Path(run.directory) / 'run.log')}")
+            error = f"its process ended with {code}: {_log_end(Path(run.directory) / 'run.log')}"
+            if process and process.returncode == _REFUSED:
+                await self._fail(name, error)  # it never began, so its folder tells of an earlier life
+            else:
+                await self._settle(run, error)
         self._changed[name].set()
 
     async def _settle(self, run: RunRow, error: str) -> None:

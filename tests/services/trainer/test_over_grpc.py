@@ -27,6 +27,8 @@ from trimtab_services.trainer import main
 from trimtab_services.trainer.config import TrainerServiceConfig
 from trimtab_services.trainer.events import EventStore
 from trimtab_services.trainer.launcher import is_run_process, kill
+from trimtab_trainer.context import Orders
+from trimtab_trainer.remote import RemoteSink
 
 
 class Seen(RunDisplay):
@@ -238,6 +240,20 @@ def test_stopped_killed_and_resumed(service: Client, directory: Path, llama_fold
     assert sorted(set(steps)) == list(range(1, max(steps) + 1))  # no step is missing from the record
 
 
+def test_a_resume_that_is_refused_says_why(
+    service: Client, directory: Path, llama_folder: Path, demonstrations: Path
+) -> None:
+    start(service, "edited", sft(llama_folder, demonstrations, epochs=5000))
+    wait_steps(service, "edited", 2)
+    service.stop_run(pb.StopRunRequest(name="edited"))
+    wait_state(service, "edited", pb.RUN_STATE_STOPPED)
+    spec = directory / "edited" / "spec.given.yaml"
+    spec.write_text(spec.read_text().replace("epochs: 5000", "epochs: 6000"))
+    service.resume_run(pb.ResumeRunRequest(name="edited"))
+    failed = wait_state(service, "edited", pb.RUN_STATE_FAILED)
+    assert "sft.epochs" in failed.error and "6000" in failed.error
+
+
 def test_the_service_comes_back_to_a_run_that_went_on(tmp_path: Path, llama_folder: Path, demonstrations: Path) -> None:
     """Runs outlive their service; a new one takes them up, with every event."""
     with trainer_service(tmp_path / "runs") as (server, service):
@@ -308,6 +324,25 @@ def test_a_checkpoint_is_written_when_asked_for(
     wait_until(lambda: list((directory / "asked" / "checkpoints" / "sft").glob("step-*")))
     service.stop_run(pb.StopRunRequest(name="asked"))
     wait_state(service, "asked", pb.RUN_STATE_STOPPED)
+
+
+def test_a_quiet_run_says_hello_now_and_then_and_not_after_every_answer(service: Client, directory: Path) -> None:
+    store = EventStore(directory / "events.sqlite")
+    store.create_run("quiet", "x: 1", directory / "quiet")
+    replies: list[pb.ReportEventsResponse] = []
+
+    class Counting(Client):
+        def report_events(self, *args: object, **kwargs: object) -> Iterator[pb.ReportEventsResponse]:
+            for reply in super().report_events(*args, **kwargs):
+                replies.append(reply)
+                yield reply
+
+    sink = RemoteSink(Counting(service.target), "quiet", directory / "quiet", Orders())
+    wait_until(lambda: replies)
+    time.sleep(1.5)
+    assert len(replies) == 1
+    assert sink.close()
+    store.close()
 
 
 def test_a_checkpoint_order_outlives_the_stream_that_it_was_sent_on(service: Client, directory: Path) -> None:

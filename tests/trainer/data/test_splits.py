@@ -92,6 +92,15 @@ def test_sources_and_categories() -> None:
     assert keep_categories(prompts, ["qa", ""]) == prompts[:2]
 
 
+def test_a_source_stands_for_its_subsets() -> None:
+    rows = [ranking("a", source="hh/base"), ranking("b", source="hh/online"), ranking("c", source="hhh")]
+    assert [row.prompt for row in keep_sources(rows, ["hh"])] == ["a", "b"]
+    assert [row.prompt for row in keep_sources(rows, ["hh/base", "hhh"])] == ["a", "c"]
+    assert [row.prompt for row in keep_groups([*rows, *LABELLED], {"hh": [""], "news": ["expert"]})][:3] == list("abc")
+    with pytest.raises(DataError, match="the rows have no hh/bas; they have hh, hh/base, hh/online, hhh"):
+        keep_sources(rows, ["hh/bas"])
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [

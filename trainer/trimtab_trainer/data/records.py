@@ -37,7 +37,7 @@ class Demonstration:
         Raises:
             DataError: names the field and what is wrong with it.
         """
-        return cls(_prompt(row), _text(row, "completion"), _optional(row, "category"), _optional(row, "source"))
+        return cls(_prompt(row), _text(row, "completion"), _optional(row, "category"), _source(row))
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class PromptRow:
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> PromptRow:
         """Reads a row with `prompt` or `messages`; raises DataError."""
-        return cls(_prompt(row), _optional(row, "category"), _optional(row, "source"))
+        return cls(_prompt(row), _optional(row, "category"), _source(row))
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Passage:
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Passage:
         """Reads a row with `text`; raises DataError."""
-        return cls(_text(row, "text"), _optional(row, "source"))
+        return cls(_text(row, "text"), _source(row))
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class Ranking:
             labelings=labelings,
             prompt_id=_unicode("prompt_id", str(key)) if key is not None and key != "" else prompt_key(prompt),
             category=_optional(row, "category"),
-            source=_optional(row, "source"),
+            source=_source(row),
         )
 
 
@@ -356,6 +356,11 @@ def _text(row: Mapping[str, Any], key: str) -> str:
     if not value.strip():
         raise _wrong(key, value, "must not be empty")
     return _unicode(key, value)
+
+
+def _source(row: Mapping[str, Any]) -> str:
+    """`source`, and below it `subset` where a row has one: "anthropics/hh-rlhf/helpful-base"."""
+    return "/".join(filter(None, (_optional(row, "source"), _optional(row, "subset"))))
 
 
 def _optional(row: Mapping[str, Any], key: str) -> str:

@@ -36,7 +36,8 @@ Row = TypeVar("Row", Demonstration, Ranking, PromptRow)
 
 Groups = Collection[str] | Mapping[str, Collection[str]]
 """Labeler groups: of any source, or for some sources theirs, such as {"Yale-LILY/SummEval": ["expert"]}; a source that
-is not named there has all of its labels."""
+is not named there has all of its labels. A name stands for its subsets too: "anthropics/hh-rlhf" for
+"anthropics/hh-rlhf/helpful-base"."""
 
 
 def split_by_prompt(rows: Sequence[Prompted], share: float, *, seed: int) -> tuple[list[Prompted], list[Prompted]]:
@@ -119,12 +120,12 @@ def keep_groups(rankings: Sequence[Ranking], groups: Groups | None) -> list[Rank
     if groups is None:
         return list(rankings)
     if isinstance(groups, Mapping):
-        _check_known("sources", groups, {ranking.source for ranking in rankings})
+        _check_known("sources", groups, _names({ranking.source for ranking in rankings}))
         asked = {source: (f"groups of {source}", names) for source, names in groups.items()}
     else:
         asked = {None: ("groups", groups)}
     for source, (field, names) in asked.items():
-        of_source = (ranking for ranking in rankings if source is None or ranking.source == source)
+        of_source = (ranking for ranking in rankings if source is None or _within(ranking.source, source))
         _check_known(field, names, {one.group for ranking in of_source for one in ranking.labelings})
     kept = (
         replace(ranking, labelings=tuple(x for x in ranking.labelings if in_groups(ranking.source, x.group, groups)))
@@ -135,18 +136,20 @@ def keep_groups(rankings: Sequence[Ranking], groups: Groups | None) -> list[Rank
 
 def in_groups(source: str, group: str, groups: Groups | None) -> bool:
     """Whether a label of that group, of a ranking of that source, is among `groups`."""
-    names = groups.get(source) if isinstance(groups, Mapping) else groups
-    return names is None or group in names
+    if not isinstance(groups, Mapping):
+        return groups is None or group in groups
+    named = [names for name, names in groups.items() if _within(source, name)]
+    return not named or any(group in names for names in named)
 
 
 def keep_sources(rows: Sequence[Row], sources: Collection[str]) -> list[Row]:
-    """Rows of some sources; "" is the source of rows without one.
+    """Rows of some sources, subsets included; "" is the source of rows without one.
 
     Raises:
         DataError: no row has such a source.
     """
-    _check_known("sources", sources, {row.source for row in rows})
-    return [row for row in rows if row.source in sources]
+    _check_known("sources", sources, _names({row.source for row in rows}))
+    return [row for row in rows if any(_within(row.source, source) for source in sources)]
 
 
 def keep_categories(rows: Sequence[Row], categories: Collection[str]) -> list[Row]:
@@ -157,6 +160,17 @@ def keep_categories(rows: Sequence[Row], categories: Collection[str]) -> list[Ro
     """
     _check_known("categories", categories, {row.category for row in rows})
     return [row for row in rows if row.category in categories]
+
+
+def _within(source: str, name: str) -> bool:
+    """Whether a source is the named one or a subset of it."""
+    return source == name or (name != "" and source.startswith(f"{name}/"))
+
+
+def _names(sources: Iterable[str]) -> set[str]:
+    """All names by which sources can be asked for: their own, and those they are subsets of."""
+    parts = [source.split("/") for source in sources]
+    return {"/".join(part[:end]) for part in parts for end in range(1, len(part) + 1)}
 
 
 class _Leaders:

@@ -17,7 +17,7 @@ Only `tokenizer` needs torch and transformers and is not imported here; the rest
 from trimtab_trainer.miniature.demonstrations import corruptions, demonstrate
 from trimtab_trainer.miniature.files import Sizes, write_datasets
 from trimtab_trainer.miniature.gold import CRITERIA, WEIGHTS, Gold, gold, parse_answer
-from trimtab_trainer.miniature.labelers import Labeler, agreement, labelers_for, make_labelers, rank, ranking_row
+from trimtab_trainer.miniature.labelers import Labeler, labelers_for, make_labelers, rank, ranking_row
 from trimtab_trainer.miniature.prose import cloze_items
 from trimtab_trainer.miniature.world import Fact, Kind, Prompt, parse_prompt
 
@@ -30,7 +30,6 @@ __all__ = [
     "Labeler",
     "Prompt",
     "Sizes",
-    "agreement",
     "cloze_items",
     "corruptions",
     "demonstrate",

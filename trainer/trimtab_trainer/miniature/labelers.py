@@ -4,7 +4,7 @@ A labeler's utility of an answer is the gold criteria under personal weights, pl
 once for each (labeler, prompt, answer). Why noise: personal weights alone leave labelers agreeing on well over 90 % of
 pairs, while the people of Ouyang et al. 2022 (section 3.4) agree on 72.6 % (training) and 77.3 % (held out). `NOISE`
 was chosen on the answers of the miniature's own SFT model mixed with flawed ones: .2 gave .732 (282,662 decisions), and
-.694 among samples alone; `agreement` measures it again.
+.694 among samples alone; every run measures it again.
 
 Ranking is a pure function of seed, labeler and texts: order, batch size and restarts cannot change a label.
 """
@@ -166,26 +166,10 @@ def labelers_for(prompt: str, labelers: Sequence[Labeler], count: int) -> list[L
     return random.Random(f"labelers/{prompt}").sample(list(labelers), count)
 
 
-def tie_positions(ranking: Sequence[Sequence[int]]) -> dict[int, int]:
-    """Rank of each answer index, 0 for the best tie group."""
-    return {index: position for position, group in enumerate(ranking) for index in group}
-
-
-def agreement(rows: Iterable[dict[str, Any]]) -> tuple[float, int]:
-    """How often two labelers of a row order a pair the same way; pairs that either one ties are left out.
-
-    Returns:
-        The share of agreeing decisions in [0, 1] (nan without any), and their number.
-    """
-    agreed = total = 0
-    for row in rows:
-        ranks = [tie_positions(label["ranking"]) for label in row["labels"]]
-        for one, other in combinations(ranks, 2):
-            for a, b in combinations(range(len(row["answers"])), 2):
-                product = (one[a] - one[b]) * (other[a] - other[b])
-                agreed += product > 0
-                total += product != 0
-    return (agreed / total if total else float("nan")), total
+def ranks_of(ranking: Sequence[Sequence[int]]) -> list[int]:
+    """Rank of each answer, 0 for the best tie group."""
+    places = {index: place for place, group in enumerate(ranking) for index in group}
+    return [places[index] for index in range(len(places))]
 
 
 def oracle(rows: Iterable[dict[str, Any]], *, group: str) -> float:
@@ -200,7 +184,7 @@ def oracle(rows: Iterable[dict[str, Any]], *, group: str) -> float:
         for label in row["labels"]:
             if label["group"] != group:
                 continue
-            places = tie_positions(label["ranking"])
+            places = ranks_of(label["ranking"])
             for a, b in combinations(range(len(scores)), 2):
                 if places[a] != places[b]:
                     difference = (scores[a] - scores[b]) * (places[b] - places[a])

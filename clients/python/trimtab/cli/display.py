@@ -87,9 +87,9 @@ class RunDisplay:
         """Shows one event."""
         match event.WhichOneof("event"):
             case "stage_started":
-                self._bar(event, event.stage_started.total_steps, "")
+                self._begin(event)
             case "step_done":
-                self._bar(event, event.step_done.total_steps, _figures(event.step_done.metrics))
+                self._step(event)
             case "stage_done":
                 self._print(f"{event.stage}: {_figures(event.stage_done.metrics, most=8)}")
             case "message":
@@ -101,12 +101,20 @@ class RunDisplay:
                 state = pb.RunState.Name(event.run_ended.state).removeprefix("RUN_STATE_")
                 self._print(f"run {state}{': ' + event.run_ended.error if event.run_ended.error else ''}")
 
+    def _begin(self, event: pb.RunEvent) -> None:
+        if self._console.is_terminal:
+            self._bar(event, event.stage_started.total_steps, "")
+        else:
+            self._print(f"{event.stage}: {f'goes on after step {event.step}' if event.step else 'begins'}")
+
+    def _step(self, event: pb.RunEvent) -> None:
+        total, figures = event.step_done.total_steps, _figures(event.step_done.metrics)
+        if self._console.is_terminal:
+            self._bar(event, total, figures)
+        elif time.monotonic() - self._line_at >= _SECONDS_BETWEEN_LINES:
+            self._print(f"{event.stage}: step {event.step}{f' of {total}' if total else ''}: {figures}")
+
     def _bar(self, event: pb.RunEvent, total: int, figures: str) -> None:
-        if not self._console.is_terminal:
-            if time.monotonic() - self._line_at >= _SECONDS_BETWEEN_LINES:
-                of_total = f" of {total}" if total else ""
-                self._print(f"{event.stage}: step {event.step}{of_total}: {figures}")
-            return
         if event.stage not in self._tasks:
             self._tasks[event.stage] = self._progress.add_task(event.stage, total=total or None, figures="")
         self._progress.update(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from transformers import PreTrainedModel
 
 from trimtab.errors import ConfigError, InvalidRequest, Reason, SequenceTooLong, Unsupported
+from trimtab_models.attention import sliding_window
 from trimtab_services.generation.engines.base import SequenceRequest
 from trimtab_services.generation.sampling import uniforms
 
@@ -61,12 +62,13 @@ def model_eos_token_ids(model: PreTrainedModel) -> tuple[int, ...]:
 
 
 def sequence_limit(model: PreTrainedModel, wanted: int | None) -> int:
-    """Tokens that a slot may hold, checked against context length and attention kind.
+    """Tokens that a slot may hold; the model is one whose layers slots can serve.
 
     Raises:
         ConfigError: more than the model's context, or fewer than 2.
-        Unsupported: a layer that does not attend to all of them.
+        Unsupported: a layer is neither full nor sliding attention; see `attention.sliding_window`.
     """
+    sliding_window(model)  # refuses layers that keep a state of their own
     config = model.config.get_text_config()
     context = getattr(config, "max_position_embeddings", None)
     limit = wanted or context
@@ -76,18 +78,5 @@ def sequence_limit(model: PreTrainedModel, wanted: int | None) -> int:
             field="max_sequence_tokens",
             value=limit,
             limit=context,
-        )
-    window = getattr(config, "sliding_window", None) or limit
-    default = (
-        "sliding_attention" if getattr(config, "use_sliding_window", True) and window < limit else "full_attention"
-    )
-    kinds = set(getattr(config, "layer_types", None) or [default])
-    if kinds - {"full_attention", "sliding_attention"} or ("sliding_attention" in kinds and window < limit):
-        raise Unsupported(
-            f"the model has layers of kind {', '.join(sorted(kinds))} (window {window}); the slot cache holds full"
-            f" attention over {limit} tokens",
-            field="model",
-            value=", ".join(sorted(kinds)),
-            limit="full_attention",
         )
     return limit

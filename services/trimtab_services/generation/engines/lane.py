@@ -7,9 +7,8 @@ decides who enters (`TransformersEngine`); the lane computes. Two ideas carry it
   next decode step. So a first token, a later one and one after a weight swap come from the same code and, in
   deterministic mode, the same shapes.
 - **Rows are dense.** Without determinism the running sequences sit in slots 0..n-1 (a freed slot is refilled or the
-last
-  one moves into it), and a step computes n rows. In deterministic mode every slot is computed in every step, since a
-  kernel's rounding may depend on the number of rows.
+  last one moves into it), and a step computes n rows. In deterministic mode every slot is computed in every step, since
+  a kernel's rounding may depend on the number of rows.
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
+from trimtab_models.attention import layer_masks, sliding_window
 from trimtab_services.generation.engines.base import SequenceRequest
 from trimtab_services.generation.engines.slot_cache import DecodeWrite, PrefillWrite, SlotCache
 from trimtab_services.generation.sampling import SamplingRow, sample_tokens
@@ -148,8 +148,10 @@ class Lane:
         self.computed_prefill_tokens = 0
         self._admitted = 0
         self.device = model.device
-        self._dtype = model.dtype
+        self._window = sliding_window(model)
         self._columns = torch.arange(0, device=self.device)
+        self._seen = torch.zeros((), dtype=model.dtype, device=self.device)
+        self._unseen = torch.full_like(self._seen, -math.inf)
 
     def running(self) -> Iterator[Running]:
         """The sequences that hold a slot, by slot."""
@@ -255,7 +257,7 @@ class Lane:
         longest = max(s.filled for s, _ in batch) + width
         self.cache.reserve(longest)
         fresh = all(s.filled == 0 for s, _ in batch)
-        mask = None if fresh else self._mask(positions[:, None, :, None], longest)
+        mask = None if fresh else self._mask(positions, longest)
         rows = torch.tensor([s.slot for s, _ in batch], device=self.device)
         self.cache.write = PrefillWrite(rows, positions, None if fresh else longest)
         self.model.base_model(
@@ -297,7 +299,7 @@ class Lane:
         with self._attention():
             logits: Tensor = self.model(
                 input_ids=torch.tensor(tokens, device=self.device)[:, None],
-                attention_mask=self._mask(at[:, None, None, None], length),
+                attention_mask=self._mask(at[:, None], length),
                 position_ids=at[:, None].clamp_max(self.limits.max_sequence_tokens - 1),
                 past_key_values=self.cache,
                 use_cache=True,
@@ -337,7 +339,27 @@ class Lane:
             self._columns = torch.arange(max(n, 2 * len(self._columns)), device=self.device)
         return self._columns[:n]
 
-    def _mask(self, last_key: Tensor, length: int) -> Tensor:
-        """Additive mask [..., length]: 0 for keys up to `last_key` (broadcast), minus infinity behind it."""
-        hidden = self._arange(length) > last_key
-        return torch.zeros(hidden.shape, dtype=self._dtype, device=self.device).masked_fill_(hidden, -math.inf)
+    def _mask(self, queries: Tensor, length: int) -> Tensor | dict[str, Tensor]:
+        """What a forward adds to the attention scores; one mask, or one for each kind of layer.
+
+        Args:
+            queries: [rows, seq] int64, positions.
+            length: keys, from position 0.
+
+        Returns:
+            [rows, 1, seq, length] in the model's dtype: 0 for keys that the query sees, minus infinity for others.
+        """
+        keys = self._arange(length)
+        if self._window is not None:
+            # A row in prefill may be farther than a window behind the keys of a decode step. What it computes is thrown
+            # away, but without any key it would be NaN, and so would what it leaves in its slot.
+            queries = queries.clamp_max(length - 1)
+        allowed = keys <= queries[:, None, :, None]
+        masks = layer_masks(self._window, allowed, queries, keys[None])
+        if isinstance(masks, dict):
+            return {kind: self._additive(mask) for kind, mask in masks.items()}
+        return self._additive(masks)
+
+    def _additive(self, allowed: Tensor) -> Tensor:
+        """0 where a boolean mask is true, minus infinity elsewhere."""
+        return torch.where(allowed, self._seen, self._unseen)

@@ -52,6 +52,9 @@ class PrefillWrite:
 class SlotCache(Cache):
     """Keys and values, per layer [slots, key-value heads, capacity, head dim], allocated at the first use.
 
+    Every token lies at its absolute position, in sliding layers too: a window is the mask's matter, so such a layer
+    keeps (and takes the memory of) all keys and values, not only those that it still sees.
+
     Set `write` before each forward: it says which rows and positions the new keys and values go to and what attention
     reads back.
 
@@ -109,7 +112,7 @@ class SlotCache(Cache):
             key_states: [rows, key-value heads, seq, head dim].
             value_states: the same shape, but for the head dim.
             layer_idx: the layer; layers come in order in the first forward.
-            args: nothing that a full-attention layer uses.
+            args: nothing that full or sliding attention uses.
             kwargs: likewise.
 
         Returns:
@@ -134,8 +137,9 @@ class SlotCache(Cache):
             return key_states, value_states
         return keys[write.rows, :, : write.length], values[write.rows, :, : write.length]
 
-    # What Hugging Face asks while it builds a mask. Only a prefill from position 0 lets it: the answer below makes it
-    # a plain causal mask, which it leaves to the attention kernel. Every other forward brings its own 4D mask.
+    # What Hugging Face asks while it builds masks. Only a prefill from position 0 lets it: the answers below make it a
+    # plain causal mask, which it leaves to the attention kernel, and for sliding layers that mask cut by the window.
+    # Every other forward brings its own 4D masks.
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Always 0: positions are given explicitly."""

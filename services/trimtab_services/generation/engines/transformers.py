@@ -60,7 +60,7 @@ class TransformersEngine:
     """Continuous batching over slots; implements `engines.base.Engine`.
 
     Args:
-        model: a causal language model with full attention in every layer; the engine owns it from now on.
+        model: a causal language model with full or sliding attention in every layer; the engine owns it from now on.
         version: of its weights.
         tokenizer: needed for stop strings only.
         eos_token_ids: ids that end a completion; None takes them from the model's generation config.
@@ -76,8 +76,7 @@ class TransformersEngine:
 
     Raises:
         ConfigError: an argument is out of bounds.
-        Unsupported: the model has layers with a sliding window shorter than `max_sequence_tokens`, or a recurrent
-        state.
+        Unsupported: the model has layers that are neither full nor sliding attention (recurrent, chunked).
     """
 
     def __init__(

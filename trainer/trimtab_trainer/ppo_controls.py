@@ -1,0 +1,35 @@
+"""Controls of PPO-ptx: the same stage with one of its restraints taken away, to tell what the restraint does."""
+
+from __future__ import annotations
+
+from trimtab_trainer.config import PPOConfig
+from trimtab_trainer.context import StageContext, StageResult
+from trimtab_trainer.ppo import train
+
+__all__ = ["train_without_kl", "train_without_ptx"]
+
+_FARTHER = 3
+"""Iterations of the control without KL penalty, for each of `ppo`: it is to go where the penalty would not let it."""
+
+
+def train_without_ptx(context: StageContext, config: PPOConfig) -> StageResult:
+    """PPO with gamma 0, over as many iterations as `ppo` made: what pretraining gradients save shows beside it."""
+    changes: dict[str, object] = {"ptx_coef": 0.0}
+    if (made := _iterations_made(context)) is not None:
+        changes |= {"iterations": made, "kl_stop": None}
+    return train(context, config.model_copy(update=changes))
+
+
+def train_without_kl(context: StageContext, config: PPOConfig) -> StageResult:
+    """PPO with gamma 0 and no KL penalty, three times as long: how far the reward model can be trusted.
+
+    What a policy gains by the reward model beyond what it is worth is over-optimisation (Gao et al. 2022, arXiv
+    2210.10760; InstructGPT 3.5 adds the penalty "to mitigate over-optimization of the reward model").
+    """
+    iterations = (_iterations_made(context) or config.iterations) * _FARTHER
+    free = {"ptx_coef": 0.0, "kl_coef": 0.0, "kl_controller": "fixed", "kl_stop": None, "iterations": iterations}
+    return train(context, config.model_copy(update=free))
+
+
+def _iterations_made(context: StageContext) -> int | None:
+    return int(context.results["ppo"].metrics["iterations"]) if "ppo" in context.results else None
