@@ -22,6 +22,7 @@ from trimtab.v1 import weights_pb2
 from trimtab_models.loading import reward_model_from_policy, save_model
 from trimtab_models.tokenizer import load_tokenizer, tokenizer_digest
 from trimtab_models.versions import publish_folder
+from trimtab_trainer.checkpoint import CheckpointStore
 
 STEP_DONE = '"event": "step_done"'
 
@@ -142,12 +143,17 @@ def test_a_policy_that_runs_away_is_rolled_back(
     tmp_path: Path, services: LocalServices, llama_folder: Path, reward_folder: Path
 ) -> None:
     optimizer = {"learning_rate": 0.05, "schedule": "constant", "final_fraction": 1.0}
-    spec = write_ppo(tmp_path, llama_folder, reward_folder, services, kl_limit=0.5, optimizer=optimizer)
-    refused(run(spec), "mean KL of the batch is", "ppo.kl_limit: 0.5", "Generation is back on version")
+    spec = write_ppo(
+        tmp_path, llama_folder, reward_folder, services, kl_limit=0.5, optimizer=optimizer, checkpoint_every=1
+    )
+    refused(run(spec), "mean KL of the batch is", "ppo.kl_limit: 0.5")
     iterations = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
     metrics = [row["metrics"] for row in iterations if row["event"] == "step_done"]
+    assert any("generation is back on version" in row.get("text", "") for row in iterations)
     assert metrics and all(row["mean_kl"] <= 0.5 for row in metrics)
     assert list((tmp_path / "run" / "diverged").glob("ppo-step-*.safetensors"))
+    checkpoints = CheckpointStore(tmp_path / "run" / "checkpoints" / "ppo").steps()
+    assert checkpoints[-1:] == ([len(metrics) - 1] if len(metrics) > 1 else [])
     with Client(read_endpoints(services.directory)["weights"][0]["grpc"]) as weights:
         channels = weights.list_channels(weights_pb2.ListChannelsRequest()).channels
     latest = next(channel.version for channel in channels if channel.name == CHANNELS["generation"])

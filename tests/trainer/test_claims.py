@@ -10,6 +10,7 @@ import scipy.stats
 
 from trimtab_trainer.claim_table import Evaluated, claim_table
 from trimtab_trainer.claims import give_back, mean_difference, sample_mean, win_rate
+from trimtab_trainer.context import StageResult
 
 
 def draw(seed: int, prompts: int, samples: int, shift: float = 0.0) -> list[list[float]]:
@@ -109,3 +110,32 @@ def test_give_back_weighs_passages_by_their_tokens() -> None:
     assert found.returned.value == pytest.approx(returned(*losses.values(), axis=0))
     assert (found.returned.low, found.returned.high) == pytest.approx((theirs.low, theirs.high), abs=0.003)
     assert found.returned.high - found.returned.low > 0.01
+
+
+@pytest.mark.parametrize(
+    ("low", "asset", "holds"),
+    [(0.6, 0.7, True), (0.52, 0.7, False), (0.6, 0.2, False)],
+    ids=["beats both rules", "within chance of the rule", "below the rule of one source"],
+)
+def test_a_reward_model_beats_longer_wins_on_every_source(low: float, asset: float, holds: bool) -> None:
+    metrics = {"accuracy": 0.65, "accuracy_low": low, "accuracy_high": 0.7, "longer_wins": 0.53}
+    agreement = {"labeler_agreement": 0.73, "labeler_agreement_pairs": 90.0}
+    details = {
+        "accuracy_by_group": {"hh": {"value": 0.62}, "asset": {"value": asset}},
+        "longer_wins_by_group": {"hh": {"value": 0.6}, "asset": {"value": 0.21}},
+    }
+    result = StageResult(metrics={**metrics, **agreement}, details=details)
+    (claim,) = claim_table({}, {"reward_model": result}, samples=100, seed=0)
+    assert claim.holds is holds and (claim.measured, claim.low, claim.high) == (0.65, low, 0.7)
+    assert "two labelers agree on 0.730 of 90 pairs" in claim.note and "on hh 0.620 beside 0.600" in claim.note
+
+
+def test_the_alignment_tax_is_that_of_where_ppo_started() -> None:
+    def forgetting(loss: float) -> Evaluated:
+        return Evaluated([[{"reward": 0.0}]] * 5, losses=np.full(8, loss), tokens=np.ones(8))
+
+    models = {"sft": forgetting(9.0), "rl_init": forgetting(1.0), "ppo": forgetting(2.0), "ppo_ptx": forgetting(1.25)}
+    *_, tax, back = claim_table(models, {}, samples=100, seed=0, start="rl_init")
+    assert (tax.measured, back.measured) == (1.0, 0.75)
+    unknown = claim_table(models, {}, samples=100, seed=0, start=None)
+    assert tax.claim not in [claim.claim for claim in unknown]

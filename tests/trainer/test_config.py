@@ -11,6 +11,7 @@ import yaml
 
 from trimtab.errors import ConfigError
 from trimtab_trainer.config import PRESETS, RunSpec, load_run_spec, preset_path, spec_to_yaml
+from trimtab_trainer.quickstart import quickstart_specs
 
 SMALL = {"name": "r", "directory": "runs/r", "model": "base", "stages": ["sft"], "data_directory": "data"}
 
@@ -38,6 +39,9 @@ def test_defaults_are_instructgpts() -> None:
     assert ppo.iterations * ppo.prompts_per_iteration == 256_000
     assert (ppo.minibatches, ppo.epochs, ppo.kl_coef, ppo.ptx_coef, ppo.ptx_ratio) == (8, 1, 0.02, 27.8, 8)
     assert (ppo.ema_decay, ppo.optimizer.beta2, ppo.gamma, ppo.lam) == (0.992, 0.95, 1.0, 0.95)
+    compared = {name: one.model for name, one in spec.evaluate.models.items()}
+    assert compared["sft"] == "sft_baseline" and compared["rl_init"] == ppo.policy == "sft/rl_init"
+    assert {"base", "few_shot", "ppo", "ppo_ptx"} <= compared.keys()
 
 
 def test_a_preset_lies_under_the_file_and_overrides_over_it(tmp_path: Path) -> None:
@@ -134,3 +138,22 @@ def test_every_field_is_documented() -> None:
 def test_importing_it_imports_no_torch() -> None:
     code = "import sys, trimtab_trainer.config; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_every_spec_of_the_quickstart_is_valid(tmp_path: Path, full: bool) -> None:
+    specs = quickstart_specs(tmp_path, "tiny", None, full=full)
+    loaded = {name: load_run_spec(_saved(tmp_path / f"{name}.yaml", spec)) for name, spec in specs.items()}
+    assert list(loaded) == (["base-4x", "seed-1", "seed-2", "seed-3"] if full else ["quickstart"])
+    assert [name for name, spec in loaded.items() if "ppo_without_kl" in spec.stages] == (["seed-1"] if full else [])
+
+
+def _saved(path: Path, spec: dict[str, object]) -> Path:
+    path.write_text(yaml.safe_dump({"name": "r", "directory": "runs/r", **spec}))
+    return path
+
+
+@pytest.mark.parametrize(("model", "full", "words"), [("gemma3", False, "--data"), ("smollm2", True, "--full")])
+def test_a_quickstart_on_human_data_says_what_it_needs(tmp_path: Path, model: str, full: bool, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        quickstart_specs(tmp_path, model, None, full=full)

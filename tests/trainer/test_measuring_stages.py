@@ -13,8 +13,13 @@ import pytest
 
 from trimtab.client import Client
 from trimtab.local import CHANNELS, LocalServices, read_endpoints
+from trimtab.types import ChatMessage
 from trimtab.v1 import weights_pb2
-from trimtab_trainer.config import RunSpec
+from trimtab_models.tokenizer import encode_completion, encode_prompt, load_tokenizer
+from trimtab_trainer.config import PPOConfig, RunSpec
+from trimtab_trainer.data import Demonstration
+from trimtab_trainer.examples import few_shot_prompt
+from trimtab_trainer.ppo_controls import without_kl, without_ptx
 from trimtab_trainer.report import write_report
 from trimtab_trainer.report_comparison import pooled_claims, write_comparison
 from trimtab_trainer.reporter import RunState, step_metrics
@@ -97,7 +102,12 @@ def spec(directory: Path, services: LocalServices, model: Path, data: Path) -> R
                 "value_optimizer": steady,
             },
             "evaluate": {
-                "models": {"base": {"model": "base"}, "sft": {"model": "sft_baseline"}, "ppo_ptx": {"model": "ppo"}},
+                "models": {
+                    "base": {"model": "base"},
+                    "few_shot": {"model": "base", "demonstrations": 2},
+                    "sft": {"model": "sft_baseline"},
+                    "ppo_ptx": {"model": "ppo"},
+                },
                 "judge": "reward_model/member-2",
                 "prompts": 8,
                 "samples_per_prompt": 2,
@@ -152,6 +162,38 @@ def test_controls_are_ppo_without_one_of_its_restraints(finished: tuple[RunSpec,
     assert [len(steps) for steps in (ppo, no_ptx, no_kl)] == [2, 2, 6]
     assert all("ptx_loss" in step for step in ppo) and not any("ptx_loss" in step for step in (*no_ptx, *no_kl))
     assert {step["kl_coef"] for step in no_ptx} == {run.ppo.kl_coef} and {step["kl_coef"] for step in no_kl} == {0.0}
+
+
+def test_demonstrations_before_a_prompt_are_turns_of_one_conversation(llama_folder: Path) -> None:
+    tokenizer = load_tokenizer(llama_folder)
+    shown = [Demonstration("the dog", "It sleeps."), Demonstration((ChatMessage(role="user", content="fox"),), "jumps")]
+    turns = [
+        ("user", "the dog"),
+        ("assistant", "It sleeps."),
+        ("user", "fox"),
+        ("assistant", "jumps"),
+        ("user", "ship"),
+    ]
+    conversation = tuple(ChatMessage(role=role, content=content) for role, content in turns)
+    assert few_shot_prompt(tokenizer, shown, "ship") == tuple(encode_prompt(tokenizer, conversation))
+    assert few_shot_prompt(tokenizer, [], "ship") == tuple(encode_prompt(tokenizer, "ship"))
+    tokenizer.chat_template = None
+    parts = [
+        encode_prompt(tokenizer, "the dog"),
+        encode_completion(tokenizer, "It sleeps."),
+        encode_prompt(tokenizer, "a"),
+    ]
+    assert few_shot_prompt(tokenizer, shown[:1], "a") == tuple(token for part in parts for token in part)
+
+
+def test_nothing_holds_the_control_without_kl_back() -> None:
+    held = PPOConfig(kl_stop=1.0, kl_limit=2.0, update_kl_stop=0.1, kl_controller="adaptive", iterations=10)
+    free = without_kl(held, 4)
+    assert (free.iterations, free.ptx_coef, free.kl_coef, free.kl_controller) == (12, 0.0, 0.0, "fixed")
+    assert free.kl_stop is free.kl_limit is free.update_kl_stop is None
+    assert without_kl(held, None).iterations == 30
+    assert (without_ptx(held, 4).iterations, without_ptx(held, 4).kl_stop) == (4, None)
+    assert (without_ptx(held, None).iterations, without_ptx(held, None).kl_stop) == (10, 1.0)
 
 
 def test_what_was_measured_is_not_what_is_served_afterwards(

@@ -13,13 +13,15 @@ from safetensors.torch import load_file
 
 from ppo_batches import agent, config, plan, rollouts
 from trimtab.errors import TrainingDiverged
+from trimtab_trainer.actor_critic import UpdateFigures
 from trimtab_trainer.checkpoint import CheckpointStore
 from trimtab_trainer.config import RunSpec
 from trimtab_trainer.context import Orders, StageContext
+from trimtab_trainer.divergence import saving_experience
+from trimtab_trainer.language_modeling import Example
 from trimtab_trainer.ppo import (
     PPOState,
     _plan,
-    _saving_batch,
     _snapshot,
     _start_or_resume,
     _update,
@@ -104,7 +106,7 @@ def test_a_batch_that_is_not_finite_stops_the_stage_and_is_saved(
     broken = getattr(experience, name).clone()
     broken[0] = float("nan")
     with pytest.raises(TrainingDiverged, match=f"ppo: step 7: {name} of the batch are not finite") as caught:
-        with _saving_batch(stage(tmp_path), state, replace(experience, **{name: broken})):
+        with saving_experience(stage(tmp_path), replace(experience, **{name: broken}), state.iteration):
             pytest.fail("the batch was trained on")
     saved = load_file(caught.value.metadata["batch"])
     assert saved[name].isnan().any() and torch.equal(saved["mask"], experience.mask)
@@ -115,8 +117,12 @@ def test_what_a_stage_resumes_from_is_what_it_saved(tmp_path: Path, llama_folder
     context = stage(tmp_path, llama_folder, reward_folder)
     saved, fresh = _start_or_resume(context, context.spec.ppo)
     assert fresh == PPOState() and saved.average is not None
-    for tensor in (*saved.average.values(), *saved.values.model.parameters()):
-        tensor.data.add_(1.0)
+    for learner in (saved.policy, saved.values):  # moves the weights and fills the moments of Adam
+        for parameter in learner.model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        learner.update()
+    for tensor in saved.average.values():
+        tensor.add_(1.0)
     saved.kl.coef = 0.7
     state = PPOState(
         iteration=3,
@@ -131,8 +137,10 @@ def test_what_a_stage_resumes_from_is_what_it_saved(tmp_path: Path, llama_folder
     resumed, found = _start_or_resume(context, context.spec.ppo)
     assert found == state and resumed.kl.coef == 0.7 and resumed.average is not None
     assert all(torch.equal(resumed.average[name], tensor) for name, tensor in saved.average.items())
-    values = zip(resumed.values.model.parameters(), saved.values.model.parameters(), strict=True)
-    assert all(torch.equal(one, other) for one, other in values)
+    for learner, before in ((resumed.policy, saved.policy), (resumed.values, saved.values)):
+        tensors, expected = learner.capture(), before.capture()
+        assert learner.step == 1 and tensors.keys() == expected.keys()
+        assert all(torch.equal(tensors[name], expected[name]) for name in expected)
 
 
 def test_each_iteration_and_epoch_has_a_cut_of_its_own(tmp_path: Path) -> None:
@@ -144,3 +152,27 @@ def test_each_iteration_and_epoch_has_a_cut_of_its_own(tmp_path: Path) -> None:
         )
     }
     assert len(cuts) == 4
+
+
+@pytest.mark.parametrize("name", ["value loss", "policy loss", "pretraining loss"])
+def test_a_loss_beyond_its_bound_makes_no_step(llama_folder: Path, reward_folder: Path, name: str) -> None:
+    settings, batch = config(loss_limit=20.0), rollouts()
+    learner = agent(llama_folder, reward_folder, settings)
+    minibatches = plan(batch, settings)
+    experience = build_experience(learner, batch, minibatches, settings, PPOState())
+    experience = replace(experience, returns=experience.values.clone(), advantages=torch.ones_like(experience.values))
+    ptx = [Example((5, 6, 7, 8), first=1)]
+    match name:
+        case "value loss":
+            experience = replace(experience, returns=experience.values + 100.0)
+        case "policy loss":
+            experience = replace(experience, advantages=torch.full_like(experience.values, 100.0))
+        case _:
+            learner.policy.model.lm_head.weight.data.mul_(1000.0)
+            experience = replace(experience, old_logprobs=learner.logprobs(minibatches, experience.mask.shape, 1.0))
+    before = {key: tensor.clone() for key, tensor in learner.policy.capture().items()}
+    with pytest.raises(TrainingDiverged, match=f"{name} of a minibatch is .*; allowed by ppo.loss_limit: at most 20"):
+        learner.update(
+            minibatches[0], experience, ptx, settings, UpdateFigures(), policy_moves=True, measure_norms=False
+        )
+    assert all(torch.equal(tensor, before[key]) for key, tensor in learner.policy.capture().items())

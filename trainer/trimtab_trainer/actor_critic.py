@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from trimtab.errors import TrainingDiverged
 from trimtab_models.heads import completion_values
 from trimtab_models.loading import named_parameter_tensors
 from trimtab_models.logprobs import completion_logprobs
@@ -124,10 +125,11 @@ class ActorCritic:
             policy does not move.
 
         Raises:
-            TrainingDiverged: a loss or a gradient is not finite.
+            TrainingDiverged: a loss or a gradient is not finite, or a loss is beyond `loss_limit`.
         """
         figures.steps += 1
         figures.tokens += minibatch.token_count
+        total = 0.0
         for micro in minibatch.micro_batches:
             with self.values.autocast():
                 loss = value_loss(
@@ -139,7 +141,8 @@ class ActorCritic:
                     clip_range=config.value_clip_range,
                 )
             self.values.backward(loss)
-            figures.add(value_loss=float(loss.detach()))
+            total += float(loss.detach())
+        figures.add(value_loss=_bounded("value loss", total, config.loss_limit))
         figures.add(value_gradient_norm=self.values.update().gradient_norm)
         if not policy_moves:
             return 0.0
@@ -154,7 +157,7 @@ class ActorCritic:
     def _policy_gradient(
         self, minibatch: Minibatch, experience: Experience, config: PPOConfig, figures: UpdateFigures
     ) -> float:
-        kl_sum = 0.0
+        kl_sum = total = 0.0
         for micro in minibatch.micro_batches:
             with self.policy.autocast():
                 logprobs, entropies = _logprobs(self.policy, micro, config.sampling.temperature, entropy=True)
@@ -169,7 +172,7 @@ class ActorCritic:
                     weights=experience.of(micro, "importance_weights") if config.max_lag else None,
                 )
             self.policy.backward(found.loss)
-            figures.add(policy_loss=float(found.loss.detach()))
+            total += float(found.loss.detach())
             figures.add_tokens(
                 clip_fraction=found.clipped_tokens,
                 clamped_fraction=found.clamped_tokens,
@@ -177,6 +180,7 @@ class ActorCritic:
                 entropy=float(entropies.sum()) if entropies is not None else 0.0,
             )
             kl_sum += found.kl_sum
+        figures.add(policy_loss=_bounded("policy loss", total, config.loss_limit))
         return kl_sum / minibatch.token_count
 
     def _ptx_gradient(
@@ -190,7 +194,7 @@ class ActorCritic:
             for parameter in parameters:
                 parameter.grad = None
         loss = train_on(self.policy, ptx, micro_batch_tokens=config.micro_batch_tokens, scale=config.ptx_coef)
-        figures.add(ptx_loss=loss)
+        figures.add(ptx_loss=_bounded("pretraining loss", loss, config.loss_limit))
         if measure_norms:
             figures.first["ptx_gradient_norm"] = float(gradient_norm(parameters))
             for parameter, gradient in zip(parameters, ppo_gradients, strict=True):
@@ -209,6 +213,17 @@ class ActorCritic:
         weight = 1 - ema_decay_at(self.policy.step - 1, decay)
         for name, tensor in named_parameter_tensors(self.policy.model).items():
             self.average[name].lerp_(tensor.to(self.average[name].dtype), weight)
+
+
+def _bounded(name: str, loss: float, limit: float | None) -> float:
+    if limit is not None and abs(loss) > limit:
+        raise TrainingDiverged(
+            f"{name} of a minibatch is {loss:.3g}; allowed by ppo.loss_limit: at most {limit:g} in size",
+            field="ppo.loss_limit",
+            value=loss,
+            limit=limit,
+        )
+    return loss
 
 
 def _logprobs(

@@ -164,6 +164,12 @@ class CheckpointStore:
     def _path(self, step: int) -> Path:
         return self.folder / f"{_PREFIX}{step:08d}"
 
+    def discard(self, step: int) -> None:
+        """Removes a checkpoint, if it is there."""
+        if self._path(step).exists():
+            shutil.rmtree(self._path(step))
+            sync(self.folder)
+
     def _prune(self) -> None:
         for step in self.steps()[: -self._keep]:
             shutil.rmtree(self._path(step))

@@ -1,8 +1,8 @@
 """Which claims of InstructGPT a run can check, and what it measured of each.
 
-A claim is in the table when the models that it speaks of were evaluated, under the names base, few_shot, sft, ppo
-(gamma 0), ppo_without_kl and ppo_ptx. Preference is by the gold score where there is one, else by a judge that no
-policy was optimised against, else by the reward model that trained the policy, which the note then says.
+A claim is in the table when the models that it speaks of were evaluated, under the names base, base_4x, few_shot, sft,
+ppo (gamma 0), ppo_without_kl, ppo_ptx and ptx_control. Preference is by the gold score where there is one, else by a
+judge that no policy was optimised against, else by the reward model that trained the policy, which the note then says.
 """
 
 from __future__ import annotations
@@ -63,7 +63,12 @@ def figures_of(model: Evaluated, *, samples: int, seed: int) -> dict[str, dict[s
 
 
 def claim_table(
-    models: Mapping[str, Evaluated], results: Mapping[str, StageResult], *, samples: int, seed: int
+    models: Mapping[str, Evaluated],
+    results: Mapping[str, StageResult],
+    *,
+    samples: int,
+    seed: int,
+    start: str | None = "sft",
 ) -> list[Claim]:
     """Every claim whose models were evaluated.
 
@@ -72,6 +77,8 @@ def claim_table(
         results: of the stages before: the reward model's accuracy, the labelers' agreement.
         samples: bootstrap resamples.
         seed: of the bootstrap.
+        start: name of the model that PPO started from; None when it was not evaluated, so that the alignment tax is not
+            known.
     """
     claims = []
     for ours, theirs, claim, paper in (
@@ -90,7 +97,7 @@ def claim_table(
             claims.append(_preferred(models[ours], models[theirs], claim, paper, samples, seed))
     claims += _reward_model(results)
     claims += _hallucination(models, samples, seed)
-    claims += _alignment_tax(models, samples, seed)
+    claims += _alignment_tax(models, start, samples, seed)
     claims += _over_optimization(models, samples, seed)
     return claims
 
@@ -108,13 +115,18 @@ def _reward_model(results: Mapping[str, StageResult]) -> list[Claim]:
         return []
     metrics = results["reward_model"].metrics
     low, high = metrics.get("accuracy_low"), metrics.get("accuracy_high")
-    beats = metrics["accuracy"] > metrics["longer_wins"] and low is not None and low > 0.5
     beside = [f'"the longer answer wins" {metrics["longer_wins"]:.3f}']
+    beats = low is not None and low > max(0.5, metrics["longer_wins"])
     if "collect_rankings" not in results:
         if (agreement := metrics.get("labeler_agreement")) is not None:
-            beside.append(f"two labelers agree on {agreement:.3f}")
-        beside += _by_source(results["reward_model"].details)
-        note = f"held-out prompts; {'; '.join(beside)}; holds where it beats that rule and chance"
+            beside.append(f"two labelers agree on {agreement:.3f} of {metrics['labeler_agreement_pairs']:.0f} pairs")
+        sources = _by_source(results["reward_model"].details)
+        beside += [f"on {source} {ours:.3f} beside {rule:.3f}" for source, ours, rule in sources]
+        beats = beats and all(ours > rule for _, ours, rule in sources)
+        note = (
+            f"held-out prompts; {'; '.join(beside)}; holds where the whole interval beats that rule and chance, and no "
+            "source is below its own rule"
+        )
         paper = "0.724 ± 0.004"
         return [Claim("the reward model predicts labelers", paper, metrics["accuracy"], low, high, beats, note)]
     labelers = results["collect_rankings"].metrics
@@ -156,14 +168,12 @@ def _reward_model(results: Mapping[str, StageResult]) -> list[Claim]:
     return claims
 
 
-def _by_source(details: Mapping[str, Any]) -> list[str]:
-    """Accuracy on each source of rankings, beside that of "the longer answer wins" there."""
+def _by_source(details: Mapping[str, Any]) -> list[tuple[str, float, float]]:
+    """Where rankings have several sources: name, accuracy and that of "the longer answer wins" there."""
     accuracy, longer = details.get("accuracy_by_group", {}), details.get("longer_wins_by_group", {})
-    return [
-        f"on the {found['pairs']} pairs of {source} {found['value']:.3f} beside {longer[source]['value']:.3f}"
-        for source, found in accuracy.items()
-        if len(accuracy) > 1 and source in longer
-    ]
+    if len(accuracy) < 2:
+        return []
+    return [(source, found["value"], longer[source]["value"]) for source, found in accuracy.items()]
 
 
 def _hallucination(models: Mapping[str, Evaluated], samples: int, seed: int) -> list[Claim]:
@@ -189,12 +199,13 @@ def _hallucination(models: Mapping[str, Evaluated], samples: int, seed: int) -> 
     ]
 
 
-def _alignment_tax(models: Mapping[str, Evaluated], samples: int, seed: int) -> list[Claim]:
-    needed = {"start": "sft", "ppo": "ppo", "ptx": "ppo_ptx"}
+def _alignment_tax(models: Mapping[str, Evaluated], start: str | None, samples: int, seed: int) -> list[Claim]:
+    if start is None or start not in models or (tokens := models[start].tokens) is None:
+        return []
+    needed = {"start": start, "ppo": "ppo", "ptx": "ppo_ptx"}
     losses = {key: models[name].losses for key, name in needed.items() if name in models}
     known = {key: value for key, value in losses.items() if value is not None}
-    tokens = models["sft"].tokens if "sft" in models else None
-    if len(known) < len(needed) or tokens is None:
+    if len(known) < len(needed):
         return []
     found = give_back(known, tokens, samples=samples, seed=seed)
     note = "(loss after PPO - after PPO-ptx) / (loss after PPO - at its start), equal iterations"

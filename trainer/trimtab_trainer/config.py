@@ -137,7 +137,7 @@ class ServiceAddresses(Section):
 
 
 class ServicesConfig(Section):
-    """The services that `collect_rankings` and `ppo` work with."""
+    """The services that every stage works with that samples."""
 
     endpoints_file: Path | None = Field(
         default=None, description="endpoints.json for every service that has no own entry; what `trimtab up` writes."
@@ -197,7 +197,7 @@ class RunSpec(Section):
     tensorboard: bool = Field(default=True, description="Writes the metrics of every step to DIR/tensorboard too.")
     wandb: WandbConfig | None = Field(default=None, description="Sends them to Weights & Biases too. null: no.")
     miniature: MiniatureConfig | None = Field(default=None, description="Writes the miniature's datasets. null: none.")
-    services: ServicesConfig | None = Field(default=None, description="Needed by collect_rankings and ppo.")
+    services: ServicesConfig | None = Field(default=None, description="Needed by every stage that samples.")
     pretrain: PretrainConfig = PretrainConfig()
     sft: SFTConfig = SFTConfig()
     collect_rankings: CollectRankingsConfig = CollectRankingsConfig()

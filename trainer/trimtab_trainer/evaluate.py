@@ -11,7 +11,7 @@ of the held-out passages to DIR/samples/NAME.npz.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trimtab.errors import ConfigError
 from trimtab_models.loading import load_policy, max_sequence_tokens
-from trimtab_models.tokenizer import decode, encode_completion, encode_prompt
+from trimtab_models.tokenizer import decode
 from trimtab_trainer.checkpoint import Snapshot, write_file_atomically
 from trimtab_trainer.claim_table import Evaluated, claim_table, figures_of
 from trimtab_trainer.config import EvaluateConfig, EvaluatedModel
 from trimtab_trainer.context import StageContext, StageResult
-from trimtab_trainer.data import read_demonstrations
-from trimtab_trainer.examples import first_of
+from trimtab_trainer.data import Demonstration, read_demonstrations
+from trimtab_trainer.examples import few_shot_prompt, first_of
 from trimtab_trainer.held_out_answers import AnswerSampler, answer_sampler
 from trimtab_trainer.language_modeling import Example, counted_tokens, example_losses
 from trimtab_trainer.miniature.cloze import cloze_accuracy
@@ -37,6 +37,9 @@ from trimtab_trainer.prompts import PromptExample
 from trimtab_trainer.rollouts import Rollout
 
 __all__ = ["evaluate", "read_evaluated"]
+
+_TRIED = 50
+"""Demonstrations tried for a prompt, in its own order, before it goes without those that do not fit."""
 
 
 def evaluate(context: StageContext, config: EvaluateConfig) -> StageResult:
@@ -55,7 +58,7 @@ def evaluate(context: StageContext, config: EvaluateConfig) -> StageResult:
             if number < done:
                 continue
             model = load_policy(folder, device=context.spec.device)
-            shown = _few_shot(context, config.models[name], sampler.tokenizer, model, prompts, seed)
+            shown = _few_shot(context, config.models[name], sampler, model, prompts, seed)
             rollouts = sampler.sample(
                 model, prompts, name=name, samples_per_prompt=config.samples_per_prompt, shown=shown
             )
@@ -68,9 +71,18 @@ def evaluate(context: StageContext, config: EvaluateConfig) -> StageResult:
             metrics = _judge(context, config, sampler, judge, prompts)
             context.after_step(steps, steps, 1, lambda: Snapshot(steps), metrics=metrics)
     evaluated = {name: read_evaluated(context.spec.directory, name) for name in folders}
-    claims = claim_table(evaluated, context.results, samples=config.bootstrap_samples, seed=seed)
+    start = _start_of_ppo(context, config, folders)
+    claims = claim_table(evaluated, context.results, samples=config.bootstrap_samples, seed=seed, start=start)
     metrics = {"claims": float(len(claims)), "claims_that_hold": float(sum(claim.holds for claim in claims))}
     return StageResult(metrics=metrics, details={"claims": [asdict(claim) for claim in claims]})
+
+
+def _start_of_ppo(context: StageContext, config: EvaluateConfig, folders: Mapping[str, Path]) -> str | None:
+    """The evaluated model that is PPO's start; None when it is none of them."""
+    policy = context.resolve_model(context.spec.ppo.policy, key="ppo.policy")
+    return next(
+        (name for name, folder in folders.items() if folder == policy and not config.models[name].demonstrations), None
+    )
 
 
 def read_evaluated(directory: Path, name: str) -> Evaluated:
@@ -96,36 +108,43 @@ def _read_answers(directory: Path, name: str) -> list[dict[str, Any]]:
 def _few_shot(
     context: StageContext,
     config: EvaluatedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    sampler: AnswerSampler,
     model: PreTrainedModel,
     prompts: Sequence[PromptExample],
     seed: int,
 ) -> list[tuple[int, ...]]:
-    """For each prompt the token ids of the demonstrations before it, different ones for each; empty for none.
+    """What the sampler sees of each prompt: demonstrations before it, different ones for each; empty for none.
 
     Raises:
-        ConfigError: so many demonstrations fit before no prompt.
+        ConfigError: a demonstration fits before no prompt.
     """
     if not config.demonstrations:
         return []
+    tokenizer = sampler.tokenizer
     path = context.spec.path(context.spec.sft.demonstrations)
     rows = read_demonstrations(path, skip_bad_rows=context.spec.sft.skip_bad_rows, warn=context.warn)
-    shots = [(*encode_prompt(tokenizer, row.prompt), *encode_completion(tokenizer, row.completion)) for row in rows]
-    most = max_sequence_tokens(model) - context.spec.ppo.sampling.max_new_tokens
-    made = []
+    context_length = max_sequence_tokens(model)
+    served = sampler.services.longest_sequence("generation") or context_length
+    most = min(context_length, served) - context.spec.ppo.sampling.max_new_tokens
+    made, shown = [], 0
     for number, prompt in enumerate(prompts):
-        room = most - len(prompt.token_ids)
-        chosen: list[tuple[int, ...]] = []
-        for index in shuffled(len(shots), seed=seed, epoch=number, name="evaluate/few_shot"):
-            if len(chosen) < config.demonstrations and sum(map(len, chosen)) + len(shots[index]) <= room:
-                chosen.append(shots[index])
-        made.append(tuple(token for shot in chosen for token in shot))
-    if not any(made):
+        order = shuffled(len(rows), seed=seed, epoch=number, name="evaluate/few_shot")
+        chosen: list[Demonstration] = []
+        ids = prompt.token_ids
+        for index in order[:_TRIED]:
+            longer = few_shot_prompt(tokenizer, [*chosen, rows[index]], prompt.prompt)
+            if len(longer) <= most:
+                chosen, ids = [*chosen, rows[index]], longer
+            if len(chosen) == config.demonstrations:
+                break
+        shown += len(chosen)
+        made.append(ids)
+    if not shown:
         raise ConfigError(
-            "evaluate.models: no demonstration fits before a prompt in a context of "
-            f"{max_sequence_tokens(model)} tokens",
+            f"evaluate.models: no demonstration fits before a prompt in {most} tokens",
             field="evaluate.models",
             value=config.demonstrations,
+            limit=most,
         )
     return made
 

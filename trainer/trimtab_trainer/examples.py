@@ -13,9 +13,11 @@ from typing import TypeVar
 from transformers import PreTrainedTokenizerBase
 
 from trimtab.errors import ConfigError, DataError
+from trimtab.types import ChatMessage
 from trimtab_models.tokenizer import encode_completion, encode_document, encode_prompt
 from trimtab_trainer.context import StageContext
 from trimtab_trainer.data import Demonstration, Passage, Ranking
+from trimtab_trainer.data.records import PromptText, turns_of
 from trimtab_trainer.language_modeling import Example
 from trimtab_trainer.optimization import shuffled
 from trimtab_trainer.stage_configs import TrainingStage
@@ -25,6 +27,7 @@ __all__ = [
     "Reading",
     "demonstration_examples",
     "document_examples",
+    "few_shot_prompt",
     "first_of",
     "ranking_examples",
 ]
@@ -116,6 +119,24 @@ def document_examples(path: Path, rows: Sequence[Passage], reading: Reading) -> 
         ids = tuple(encode_document(reading.tokenizer, row.text))
         found.append((Example(ids, first=1), len(ids)))
     return reading.fitting(path, found)
+
+
+def few_shot_prompt(
+    tokenizer: PreTrainedTokenizerBase, demonstrations: Sequence[Demonstration], prompt: PromptText
+) -> tuple[int, ...]:
+    """Token ids of a prompt behind demonstrations, as earlier turns of one conversation.
+
+    A tokenizer without a template has no turns; there the demonstrations come one after the other, each with its EOS.
+    """
+    if tokenizer.chat_template:
+        turns: list[ChatMessage] = []
+        for row in demonstrations:
+            turns += [*turns_of(row.prompt), ChatMessage(role="assistant", content=row.completion)]
+        return tuple(encode_prompt(tokenizer, (*turns, *turns_of(prompt))))
+    ids: list[int] = []
+    for row in demonstrations:
+        ids += [*encode_prompt(tokenizer, row.prompt), *encode_completion(tokenizer, row.completion)]
+    return (*ids, *encode_prompt(tokenizer, prompt))
 
 
 def first_of(values: Sequence[T], limit: int | None, *, seed: int, name: str) -> list[T]:

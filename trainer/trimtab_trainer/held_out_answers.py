@@ -81,7 +81,7 @@ class AnswerSampler:
             prompts: to answer.
             name: its seeds follow from it.
             samples_per_prompt: answers to each prompt.
-            shown: token ids before each prompt that only the sampler sees; empty for none.
+            shown: what only the sampler sees in place of each prompt; empty: the prompts.
         """
         version = self.services.publish(model, self.tokenizer, step=0, name=name)
         own = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4])
@@ -92,7 +92,7 @@ class AnswerSampler:
                 prompt.token_ids,
                 seed=int(seeds[number]),
                 num_samples=samples_per_prompt,
-                context=shown[number] if shown else (),
+                shown=shown[number] if shown else (),
             )
             for number, prompt in enumerate(prompts)
         ]

@@ -4,18 +4,17 @@
 
 Collaborators: `ppo_data` says which prompts and passages a step takes; `services` connects and publishes; `rollouts`
 dispatches over replicas, each completion scored the moment it ends; `experience` holds what came back; `logprob_gate`
-refuses a batch on which sampler and trainer disagree; `advantages` and `losses` are the formulas; `actor_critic` holds
-the two models and makes the step; `ppo_metrics` counts. None of them knows this module.
+refuses a batch on which sampler and trainer disagree, `divergence` saves what is unfit to train on and goes back;
+`advantages` and `losses` are the formulas; `actor_critic` holds both models and makes the step; `ppo_metrics` counts.
+None of them knows this module.
 
 Source: InstructGPT (Ouyang et al. 2022), section 3.5 and appendix C.4; what it leaves open follows Huang et al. 2024.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
@@ -23,7 +22,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from trimtab.errors import TrainingDiverged
 from trimtab_models.loading import load_policy, load_reward_model, named_parameter_tensors, save_model
 from trimtab_models.tokenizer import check_same_tokenizer, load_tokenizer
 from trimtab_trainer.actor_critic import ActorCritic, UpdateFigures
@@ -37,6 +35,7 @@ from trimtab_trainer.advantages import (
 from trimtab_trainer.checkpoint import Snapshot
 from trimtab_trainer.config import PPOConfig
 from trimtab_trainer.context import StageContext, StageResult, StageStopped
+from trimtab_trainer.divergence import check_kl, going_back, saving_experience
 from trimtab_trainer.experience import Experience, Minibatch, pad_rows, plan_minibatches
 from trimtab_trainer.health import is_negative_kl, warn_of_low_scores, warn_of_negative_kl
 from trimtab_trainer.kl import AdaptiveKLController
@@ -87,9 +86,10 @@ def train(context: StageContext, config: PPOConfig) -> StageResult:
                 plan = _plan(context, config, rollouts, state.iteration, epoch=0)
                 experience = build_experience(agent, rollouts, plan, config, state)
                 _watch_health(context, experience, state)
-            with clock.phase("update"), _saving_batch(context, state, experience):
+            back = going_back(context, services, good_version=good_version, iteration=state.iteration)
+            with clock.phase("update"), back, saving_experience(context, experience, state.iteration):
                 check_logprobs(config, experience, precision=context.spec.precision, first=state.iteration == 0)
-                _check_divergence(config, services, experience, good_version)
+                check_kl(config, experience)
                 figures = _update(context, config, agent, experience, plan, data, state)
                 agent.kl.update(mean_kl(experience), len(experience.rollouts))
             good_version = version
@@ -359,41 +359,3 @@ def _finish(
     model = context.models / ("average" if agent.average is not None else "last")
     metrics = {"iterations": float(state.iteration)}
     return StageResult(model=context.relative(model), metrics=metrics, version=version)
-
-
-@contextmanager
-def _saving_batch(context: StageContext, state: PPOState, experience: Experience) -> Iterator[None]:
-    names = ("old_logprobs", "generation_logprobs", "ref_logprobs", "values", "advantages", "returns", "scores")
-
-    def batch() -> dict[str, Tensor]:
-        lengths = torch.tensor([[len(r.prompt_token_ids), len(r.token_ids)] for r in experience.rollouts])
-        ids = torch.tensor([i for r in experience.rollouts for i in (*r.prompt_token_ids, *r.token_ids)])
-        tensors = {name: getattr(experience, name) for name in ("mask", *names)}
-        return {**tensors, "lengths": lengths, "token_ids": ids}
-
-    with context.saving_batch(state.iteration + 1, batch):
-        for name in names:
-            if not bool(torch.isfinite(getattr(experience, name)).all()):
-                raise TrainingDiverged(
-                    f"{name} of the batch are not finite", field=name, value=math.nan, limit="finite"
-                )
-        yield
-
-
-def _check_divergence(config: PPOConfig, services: Services, experience: Experience, good_version: int) -> None:
-    """Refuses a batch whose policy has run away from the reference, and rolls the channel back before it.
-
-    Raises:
-        TrainingDiverged: the mean KL of the batch is beyond `kl_limit`.
-    """
-    kl = mean_kl(experience)
-    if config.kl_limit is None or kl <= config.kl_limit:
-        return
-    services.point_policy_to(good_version)
-    raise TrainingDiverged(
-        f"mean KL of the batch is {kl:.3g} nats; allowed by ppo.kl_limit: {config.kl_limit:g}. Generation is back on "
-        f"version {good_version}, the last one within it; a lower learning rate or a larger kl_coef keeps it there",
-        field="ppo.kl_limit",
-        value=kl,
-        limit=config.kl_limit,
-    )

@@ -96,6 +96,12 @@ class PPOConfig(Section):
         description="Mean KL of a batch, nats of a sequence, beyond which the run has diverged: the batch is saved, "
         "generation goes back to the last good version, the run fails. null: no limit.",
     )
+    loss_limit: float | None = Field(
+        default=1000.0,
+        gt=0,
+        description="Largest size of the policy, value or pretraining loss of a minibatch; beyond it the run has "
+        "diverged, as with `kl_limit`. null: no limit.",
+    )
     update_kl_stop: float | None = Field(
         default=None,
         gt=0,

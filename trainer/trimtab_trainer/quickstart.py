@@ -24,10 +24,10 @@ from trimtab.errors import ConfigError, FailedPrecondition
 from trimtab.local import LocalServices, read_endpoints
 from trimtab.v1 import trainer_pb2 as pb
 from trimtab_trainer.checkpoint import write_file_atomically
-from trimtab_trainer.config import load_run_spec, preset_path, with_override
+from trimtab_trainer.config import STAGES, load_run_spec, preset_path, with_override
 from trimtab_trainer.report_comparison import pooled_claims, write_comparison
 
-__all__ = ["run_quickstart"]
+__all__ = ["quickstart_specs", "run_quickstart"]
 
 _RUN = "quickstart"
 _BASE_4X = "base-4x"
@@ -51,7 +51,7 @@ def run_quickstart(
     """
     directory = directory.resolve()
     directory.mkdir(parents=True, exist_ok=True)
-    specs = _specs(directory, model, data_directory, full=full)
+    specs = quickstart_specs(directory, model, data_directory, full=full)
     files = {name: _write_spec(directory, name, spec, overrides) for name, spec in specs.items()}
     console = Console()
     settings = {name: {**values, "threads": 1 if model == "tiny" else 2} for name, values in _SETTINGS[model].items()}
@@ -85,8 +85,14 @@ def run_quickstart(
     return 0
 
 
-def _specs(directory: Path, model: str, data_directory: Path | None, *, full: bool) -> dict[str, dict[str, Any]]:
-    """Run specs by name, in the order in which they run."""
+def quickstart_specs(
+    directory: Path, model: str, data_directory: Path | None, *, full: bool
+) -> dict[str, dict[str, Any]]:
+    """Run specs by name, in the order in which they run, each a preset with what differs.
+
+    Raises:
+        ConfigError: data is missing or not wanted, or `full` was asked of another model than tiny.
+    """
     if model != "tiny":
         return _on_human_data(directory, model, data_directory, full=full)
     if data_directory is not None:
@@ -99,17 +105,13 @@ def _specs(directory: Path, model: str, data_directory: Path | None, *, full: bo
         f"seed-{seed}": {"preset": model, "seed": seed, "miniature": {"seed": seed}, "evaluate": {"models": models}}
         for seed in _FULL_SEEDS
     }
-    # One seed shows it, and three would take the whole beyond 20 minutes.
-    specs["seed-1"] |= {
-        "stages": [*_stages_before_evaluation(model), "ppo_without_kl", "evaluate"],
+    # One seed shows over-optimisation, and three would take the whole beyond 20 minutes.
+    stages = {*load_run_spec(preset_path(model)).stages, "ppo_without_kl"}
+    specs[f"seed-{_FULL_SEEDS[0]}"] |= {
+        "stages": sorted(stages, key=STAGES.index),
         "evaluate": {"models": {**models, "ppo_without_kl": {"model": "ppo_without_kl"}}},
     }
     return {_BASE_4X: large, **specs}
-
-
-def _stages_before_evaluation(preset: str) -> list[str]:
-    stages = load_run_spec(preset_path(preset)).stages
-    return [stage for stage in stages if stage != "evaluate"]
 
 
 def _on_human_data(

@@ -95,7 +95,7 @@ class RemoteSink:
                     while not self._answered and not self._closing:
                         self._changed.wait(0.1)
                     sent = self._acknowledged
-                # For what it waits is said, since every answer wakes it: a hello for each would be a loop without rest.
+                # Every answer wakes this wait; without the condition each hello would bring the next at once.
                 self._changed.wait_for(lambda sent=sent: sent < len(self._events) or self._closing, _KEEPALIVE_S)
                 batch = self._events[sent:]
                 closing = self._closing

@@ -47,6 +47,7 @@ def write_report(directory: Path) -> dict[str, Any]:
             stage: {"metrics": dict(result.metrics), "details": dict(result.details)}
             for stage, result in outcome.results.items()
         },
+        "ppo_start": config["ppo"]["policy"] if "ppo" in config["stages"] else None,
         "models": {name: models[name] for name in sorted(models, key=_place)},
         "claims": outcome.results["evaluate"].details["claims"] if "evaluate" in outcome.results else [],
         "iterations": [{"iteration": step, **metrics} for step, metrics in series.get("ppo", {}).items()],

@@ -60,13 +60,13 @@ def run_plots(series: Mapping[str, Steps]) -> list[Plot]:
         _draw(title, "step", [_line(name.replace("_", " "), series.get(stage, {}), name) for name in names])
         for stage, title, names in _OF_A_STAGE
     ]
-    farthest = series.get("ppo_without_kl") or series.get("ppo", {})
-    rows = [row for row in farthest.values() if "mean_kl" in row]
+    farthest = "ppo_without_kl" if series.get("ppo_without_kl") else "ppo"
+    rows = [row for row in series.get(farthest, {}).values() if "mean_kl" in row]
     optimized = [
         Line(name, sorted((math.sqrt(max(row["mean_kl"], 0.0)), row[name]) for row in rows if name in row))
         for name in ("reward", "gold")
     ]
-    title = "over-optimisation: proxy and gold over the root of the KL"
+    title = f"over-optimisation in {farthest}: proxy and gold over the root of the KL"
     both = all(len(line.points) > 1 for line in optimized)
     plots.insert(1, _draw(title, "square root of the KL, nats", optimized) if both else None)
     return [plot for plot in plots if plot is not None]

@@ -23,14 +23,15 @@ class RolloutPrompt:
         token_ids: the rendered prompt.
         seed: key of the random draws of its completions.
         num_samples: completions wanted.
-        context: token ids before the prompt that only the sampler sees, such as demonstrations for a few-shot prompt.
+        shown: what only the sampler sees in place of the prompt, such as the prompt behind demonstrations; empty: the
+            prompt.
     """
 
     prompt_id: str
     token_ids: tuple[int, ...]
     seed: int
     num_samples: int = 1
-    context: tuple[int, ...] = ()
+    shown: tuple[int, ...] = ()
 
 
 @dataclass

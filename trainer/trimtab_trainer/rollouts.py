@@ -257,7 +257,7 @@ class RolloutDispatcher:
             prompts=tuple(
                 GenerationPrompt(
                     prompt_id=prompt_id,
-                    prompt=work.prompt.context + work.prompt.token_ids,
+                    prompt=work.prompt.shown or work.prompt.token_ids,
                     seed=work.prompt.seed,
                     num_samples=work.count,
                     first_sample_index=work.first,

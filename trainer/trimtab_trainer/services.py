@@ -263,6 +263,11 @@ class Services:
                             limit=model.max_sequence_tokens,
                         )
 
+    def longest_sequence(self, name: str) -> int | None:
+        """Tokens that every replica of a service takes in a sequence; None where none says."""
+        limits = [model.max_sequence_tokens for info in self.infos(name).values() for model in info.models]
+        return min(filter(None, limits), default=None)
+
     def infos(self, service: str) -> dict[str, ServiceInfo]:
         """GetInfo of every replica of a service that answers, by address."""
         return self.rollouts.run(self._fleet(service).infos())

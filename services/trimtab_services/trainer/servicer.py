@@ -35,8 +35,8 @@ T = TypeVar("T")
 _NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_")
 _MOST_NAME_CHARACTERS = 63
 _MOST_PAGE = 1000
-_REFUSED = 2
-"""Exit code of a run process that refused its spec or its folder."""
+_STOPPED = 130
+"""Exit code of a run process that was stopped."""
 
 
 class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
@@ -310,16 +310,18 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         elif run.state not in ENDED and run.pid == pid:
             code = f"exit code {process.returncode}" if process else "unknown exit code"
             error = f"its process ended with {code}: {_log_end(Path(run.directory) / 'run.log')}"
-            if process and process.returncode == _REFUSED:
-                await self._fail(name, error)  # it never began, so its folder tells of an earlier life
-            else:
-                await self._settle(run, error)
+            await self._settle(run, error, exit_code=process.returncode if process else None)
         self._changed[name].set()
 
-    async def _settle(self, run: RunRow, error: str) -> None:
-        """The state of a run whose process ended without telling: what its folder says, else FAILED with `error`."""
+    async def _settle(self, run: RunRow, error: str, *, exit_code: int | None = None) -> None:
+        """The state of a run whose process ended without telling: what its folder says, else FAILED with `error`.
+
+        A process that stopped says so by its exit code too. With another code it never began, and its folder tells of
+        the stop before.
+        """
         state = _state_on_disk(Path(run.directory))
-        if state is None:
+        not_begun = state == pb.RUN_STATE_STOPPED and exit_code not in (None, 0, _STOPPED)
+        if state is None or not_begun:
             await self._fail(run.name, error)
             return
         await self._in_store(self._store.set_state, run.name, state)

@@ -27,8 +27,8 @@ from trimtab_services.trainer import main
 from trimtab_services.trainer.config import TrainerServiceConfig
 from trimtab_services.trainer.events import EventStore
 from trimtab_services.trainer.launcher import is_run_process, kill
+from trimtab_trainer import remote
 from trimtab_trainer.context import Orders
-from trimtab_trainer.remote import RemoteSink
 
 
 class Seen(RunDisplay):
@@ -326,7 +326,10 @@ def test_a_checkpoint_is_written_when_asked_for(
     wait_state(service, "asked", pb.RUN_STATE_STOPPED)
 
 
-def test_a_quiet_run_says_hello_now_and_then_and_not_after_every_answer(service: Client, directory: Path) -> None:
+def test_a_quiet_run_says_hello_now_and_then_and_not_after_every_answer(
+    service: Client, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "_KEEPALIVE_S", 0.3)
     store = EventStore(directory / "events.sqlite")
     store.create_run("quiet", "x: 1", directory / "quiet")
     replies: list[pb.ReportEventsResponse] = []
@@ -337,10 +340,10 @@ def test_a_quiet_run_says_hello_now_and_then_and_not_after_every_answer(service:
                 replies.append(reply)
                 yield reply
 
-    sink = RemoteSink(Counting(service.target), "quiet", directory / "quiet", Orders())
-    wait_until(lambda: replies)
-    time.sleep(1.5)
-    assert len(replies) == 1
+    sink = remote.RemoteSink(Counting(service.target), "quiet", directory / "quiet", Orders())
+    began = time.monotonic()
+    wait_until(lambda: len(replies) >= 4)
+    assert time.monotonic() - began > 0.8  # three times the pause between two of them
     assert sink.close()
     store.close()
 

@@ -45,6 +45,24 @@ def test_prompt_row() -> None:
     assert PromptRow.from_row({"prompt": [HI]}).prompt == (user("hi"),)  # TRL's conversational prompt
 
 
+@pytest.mark.parametrize(
+    ("more", "source"),
+    [({}, ""), ({"source": "hh"}, "hh"), ({"source": "hh", "subset": "base"}, "hh/base"), ({"subset": "base"}, "")],
+)
+def test_a_subset_is_part_of_the_source(more: dict[str, str], source: str) -> None:
+    assert PromptRow.from_row({"prompt": "a", **more}).source == source
+    assert Ranking.from_row({"prompt": "a", "chosen": "b", "rejected": "c", **more}).source == source
+
+
+def test_a_subset_that_is_no_text_names_nothing() -> None:
+    assert PromptRow.from_row({"prompt": "a", "source": "hh", "subset": 3}).source == "hh"
+
+
+def test_a_pair_keeps_its_labeler() -> None:
+    row = {"prompt": "a", "chosen": "b", "rejected": "c", "labeler": "ann", "group": "expert"}
+    assert Ranking.from_row(row).labelings == (Labeling((0, 1), "ann", "expert"),)
+
+
 def test_passage() -> None:
     assert Passage.from_row({"text": "once\n upon"}) == Passage("once\n upon")
 

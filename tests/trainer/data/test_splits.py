@@ -97,6 +97,8 @@ def test_a_source_stands_for_its_subsets() -> None:
     assert [row.prompt for row in keep_sources(rows, ["hh"])] == ["a", "b"]
     assert [row.prompt for row in keep_sources(rows, ["hh/base", "hhh"])] == ["a", "c"]
     assert [row.prompt for row in keep_groups([*rows, *LABELLED], {"hh": [""], "news": ["expert"]})][:3] == list("abc")
+    assert in_groups("hh/base", "crowd", {"hh": ["crowd"]})
+    assert not in_groups("hh/base", "crowd", {"hh": ["crowd"], "hh/base": ["expert"]})  # the nearer name counts
     with pytest.raises(DataError, match="the rows have no hh/bas; they have hh, hh/base, hh/online, hhh"):
         keep_sources(rows, ["hh/bas"])
 

@@ -12,7 +12,7 @@ from typing import Any
 from trimtab.errors import DataError
 from trimtab.types import ChatMessage
 
-__all__ = ["Demonstration", "Labeling", "Passage", "PromptRow", "PromptText", "Ranking", "prompt_key"]
+__all__ = ["Demonstration", "Labeling", "Passage", "PromptRow", "PromptText", "Ranking", "prompt_key", "turns_of"]
 
 PromptText = str | tuple[ChatMessage, ...]
 """A prompt as people write it: text, or a conversation that ends in a user turn."""
@@ -118,7 +118,7 @@ class Ranking:
         # Asked by value: in a table that mixes forms every row has every column, null where its form has none.
         if row.get("chosen") is not None or row.get("rejected") is not None:
             prompt, answers, ranks = _pair(row)
-            labelings: tuple[Labeling, ...] = (Labeling((0, 1)),)
+            labelings: tuple[Labeling, ...] = (Labeling((0, 1), _optional(row, "labeler"), _optional(row, "group")),)
         elif row.get("completions") is not None:
             prompt, answers, ranks = _nemo(row)
             labelings = (Labeling(_dense(ranks)),)
@@ -140,6 +140,11 @@ class Ranking:
             category=_optional(row, "category"),
             source=_source(row),
         )
+
+
+def turns_of(prompt: PromptText) -> tuple[ChatMessage, ...]:
+    """A prompt as a conversation; a text is what the user says."""
+    return (ChatMessage(role="user", content=prompt),) if isinstance(prompt, str) else prompt
 
 
 def prompt_key(prompt: PromptText) -> str:
@@ -359,8 +364,9 @@ def _text(row: Mapping[str, Any], key: str) -> str:
 
 
 def _source(row: Mapping[str, Any]) -> str:
-    """`source`, and below it `subset` where a row has one: "anthropics/hh-rlhf/helpful-base"."""
-    return "/".join(filter(None, (_optional(row, "source"), _optional(row, "subset"))))
+    """`source`, and below it `subset` where a row has one that is a text: "anthropics/hh-rlhf/helpful-base"."""
+    source, subset = _optional(row, "source"), row.get("subset")
+    return f"{source}/{_unicode('subset', subset)}" if source and subset and isinstance(subset, str) else source
 
 
 def _optional(row: Mapping[str, Any], key: str) -> str:

@@ -36,8 +36,8 @@ Row = TypeVar("Row", Demonstration, Ranking, PromptRow)
 
 Groups = Collection[str] | Mapping[str, Collection[str]]
 """Labeler groups: of any source, or for some sources theirs, such as {"Yale-LILY/SummEval": ["expert"]}; a source that
-is not named there has all of its labels. A name stands for its subsets too: "anthropics/hh-rlhf" for
-"anthropics/hh-rlhf/helpful-base"."""
+is not named there has all of its labels. A name stands for its subsets too, "anthropics/hh-rlhf" for
+"anthropics/hh-rlhf/helpful-base", unless a subset is named itself."""
 
 
 def split_by_prompt(rows: Sequence[Prompted], share: float, *, seed: int) -> tuple[list[Prompted], list[Prompted]]:
@@ -138,8 +138,8 @@ def in_groups(source: str, group: str, groups: Groups | None) -> bool:
     """Whether a label of that group, of a ranking of that source, is among `groups`."""
     if not isinstance(groups, Mapping):
         return groups is None or group in groups
-    named = [names for name, names in groups.items() if _within(source, name)]
-    return not named or any(group in names for names in named)
+    named = max((name for name in groups if _within(source, name)), key=len, default=None)
+    return named is None or group in groups[named]
 
 
 def keep_sources(rows: Sequence[Row], sources: Collection[str]) -> list[Row]:
@@ -168,9 +168,8 @@ def _within(source: str, name: str) -> bool:
 
 
 def _names(sources: Iterable[str]) -> set[str]:
-    """All names by which sources can be asked for: their own, and those they are subsets of."""
-    parts = [source.split("/") for source in sources]
-    return {"/".join(part[:end]) for part in parts for end in range(1, len(part) + 1)}
+    """All names by which sources can be asked for: their own, and what they are subsets of."""
+    return {name for source in sources for name in (source, source.rpartition("/")[0]) if name or name == source}
 
 
 class _Leaders:

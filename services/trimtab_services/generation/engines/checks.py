@@ -62,7 +62,7 @@ def model_eos_token_ids(model: PreTrainedModel) -> tuple[int, ...]:
 
 
 def sequence_limit(model: PreTrainedModel, wanted: int | None) -> int:
-    """Tokens that a slot may hold; the model is one whose layers slots can serve.
+    """Tokens that a slot may hold, for a model whose layers slots can serve at all.
 
     Raises:
         ConfigError: more than the model's context, or fewer than 2.
