@@ -351,8 +351,8 @@ class Lane:
         """
         keys = self._arange(length)
         if self._window is not None:
-            # A row in prefill may be farther than a window ahead of the keys of a decode step. What it computes is thrown
-            # away, but without any key it would be NaN, and so would what it leaves in its slot.
+            # A row in prefill may be farther than a window ahead of the keys of a decode step. What it computes is
+            # thrown away, but without any key it would be NaN, and so would what it leaves in its slot.
             queries = queries.clamp_max(length - 1)
         allowed = keys <= queries[:, None, :, None]
         masks = layer_masks(self._window, allowed, queries, keys[None])

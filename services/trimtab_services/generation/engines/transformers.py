@@ -76,7 +76,7 @@ class TransformersEngine:
 
     Raises:
         ConfigError: an argument is out of bounds.
-        Unsupported: the model has layers that are neither full nor sliding attention (recurrent, convolutional, chunked).
+        Unsupported: a layer is neither full nor sliding attention (recurrent, convolutional, chunked).
     """
 
     def __init__(
