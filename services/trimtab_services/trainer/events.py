@@ -197,8 +197,14 @@ class EventStore:
             connection.execute(_runs.update().where(_runs.c.name == name).values(**values))
         return self.run(name)
 
-    def append(self, name: str, run_event: pb.RunEvent) -> int:
+    def append(self, name: str, run_event: pb.RunEvent, *, since: float = 0.0) -> int:
         """Keeps an event, once, and moves the run's state, stage and step with it; returns the last number kept.
+
+        Args:
+            name: of the run.
+            run_event: numbered.
+            since: seconds since the epoch at which the run was launched. An end before that, told late, is that of an
+                earlier life and leaves the state alone.
 
         Raises:
             NotFound: no run of that name.
@@ -221,7 +227,9 @@ class EventStore:
                     run=run.number, sequence=run_event.sequence, payload=run_event.SerializeToString()
                 )
             )
-            connection.execute(_runs.update().where(_runs.c.number == run.number).values(**_progress(run, run_event)))
+            connection.execute(
+                _runs.update().where(_runs.c.number == run.number).values(**_progress(run, run_event, since))
+            )
         return run_event.sequence
 
     def last_sequence(self, name: str) -> int:
@@ -293,12 +301,13 @@ class EventStore:
         return connection.execute(query).scalar() or 0
 
 
-def _progress(run: RunRow, event: pb.RunEvent) -> dict[str, object]:
+def _progress(run: RunRow, event: pb.RunEvent, since: float) -> dict[str, object]:
     """Columns of a run that an event moves."""
     values: dict[str, object] = {"update_time": time.time()}
     kind = event.WhichOneof("event")
     if kind == "run_ended":
-        values |= {"state": event.run_ended.state, "error": event.run_ended.error}
+        if event.time.ToNanoseconds() >= since * 1e9:
+            values |= {"state": event.run_ended.state, "error": event.run_ended.error}
     elif run.state == pb.RUN_STATE_STARTING:
         values["state"] = pb.RUN_STATE_RUNNING
     if kind == "stage_started":

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import suppress
@@ -54,6 +55,7 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         self._store = store
         self._launcher = launcher
         self._changed: dict[str, asyncio.Event] = defaultdict(asyncio.Event)
+        self._launched_at: dict[str, float] = {}  # seconds since the epoch
         self._launching = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._store_lock = asyncio.Lock()
@@ -238,7 +240,8 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
                     "name: the first message must name the run", reason=Reason.FIELD_MISSING, field="name"
                 )
             if request.HasField("event"):
-                last = await self._in_store(self._store.append, name, request.event)
+                since = self._launched_at.get(name, 0.0)
+                last = await self._in_store(self._store.append, name, request.event, since=since)
                 await self._in_store(orders.settle, request.event)
                 self._changed[name].set()
             else:
@@ -271,6 +274,7 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
 
     async def _launch(self, run: RunRow, *, resume: bool) -> RunRow:
         directory = Path(run.directory)
+        self._launched_at[run.name] = time.time()
         try:
             process = self._launcher.start(run.name, directory / "spec.given.yaml", directory, resume=resume)
         except OSError as error:

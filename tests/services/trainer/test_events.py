@@ -55,6 +55,17 @@ def test_append_is_idempotent_and_refuses_gaps(store: EventStore) -> None:
     assert [event.sequence for event in store.events("a", 1)] == [2]
 
 
+def test_an_end_of_an_earlier_life_that_is_told_late_does_not_end_this_one(store: EventStore) -> None:
+    store.create_run("a", "seed: 1", Path("runs/a"))
+    store.append("a", step(1))
+    for number, seconds, state in ((2, 99, pb.RUN_STATE_RUNNING), (3, 101, pb.RUN_STATE_STOPPED)):
+        ended = pb.RunEvent(sequence=number, run_ended=pb.RunEnded(state=pb.RUN_STATE_STOPPED))
+        ended.time.FromSeconds(seconds)
+        store.append("a", ended, since=100.0)
+        assert store.run("a").state == state
+    assert [event.sequence for event in store.events("a", 0)] == [1, 2, 3]
+
+
 def test_progress_follows_the_events(store: EventStore) -> None:
     store.create_run("a", "seed: 1", Path("runs/a"))
     store.append("a", pb.RunEvent(sequence=1, stage="sft", stage_started=pb.StageStarted(total_steps=7)))
