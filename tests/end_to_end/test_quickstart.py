@@ -77,9 +77,10 @@ def test_whole_job_survives_a_killed_replica_and_a_stop(tmp_path: Path) -> None:
         replica = json.loads((tmp_path / "endpoints.json").read_text())["generation"][0]
         os.kill(replica["pid"], signal.SIGKILL)
         wait_for(tmp_path, '"stage": "ppo", "step": 2, "event": "step_done"', process)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)  # is heeded as Ctrl-C is
         output, _ = process.communicate(timeout=120)
         assert process.returncode == 130, output
+        assert "a checkpoint is saved" in " ".join(output.split())
     finished = subprocess.run(command(tmp_path), capture_output=True, text=True, timeout=240)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert "goes on where it was stopped" in " ".join(finished.stdout.split())

@@ -115,6 +115,8 @@ def _few_shot(
 ) -> list[tuple[int, ...]]:
     """What the sampler sees of each prompt: demonstrations before it, different ones for each; empty for none.
 
+    Like SFT it is shown none that has more than `sft.max_tokens`.
+
     Raises:
         ConfigError: a demonstration fits before no prompt.
     """
@@ -126,6 +128,7 @@ def _few_shot(
     context_length = max_sequence_tokens(model)
     served = sampler.services.longest_sequence("generation") or context_length
     most = min(context_length, served) - context.spec.ppo.sampling.max_new_tokens
+    longest = context.spec.sft.max_tokens or context_length
     made, shown = [], 0
     for number, prompt in enumerate(prompts):
         order = shuffled(len(rows), seed=seed, epoch=number, name="evaluate/few_shot")
@@ -133,7 +136,7 @@ def _few_shot(
         ids = prompt.token_ids
         for index in order[:_TRIED]:
             longer = few_shot_prompt(tokenizer, [*chosen, rows[index]], prompt.prompt)
-            if len(longer) <= most:
+            if len(longer) <= min(most, len(ids) + longest):
                 chosen, ids = [*chosen, rows[index]], longer
             if len(chosen) == config.demonstrations:
                 break

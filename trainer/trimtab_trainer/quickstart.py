@@ -8,6 +8,7 @@ on which no choice was made, beside a base model four times as large, and sets t
 from __future__ import annotations
 
 import json
+import signal
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -49,6 +50,7 @@ def run_quickstart(
         ConfigError: data is missing or not wanted, an override is wrong, or `full` was asked of another model than
             tiny.
     """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what stops a job elsewhere stops it as Ctrl-C does
     directory = directory.resolve()
     directory.mkdir(parents=True, exist_ok=True)
     specs = quickstart_specs(directory, model, data_directory, full=full)
