@@ -139,3 +139,11 @@ def test_the_alignment_tax_is_that_of_where_ppo_started() -> None:
     assert (tax.measured, back.measured) == (1.0, 0.75)
     unknown = claim_table(models, {}, samples=100, seed=0, start=None)
     assert tax.claim not in [claim.claim for claim in unknown]
+
+
+def test_a_preference_is_also_told_among_answers_that_ended() -> None:
+    """Ours ends always and is worse where theirs ended too: what is won is the ending."""
+    ours = Evaluated([[{"gold": 0.5, "ended": True}]] * 8)
+    theirs = Evaluated([[{"gold": 0.9, "ended": True}]] * 2 + [[{"gold": 0.1, "ended": False}]] * 6)
+    (claim,) = claim_table({"ppo_ptx": ours, "sft": theirs}, {}, samples=100, seed=0)
+    assert claim.measured == 0.75 and "among answers that ended by themselves 0.000 (2 prompts)" in claim.note
