@@ -31,6 +31,7 @@ __all__ = [
     "encode_document",
     "encode_prompt",
     "eos_token_ids",
+    "leading_ids",
     "load_tokenizer",
     "tokenizer_digest",
 ]
@@ -134,7 +135,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: PromptLike | Seque
         raise InvalidRequest("prompt: must not be empty", reason=Reason.EMPTY_PROMPT, field="prompt", value=prompt)
     if isinstance(prompt, str):
         if not tokenizer.chat_template:
-            ids = [*_leading_ids(tokenizer), *_encode_text(tokenizer, prompt)]
+            ids = [*leading_ids(tokenizer), *_encode_text(tokenizer, prompt)]
             return ids or _refuse_empty(prompt)
         return _render(tokenizer, [{"role": "user", "content": prompt}], add_generation_prompt=True)
     if isinstance(prompt[0], int):
@@ -150,7 +151,7 @@ def encode_completion(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int
 
 def encode_document(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Token ids of a pretraining document: BOS where the tokenizer's own post-processing starts with one, text, EOS."""
-    return [*_leading_ids(tokenizer), *encode_completion(tokenizer, text)]
+    return [*leading_ids(tokenizer), *encode_completion(tokenizer, text)]
 
 
 def encode_conversation(
@@ -234,7 +235,7 @@ def _flag_declared_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
     cast(Any, tokenizer).backend_tokenizer.add_special_tokens(loose)
 
 
-def _leading_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def leading_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """[BOS] when the tokenizer's own post-processing puts one in front of a text, else nothing."""
     ids = list(tokenizer("")["input_ids"])
     return ids[:1] if ids and ids[0] == tokenizer.bos_token_id else []

@@ -162,6 +162,12 @@ def test_passages_cut_documents_whole() -> None:
     assert [e.token_ids for e in passages([[1, 2, 3, 4, 5], [6], [7, 8]], 2)] == [(1, 2), (3, 4), (7, 8)]
 
 
+def test_every_passage_begins_with_the_bos_of_its_document() -> None:
+    found = passages([[9, 1, 2, 3, 4, 5], [9, 6]], 3, bos=[9])
+    assert [e.token_ids for e in found] == [(9, 1, 2), (9, 3, 4), (9, 5), (9, 6)]
+    assert all(example.first == 1 for example in found)
+
+
 def test_schedule_ends_at_its_fraction() -> None:
     cosine = OptimizerConfig(learning_rate=2.0e-3, warmup_steps=4)
     rates = [learning_rate_at(cosine, step, 20) for step in range(20)]

@@ -103,14 +103,20 @@ def example_losses(
     return losses.numpy()
 
 
-def passages(documents: Sequence[Sequence[int]], tokens: int) -> list[Example]:
-    """Cuts documents into passages of at most `tokens` tokens; a rest of one token predicts nothing and is left out."""
-    return [
-        Example(tuple(document[start : start + tokens]), first=1)
-        for document in documents
-        for start in range(0, len(document), tokens)
-        if len(document) - start >= 2
+def passages(documents: Sequence[Sequence[int]], tokens: int, *, bos: Sequence[int] = ()) -> list[Example]:
+    """Cuts documents into passages of at most `tokens` tokens; a rest that predicts nothing is left out.
+
+    Args:
+        documents: token ids.
+        tokens: of a passage, `bos` included.
+        bos: what every document begins with, and so every passage: without its BOS a model such as Gemma predicts prose
+            at 5.5 instead of 2.9 nats a token, and would mostly learn to do without.
+    """
+    step = tokens - len(bos)
+    pieces = [
+        document[start : start + step] for document in documents for start in range(len(bos), len(document), step)
     ]
+    return [Example((*bos, *piece), first=1) for piece in pieces if len(bos) + len(piece) >= 2]
 
 
 def example_tensors(examples: Sequence[Example]) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from trimtab.errors import DataError
-from trimtab_models.tokenizer import encode_document, encode_prompt
+from trimtab_models.tokenizer import encode_document, encode_prompt, leading_ids
 from trimtab_trainer.config import PPOConfig
 from trimtab_trainer.context import StageContext
 from trimtab_trainer.data import Passage, PromptRow, read_pretraining, read_prompts
@@ -64,7 +64,8 @@ def passage_examples(
         return read_pretraining(context.spec.path(path), skip_bad_rows=config.skip_bad_rows, warn=context.warn)
 
     def cut(documents: Sequence[Passage]) -> list[Example]:
-        return passages([encode_document(tokenizer, row.text) for row in documents], config.ptx_passage_tokens)
+        ids = [encode_document(tokenizer, row.text) for row in documents]
+        return passages(ids, config.ptx_passage_tokens, bos=leading_ids(tokenizer))
 
     seed = context.seed(config.seed)
     train = read(config.pretraining) if config.pretraining is not None else []

@@ -18,7 +18,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from trimtab_models.loading import load_policy, max_sequence_tokens, save_model
-from trimtab_models.tokenizer import load_tokenizer
+from trimtab_models.tokenizer import leading_ids, load_tokenizer
 from trimtab_trainer.checkpoint import Snapshot, capture_random_state, restore_random_state
 from trimtab_trainer.config import OptimizerConfig, SFTConfig
 from trimtab_trainer.context import StageContext, StageResult
@@ -194,7 +194,8 @@ def _read(context: StageContext, config: SFTConfig, tokenizer: PreTrainedTokeniz
         path = context.spec.path(config.pretraining)
         passage_rows = read_pretraining(path, skip_bad_rows=config.skip_bad_rows, warn=context.warn)
         documents = document_examples(path, passage_rows, replace(reading, max_tokens=None))
-        pretraining = passages([document.token_ids for document in documents], config.pretraining_tokens)
+        ids = [document.token_ids for document in documents]
+        pretraining = passages(ids, config.pretraining_tokens, bos=leading_ids(reading.tokenizer))
     return _Data(first_of(train, config.limit, seed=seed, name="sft/limit"), held_out, pretraining)
 
 
