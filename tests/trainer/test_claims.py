@@ -121,8 +121,8 @@ def test_a_reward_model_beats_longer_wins_on_every_source(low: float, asset: flo
     metrics = {"accuracy": 0.65, "accuracy_low": low, "accuracy_high": 0.7, "longer_wins": 0.53}
     agreement = {"labeler_agreement": 0.73, "labeler_agreement_pairs": 90.0}
     details = {
-        "accuracy_by_group": {"hh": {"value": 0.62}, "asset": {"value": asset}},
-        "longer_wins_by_group": {"hh": {"value": 0.6}, "asset": {"value": 0.21}},
+        "accuracy_by_source": {"hh": {"value": 0.62}, "asset": {"value": asset}},
+        "longer_wins_by_source": {"hh": {"value": 0.6}, "asset": {"value": 0.21}},
     }
     result = StageResult(metrics={**metrics, **agreement}, details=details)
     (claim,) = claim_table({}, {"reward_model": result}, samples=100, seed=0)

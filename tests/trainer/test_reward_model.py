@@ -254,6 +254,8 @@ def test_groups_are_told_apart(tmp_path: Path, llama_folder: Path, data: Path, g
     assert set(by_group) == {"own expert", "own random"}  # those not trained on are measured too
     assert by_group["own expert"]["value"] > 0.85 > by_group["own random"]["value"]
     assert outcome.results["reward_model"].metrics["accuracy"] == by_group["own expert"]["value"]
+    by_source = outcome.results["reward_model"].details["accuracy_by_source"]
+    assert by_source == {"own": by_group["own expert"]}  # what was not trained on does not count for the source
 
 
 def test_stopped_and_resumed_is_bit_for_bit_the_same(tmp_path: Path, llama_folder: Path, data: Path, go: Go) -> None:

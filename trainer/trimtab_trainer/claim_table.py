@@ -107,16 +107,16 @@ def _preferred(ours: Evaluated, theirs: Evaluated, claim: str, paper: str, sampl
     found = win_rate(ours.of(key), theirs.of(key), samples=samples, seed=seed)
     by = _JUDGES[key]
     note = f"win rate by {by}, a tie is 1/2; ties {found.ties:.0%}; {found.prompts} prompts"
-    whole = [(_ended(a), _ended(b)) for a, b in zip(ours.answers, theirs.answers, strict=True)]
-    if both := [(mine, others) for mine, others in whole if mine and others]:
-        mine, others = ([[answer[key] for answer in side] for side in sides] for sides in zip(*both, strict=True))
-        among = win_rate(mine, others, samples=samples, seed=seed)
+    ended = [(_ended(a, key), _ended(b, key)) for a, b in zip(ours.answers, theirs.answers, strict=True)]
+    if both := [pair for pair in ended if all(pair)]:
+        among = win_rate(*zip(*both, strict=True), samples=samples, seed=seed)
         note += f"; among answers that ended by themselves {among.value:.3f} ({among.prompts} prompts)"
     return Claim(claim, paper, found.value, found.low, found.high, found.low > 0.5, note)
 
 
-def _ended(answers: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    return [answer for answer in answers if answer.get("ended")]
+def _ended(answers: Sequence[Mapping[str, Any]], key: str) -> list[float]:
+    """One figure of those answers that ended by themselves."""
+    return [float(answer[key]) for answer in answers if answer.get("ended")]
 
 
 def _reward_model(results: Mapping[str, StageResult]) -> list[Claim]:
@@ -179,7 +179,7 @@ def _reward_model(results: Mapping[str, StageResult]) -> list[Claim]:
 
 def _by_source(details: Mapping[str, Any]) -> list[tuple[str, float, float]]:
     """Where rankings have several sources: name, accuracy and that of "the longer answer wins" there."""
-    accuracy, longer = details.get("accuracy_by_group", {}), details.get("longer_wins_by_group", {})
+    accuracy, longer = details.get("accuracy_by_source", {}), details.get("longer_wins_by_source", {})
     if len(accuracy) < 2:
         return []
     return [(source, found["value"], longer[source]["value"]) for source, found in accuracy.items()]

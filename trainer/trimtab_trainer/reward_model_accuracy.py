@@ -66,7 +66,8 @@ def measure(
         `labeler_agreement`, its yardstick, where several labelers ranked the same answers; `calibration_error`; of
         several members also `accuracy_member_N`, `accuracy_ensemble` and `member_spread`, the mean over answers of the
         standard deviation of the members' rewards.
-        Details: the same by source and labeler group, and the bins of the calibration.
+        Details: the same by source, and by source and labeler group (those that were not trained on too), and the bins
+        of the calibration.
     """
     if not held_out:
         return {}, {}
@@ -87,14 +88,16 @@ def measure(
     for name, scores in named.items():
         ranked, of_trained_groups = _ranked(config, held_out, scores)
         seed = context.seed(config.seed)
-        if overall := ranking_accuracy(of_trained_groups, samples=config.bootstrap_samples, seed=seed, by_group=False):
-            metrics |= overall[""].metrics(name)
-            details[name] = asdict(overall[""])
+        found = ranking_accuracy(of_trained_groups, samples=config.bootstrap_samples, seed=seed)
+        if found:
+            metrics |= found[""].metrics(name)
+            details[name] = asdict(found[""])
+        details[f"{name}_by_source"] = {source: asdict(accuracy) for source, accuracy in found.items() if source}
         by_group = ranking_accuracy(ranked, samples=config.bootstrap_samples, seed=seed)
         details[f"{name}_by_group"] = {group: asdict(accuracy) for group, accuracy in by_group.items() if group}
-        if name == "accuracy" and (found := calibration(of_trained_groups)) is not None:
-            metrics["calibration_error"] = found.error
-            details["calibration"] = [asdict(one) for one in found.bins]
+        if name == "accuracy" and (calibrated := calibration(of_trained_groups)) is not None:
+            metrics["calibration_error"] = calibrated.error
+            details["calibration"] = [asdict(one) for one in calibrated.bins]
     return metrics, details
 
 
@@ -113,14 +116,14 @@ def held_out_scores(
 def _ranked(
     config: RewardModelConfig, held_out: Sequence[RankingExample], scores: Sequence[Sequence[float]]
 ) -> tuple[list[RankedAnswers], list[RankedAnswers]]:
-    """Every labeler's ranking beside the scores, and those of the groups that were trained on."""
+    """Every labeler's ranking beside the scores, by source and group; those of the trained groups, by source."""
     ranked, of_trained_groups = [], []
     for example, score in zip(held_out, scores, strict=True):
         for group, ranks in example.rankings:
             label = " ".join(filter(None, (example.source, group)))
             ranked.append(RankedAnswers(example.prompt_id, label, ranks, score))
             if in_groups(example.source, group, config.groups):
-                of_trained_groups.append(ranked[-1])
+                of_trained_groups.append(RankedAnswers(example.prompt_id, example.source, ranks, score))
     return ranked, of_trained_groups
 
 
