@@ -10,7 +10,7 @@ import copy
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trimtab.client import Client
 from trimtab.errors import ConfigError, ModelFolderError
 from trimtab.v1 import weights_pb2
-from trimtab.weights import FetchedVersion, TensorData, publish_version
+from trimtab.weights import FetchedVersion, Publication, Publisher, TensorData, publish_version
 from trimtab_models.anatomy import named_parameter_tensors
 from trimtab_models.files import sync, sync_folder
 from trimtab_models.loading import DTYPES
 from trimtab_models.tokenizer import chat_template_digest, load_tokenizer, tokenizer_digest
 
 __all__ = [
+    "ModelPublisher",
     "publish_folder",
     "publish_model",
     "read_folder_tensors",
@@ -55,6 +56,65 @@ _NEVER_PUBLISHED = (".safetensors", ".safetensors.index.json", ".bin", ".bin.ind
 _NEVER_PUBLISHED += (".msgpack", ".gguf", ".onnx", ".pkl")
 
 
+class ModelPublisher:
+    """Publishes one model in training again and again, with its config, tokenizer and template.
+
+    Args:
+        client: of the weights service.
+        model: its tensors are read, wherever they lie, and not changed.
+        tokenizer: the one that belongs to it.
+        channels: channels to move to each new version.
+        serving_dtype: one of `DTYPES` that floating-point tensors are rounded to; None keeps each as it is. With
+            bfloat16 few elements change in a step, and only these are sent.
+        max_chain: as of `trimtab.weights.Publisher`.
+
+    Raises:
+        ConfigError: unknown serving_dtype.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        channels: list[str],
+        serving_dtype: str | None = None,
+        max_chain: int = 16,
+    ) -> None:
+        if serving_dtype is not None and serving_dtype not in DTYPES:
+            allowed = ", ".join(DTYPES)
+            raise ConfigError(
+                f"serving_dtype: {serving_dtype!r}; allowed: {allowed}",
+                field="serving_dtype",
+                value=serving_dtype,
+                limit=allowed,
+            )
+        self._model = model
+        self._dtype = DTYPES[serving_dtype] if serving_dtype is not None else None
+        self._channels = channels
+        self._files = _model_files(model, tokenizer, self._dtype)
+        self._digests = _digests(tokenizer)
+        self._publisher = Publisher(client, max_chain=max_chain)
+
+    def snapshot(self) -> list[TensorData]:
+        """The weights as they are now, rounded, in host memory of their own: training may go on."""
+        named = named_parameter_tensors(self._model).items()
+        return [tensor_to_data(name, _copied(tensor, self._dtype)) for name, tensor in named]
+
+    def publish(self, snapshot: list[TensorData], **options: Any) -> Publication:
+        """Publishes a snapshot. Not from two threads at once.
+
+        Args:
+            snapshot: of `snapshot`.
+            options: further arguments of `trimtab.weights.Publisher.publish`, such as `run`, `step` or `lease_id`.
+
+        Raises:
+            TrimtabError: as `Publisher.publish`.
+        """
+        return self._publisher.publish(snapshot, self._files, channels=self._channels, **(self._digests | options))
+
+
 def publish_model(
     client: Client,
     model: PreTrainedModel,
@@ -64,36 +124,9 @@ def publish_model(
     serving_dtype: str | None = None,
     **options: Any,
 ) -> weights_pb2.Manifest:
-    """Publishes a model in memory with its config, tokenizer and template.
-
-    Args:
-        client: of the weights service.
-        model: its tensors are read, wherever they lie, and not changed.
-        tokenizer: the one that belongs to it.
-        channels: channels to move to the new version.
-        serving_dtype: one of `DTYPES` that floating-point tensors are rounded to; None keeps each as it is.
-        options: further arguments of `trimtab.weights.publish_version`, such as `run`, `step` or `lease_id`.
-
-    Returns:
-        The committed manifest.
-
-    Raises:
-        ConfigError: unknown serving_dtype.
-        TrimtabError: as `publish_version`.
-    """
-    if serving_dtype is not None and serving_dtype not in DTYPES:
-        allowed = ", ".join(DTYPES)
-        raise ConfigError(
-            f"serving_dtype: {serving_dtype!r}; allowed: {allowed}",
-            field="serving_dtype",
-            value=serving_dtype,
-            limit=allowed,
-        )
-    target = DTYPES[serving_dtype] if serving_dtype is not None else None
-    named = named_parameter_tensors(model).items()
-    tensors = (tensor_to_data(name, _rounded(tensor, target)) for name, tensor in named)
-    files = _model_files(model, tokenizer, target)
-    return publish_version(client, tensors, files, channels=channels, **_with_digests(tokenizer, options))
+    """Publishes a model once, whole; arguments and errors as of `ModelPublisher` and its `publish`."""
+    publisher = ModelPublisher(client, model, tokenizer, channels=channels, serving_dtype=serving_dtype, max_chain=0)
+    return publisher.publish(publisher.snapshot(), **options).manifest
 
 
 def publish_folder(client: Client, folder: str | Path, *, channels: list[str], **options: Any) -> weights_pb2.Manifest:
@@ -122,7 +155,7 @@ def publish_folder(client: Client, folder: str | Path, *, channels: list[str], *
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     }
     tensors = (tensor_to_data(name, tensor) for shard in shards for name, tensor in _read_shard(shard))
-    return publish_version(client, tensors, files, channels=channels, **_with_digests(tokenizer, options))
+    return publish_version(client, tensors, files, channels=channels, **(_digests(tokenizer) | options))
 
 
 def tensor_to_data(name: str, tensor: Tensor) -> TensorData:
@@ -202,8 +235,9 @@ def _to_torch(tensor: TensorData) -> Tensor:
     return flat.view(dtype).reshape(tensor.shape)
 
 
-def _rounded(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    return tensor.detach().to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+def _copied(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    wanted = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+    return tensor.detach().to("cpu", wanted, copy=True)
 
 
 def _model_files(
@@ -242,9 +276,5 @@ def _read_shard(path: Path) -> Iterator[tuple[str, Tensor]]:
         raise ModelFolderError(f"{path}: not a safetensors file: {error}", field="folder", value=path) from error
 
 
-def _with_digests(tokenizer: PreTrainedTokenizerBase, options: Mapping[str, Any]) -> dict[str, Any]:
-    digests = {
-        "tokenizer_digest": tokenizer_digest(tokenizer),
-        "chat_template_digest": chat_template_digest(tokenizer),
-    }
-    return digests | dict(options)
+def _digests(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    return {"tokenizer_digest": tokenizer_digest(tokenizer), "chat_template_digest": chat_template_digest(tokenizer)}

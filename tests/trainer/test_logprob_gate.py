@@ -67,3 +67,10 @@ def test_later_batches_are_held_to_the_sampler_alone() -> None:
     with pytest.raises(Mismatch, match="ppo.mismatch_tolerance: 0.05"):
         check_logprobs(config(), off, precision="float32", first=False)
     check_logprobs(config(max_lag=1), off, precision="float32", first=False)  # an older policy sampled it
+
+
+def test_a_sampler_whose_weights_were_rounded_has_wider_bounds() -> None:
+    rounded = config(serving_dtype="bfloat16")
+    check_logprobs(rounded, experience(generation_logprobs=0.3), precision="float32", first=True)
+    with pytest.raises(Mismatch, match="reference and trainer differ by up to 0.01"):  # nobody rounded that one
+        check_logprobs(rounded, experience(ref_logprobs=0.01), precision="float32", first=True)

@@ -28,7 +28,8 @@ def check_logprobs(
     Args:
         config: its bounds `gate_tolerance`, `gate_mean_tolerance` and `mismatch_tolerance`, in nats.
         experience: the batch, before the update.
-        precision: the trainer's, which the bounds follow where the spec gives none.
+        precision: the trainer's, which the bounds follow where the spec gives none; those of the sampler follow
+            `serving_dtype` where it is coarser.
         first: the stage's first batch, whose policy is the reference itself.
 
     Raises:
@@ -41,9 +42,10 @@ def check_logprobs(
     sampler = (experience.generation_logprobs - own)[mask].abs()
     if first:
         reference = (experience.ref_logprobs - own)[mask].abs()
-        largest = config.gate_tolerance if config.gate_tolerance is not None else _LARGEST[precision]
-        mean = config.gate_mean_tolerance if config.gate_mean_tolerance is not None else _MEAN[precision]
-        for name, differences in (("generation", sampler), ("reference", reference)):
+        served = precision if config.serving_dtype in (None, "float32") else "bfloat16"
+        for name, differences, dtype in (("generation", sampler, served), ("reference", reference, precision)):
+            largest = config.gate_tolerance if config.gate_tolerance is not None else _LARGEST[dtype]
+            mean = config.gate_mean_tolerance if config.gate_mean_tolerance is not None else _MEAN[dtype]
             _hold(name, "by up to", differences.max(), "ppo.gate_tolerance", largest)
             _hold(name, "on average by", differences.mean(), "ppo.gate_mean_tolerance", mean)
     elif config.max_lag == 0:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from trimtab.weights import Publication
 from trimtab_models.loading import load_policy, load_reward_model, named_parameter_tensors, save_model
 from trimtab_models.tokenizer import check_same_tokenizer, load_tokenizer
 from trimtab_trainer.actor_critic import ActorCritic, UpdateFigures
@@ -42,6 +43,7 @@ from trimtab_trainer.kl import AdaptiveKLController
 from trimtab_trainer.logprob_gate import check_logprobs
 from trimtab_trainer.losses import importance_weights
 from trimtab_trainer.optimization import Learner, prepare_for_training
+from trimtab_trainer.policy_publisher import PolicyPublisher, publication_figures
 from trimtab_trainer.ppo_data import PPOData, RolloutSampler
 from trimtab_trainer.ppo_metrics import Clock, iteration_metrics, mean_gold, mean_kl
 from trimtab_trainer.reward_normalizer import RewardNormalizer
@@ -69,46 +71,52 @@ def train(context: StageContext, config: PPOConfig) -> StageResult:
         services.serve("reward", reward_folder)
         agent, state = _start_or_resume(context, config)
         sampler = RolloutSampler(context, config, services, data.prompts)
-        version = _publish(context, config, services, agent, tokenizer, state.iteration)
-        services.check_policy(tokenizer, version, longest=longest)
-        pending, sampled_at = _first_rollouts(config, services, sampler, state, version)
-        good_version = version  # the last one whose rollouts were fit to train on
+        with PolicyPublisher(services, agent.policy.model, tokenizer, serving_dtype=config.serving_dtype) as publisher:
+            publishing = _publish(publisher, agent, state.iteration)
+            version = publishing.result().version
+            services.check_policy(tokenizer, version, longest=longest)
+            pending, sampled_at = _first_rollouts(config, services, sampler, state, publishing)
+            good_version = version  # the last one whose rollouts were fit to train on
 
-        context.reporter.stage_started(context.stage, config.iterations, step=state.iteration)
-        while state.iteration < config.iterations and not state.stopped_by_kl:
-            clock = Clock()
-            with clock.phase("rollouts"):
-                rollouts = _wait_for(context, pending, lambda: _snapshot(agent, state))
-            if config.max_lag:  # the next batch is sampled by the present policy while it is being improved
-                state.rollout_version = version
-                pending = sampler.submit(state.iteration + 1, version)
-            with clock.phase("experience"):
-                plan = _plan(context, config, rollouts, state.iteration, epoch=0)
-                experience = build_experience(agent, rollouts, plan, config, state)
-                _watch_health(context, experience, state)
-            back = going_back(context, services, good_version=good_version, iteration=state.iteration)
-            with clock.phase("update"), back, saving_experience(context, experience, state.iteration):
-                check_logprobs(config, experience, precision=context.spec.precision, first=state.iteration == 0)
-                check_kl(config, experience)
-                figures = _update(context, config, agent, experience, plan, data, state)
-                agent.kl.update(mean_kl(experience), len(experience.rollouts))
-            good_version = version
-            with clock.phase("publish"):
-                if config.max_lag:  # what is being sampled must end on the version that it was asked for
-                    wait([pending])
-                version = _publish(context, config, services, agent, tokenizer, state.iteration + 1)
-                sampled_at[version] = state.iteration + 1
-            if not config.max_lag:
-                state.rollout_version = version
-                pending = sampler.submit(state.iteration + 1, version)
-            metrics = iteration_metrics(experience, figures, agent, clock)
-            if context.spec.miniature is not None:
-                metrics["gold"] = mean_gold(rollouts, tokenizer)
-            oldest = min(span.version for rollout in rollouts for span in rollout.version_spans)
-            lag = state.iteration - sampled_at[oldest]
-            _finish_iteration(context, config, agent, state, {**metrics, "version": version, "lag": lag})
+            context.reporter.stage_started(context.stage, config.iterations, step=state.iteration)
+            while state.iteration < config.iterations and not state.stopped_by_kl:
+                clock = Clock()
+                with clock.phase("rollouts"):
+                    rollouts = _wait_for(context, pending, lambda: _snapshot(agent, state))
+                if config.max_lag:  # the next batch is sampled by the present policy while it is being improved
+                    pending = sampler.submit_after(state.iteration + 1, publishing)
+                with clock.phase("experience"):
+                    plan = _plan(context, config, rollouts, state.iteration, epoch=0)
+                    experience = build_experience(agent, rollouts, plan, config, state)
+                    _watch_health(context, experience, state)
+                with clock.phase("publish"):  # what is left of the publication before
+                    publication = publishing.result()
+                version = publication.version
+                sampled_at[version] = state.iteration
+                if config.max_lag:
+                    state.rollout_version = version
+                back = going_back(context, services, good_version=good_version, iteration=state.iteration)
+                with clock.phase("update"), back, saving_experience(context, experience, state.iteration):
+                    check_logprobs(config, experience, precision=context.spec.precision, first=state.iteration == 0)
+                    check_kl(config, experience)
+                    figures = _update(context, config, agent, experience, plan, data, state)
+                    agent.kl.update(mean_kl(experience), len(experience.rollouts))
+                good_version = version
+                with clock.phase("publish"):
+                    if config.max_lag:  # what is being sampled must end on the version that it was asked for
+                        wait([pending])
+                    publishing = _publish(publisher, agent, state.iteration + 1)
+                if not config.max_lag:
+                    pending = sampler.submit_after(state.iteration + 1, publishing)
+                metrics = iteration_metrics(experience, figures, agent, clock) | publication_figures(publication)
+                if context.spec.miniature is not None:
+                    metrics["gold"] = mean_gold(rollouts, tokenizer)
+                oldest = min(span.version for rollout in rollouts for span in rollout.version_spans)
+                lag = state.iteration - sampled_at[oldest]
+                _finish_iteration(context, config, agent, state, {**metrics, "version": version, "lag": lag})
 
-        pending.cancel()
+            pending.cancel()
+            version = publishing.result().version
         return _finish(context, agent, tokenizer, version, state)
 
 
@@ -196,33 +204,25 @@ class PPOState:
     normalizer: RewardNormalizer = field(default_factory=RewardNormalizer)
 
 
-def _publish(
-    context: StageContext,
-    config: PPOConfig,
-    services: Services,
-    agent: ActorCritic,
-    tokenizer: PreTrainedTokenizerBase,
-    iteration: int,
-) -> int:
+def _publish(publisher: PolicyPublisher, agent: ActorCritic, iteration: int) -> Future[Publication]:
     """Publishes the policy as it is after so many iterations; a resumed run gets the number that it had."""
-    return services.publish(
-        agent.policy.model,
-        tokenizer,
-        step=agent.policy.step,
-        name=f"iteration-{iteration}",
-        serving_dtype=config.serving_dtype,
-    )
+    return publisher.publish(step=agent.policy.step, name=f"iteration-{iteration}")
 
 
 def _first_rollouts(
-    config: PPOConfig, services: Services, sampler: RolloutSampler, state: PPOState, version: int
+    config: PPOConfig,
+    services: Services,
+    sampler: RolloutSampler,
+    state: PPOState,
+    publishing: Future[Publication],
 ) -> tuple[Future[list[Rollout]], dict[int, int]]:
     """The rollouts that the first iteration waits for, and from which iteration on each version was the policy.
 
     At `max_lag` 1 a resumed run has them sampled once more by the version before, as they were when it was left.
     """
+    version = publishing.result().version
     if not config.max_lag or not state.rollout_version or state.rollout_version == version:
-        return sampler.submit(state.iteration, version), {version: state.iteration}
+        return sampler.submit_after(state.iteration, publishing), {version: state.iteration}
     services.point_policy_to(state.rollout_version)
     pending = sampler.submit(state.iteration, state.rollout_version)
     wait([pending])

@@ -138,7 +138,7 @@ class PPOConfig(Section):
         default=None,
         gt=0,
         description="Start-up check: largest difference of log-probs between sampler, trainer and reference, in nats. "
-        "null: 0.002 at float32, 1 at bfloat16.",
+        "null: 0.002 at float32, 1 at bfloat16 and for a sampler whose weights were rounded.",
     )
     gate_mean_tolerance: float | None = Field(
         default=None,
@@ -151,7 +151,9 @@ class PPOConfig(Section):
     log_ratio_clamp: float = Field(default=20.0, gt=0, description="Log-ratios beyond are clamped and counted.")
     micro_batch_tokens: int = Field(default=8192, ge=1, description="Most tokens of one forward, padding included.")
     serving_dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
-        default=None, description="What published weights are rounded to. null: the trainer's own float32."
+        default=None,
+        description="What published weights are rounded to. bfloat16: few elements change in a step, and only these "
+        "are sent. null: the trainer's own float32, of which nearly all change.",
     )
     rollout_timeout_s: float = Field(default=1800, gt=0, description="A batch not complete by then is an error.")
     checkpoint_every: Positive = Field(default=10, description="Iterations between two checkpoints.")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from trimtab.errors import ConfigError
 from trimtab.types import SamplingParams, VersionRequirement
+from trimtab.weights import Publication
 from trimtab_trainer.config import PPOConfig
 from trimtab_trainer.context import StageContext
 from trimtab_trainer.language_modeling import Example
@@ -20,6 +22,9 @@ from trimtab_trainer.rollouts import Rollout, RolloutPrompt
 from trimtab_trainer.services import Services
 
 __all__ = ["PPOData", "RolloutSampler"]
+
+A = TypeVar("A")
+B = TypeVar("B")
 
 
 @dataclass(frozen=True)
@@ -97,8 +102,12 @@ class RolloutSampler:
             temperature=config.sampling.temperature, max_new_tokens=config.sampling.max_new_tokens
         )
 
+    def submit_after(self, iteration: int, publishing: Future[Publication]) -> Future[list[Rollout]]:
+        """Starts the rollouts of an iteration on the version of a publication, the moment that it is committed."""
+        return _followed_by(publishing, lambda publication: self.submit(iteration, publication.version))
+
     def submit(self, iteration: int, version: int) -> Future[list[Rollout]]:
-        """Starts the rollouts of an iteration on a policy version; past the last iteration there are none."""
+        """Starts the rollouts of an iteration on a version that is there; past the last iteration there are none."""
         if iteration >= self._config.iterations:
             none: Future[list[Rollout]] = Future()
             none.set_result([])
@@ -118,3 +127,27 @@ class RolloutSampler:
                 RolloutPrompt(str(number), self._prompts[index].token_ids, seed, self._config.samples_per_prompt)
             )
         return chosen
+
+
+def _followed_by(first: Future[A], then: Callable[[A], Future[B]]) -> Future[B]:
+    """A future of what `then` starts once the first one has its result; the first one's error is its own, too."""
+    both: Future[B] = Future()
+
+    def pass_on(second: Future[B]) -> None:
+        if not both.set_running_or_notify_cancel():
+            return
+        error = CancelledError() if second.cancelled() else second.exception()
+        if error is not None:
+            both.set_exception(error)
+        else:
+            both.set_result(second.result())
+
+    def start(done: Future[A]) -> None:
+        try:
+            then(done.result()).add_done_callback(pass_on)
+        except BaseException as error:
+            if both.set_running_or_notify_cancel():
+                both.set_exception(error)
+
+    first.add_done_callback(start)
+    return both

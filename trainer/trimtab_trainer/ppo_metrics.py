@@ -29,12 +29,13 @@ class Clock:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Counts the body's time."""
+        """Adds the body's time."""
         began = time.monotonic()
         try:
             yield
         finally:
-            self.seconds[f"seconds_{name}"] = time.monotonic() - began
+            seconds = time.monotonic() - began
+            self.seconds[f"seconds_{name}"] = self.seconds.get(f"seconds_{name}", 0.0) + seconds
 
 
 def iteration_metrics(

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -21,8 +21,9 @@ from trimtab.local import CHANNELS
 from trimtab.resolver import DNSResolver, FileResolver, Resolver, StaticResolver
 from trimtab.types import ServiceInfo, ServiceState
 from trimtab.v1 import weights_pb2
+from trimtab.weights import Publication, TensorData
 from trimtab_models.tokenizer import tokenizer_digest
-from trimtab_models.versions import publish_folder, publish_model
+from trimtab_models.versions import ModelPublisher, publish_folder
 from trimtab_trainer.config import ServiceAddresses, ServicesConfig
 from trimtab_trainer.context import StageContext, StageStopped
 from trimtab_trainer.fleet import Fleet
@@ -33,6 +34,15 @@ __all__ = ["Services", "connect"]
 
 T = TypeVar("T")
 
+
+class _Published(Protocol):
+    @property
+    def version(self) -> int: ...
+
+
+PublishedT = TypeVar("PublishedT", bound=_Published)
+
+_MAX_CHAIN = 16
 _SWAP_TIMEOUT_S = 300.0
 _PUBLISH_TIMEOUT_S = 600.0
 _TELL_AFTER_S = 5.0
@@ -136,17 +146,29 @@ class Services:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def publish(
+    def publish(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, step: int, name: str = "") -> int:
+        """Publishes a policy once; returns the version's number. Errors as `publish_snapshot`."""
+        publisher = self.model_publisher(model, tokenizer, max_chain=0)
+        return self.publish_snapshot(publisher, publisher.snapshot(), step=step, name=name).version
+
+    def model_publisher(
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         *,
-        step: int,
-        name: str = "",
         serving_dtype: str | None = None,
-        metrics: Mapping[str, float] | None = None,
-    ) -> int:
-        """Publishes the policy's weights to the channel that generation follows; returns the version's number.
+        max_chain: int = _MAX_CHAIN,
+    ) -> ModelPublisher:
+        """A publisher of a policy to the channel that generation follows; its snapshots go to `publish_snapshot`."""
+        channels = [CHANNELS["generation"]]
+        return ModelPublisher(
+            self.weights, model, tokenizer, channels=channels, serving_dtype=serving_dtype, max_chain=max_chain
+        )
+
+    def publish_snapshot(
+        self, publisher: ModelPublisher, snapshot: list[TensorData], *, step: int, name: str = ""
+    ) -> Publication:
+        """Publishes a policy's weights to the channel that generation follows. May run in a thread of its own.
 
         A publication is named by run, stage and step (or `name`): a resumed run that makes the same weights again gets
         the version that it made then, and the channel goes to it.
@@ -155,22 +177,17 @@ class Services:
             TrimtabError: the store refused it, or cannot be reached. Nothing half-done is visible then.
         """
 
-        def publication(publish_id: str) -> weights_pb2.Manifest:
-            return publish_model(
-                self.weights,
-                model,
-                tokenizer,
-                channels=[CHANNELS["generation"]],
-                serving_dtype=serving_dtype,
+        def publication(publish_id: str) -> Publication:
+            return publisher.publish(
+                snapshot,
                 lease_id=self._lease(CHANNELS["generation"]),
                 run=self._run,
                 stage=self._stage,
                 step=step,
-                metrics=metrics or {},
                 publish_id=publish_id,
             )
 
-        return int(self._published(publication, CHANNELS["generation"], name or str(step)).version)
+        return self._published(publication, CHANNELS["generation"], name or str(step))
 
     def check_policy(self, tokenizer: PreTrainedTokenizerBase, version: int, *, longest: int) -> None:
         """Waits until every generation replica serves a version, then compares tokenizers and lengths with the run's.
@@ -272,21 +289,19 @@ class Services:
         """GetInfo of every replica of a service that answers, by address."""
         return self.rollouts.run(self._fleet(service).infos())
 
-    def _published(
-        self, publication: Callable[[str], weights_pb2.Manifest], channel: str, name: str
-    ) -> weights_pb2.Manifest:
+    def _published(self, publication: Callable[[str], PublishedT], channel: str, name: str) -> PublishedT:
         """Makes a publication under its name, or a new one where other weights have that; the channel points to it."""
         try:
             publish_id = f"{self._run}/{self._stage}/{name}"[:_MOST_ID]
-            manifest = self._patiently(lambda: publication(publish_id))
+            published = self._patiently(lambda: publication(publish_id))
         except InvalidRequest as error:
             if error.reason is not Reason.DUPLICATE_ID:
                 raise
             another = uuid.uuid4().hex  # a run that is not deterministic came to other weights after a resume
-            manifest = self._patiently(lambda: publication(another))
-        if self._channel_version(channel) != manifest.version:
-            self._point(channel, manifest.version)
-        return manifest
+            published = self._patiently(lambda: publication(another))
+        if self._channel_version(channel) != published.version:
+            self._point(channel, published.version)
+        return published
 
     def _channel_version(self, channel: str) -> int:
         request = weights_pb2.ListChannelsRequest(prefix=channel)

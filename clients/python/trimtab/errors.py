@@ -99,6 +99,7 @@ class Reason(StrEnum):
     NOT_FINITE = "NOT_FINITE"
     UNSUPPORTED = "UNSUPPORTED"
     INTERNAL = "INTERNAL"
+    BASE_MISSING = "BASE_MISSING"
 
 
 class TrimtabError(Exception):
@@ -279,6 +280,7 @@ REASONS: Mapping[Reason, tuple[grpc.StatusCode, type[TrimtabError]]] = {
     Reason.VERSION_UNAVAILABLE: (grpc.StatusCode.FAILED_PRECONDITION, VersionUnavailable),
     Reason.VERSION_CONFLICT: (grpc.StatusCode.FAILED_PRECONDITION, VersionConflict),
     Reason.BLOB_MISSING: (grpc.StatusCode.FAILED_PRECONDITION, FailedPrecondition),
+    Reason.BASE_MISSING: (grpc.StatusCode.FAILED_PRECONDITION, FailedPrecondition),
     Reason.LEASE_HELD: (grpc.StatusCode.FAILED_PRECONDITION, LeaseHeld),
     Reason.LEASE_LOST: (grpc.StatusCode.FAILED_PRECONDITION, LeaseHeld),
     Reason.MISMATCH: (grpc.StatusCode.FAILED_PRECONDITION, Mismatch),

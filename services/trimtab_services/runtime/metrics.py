@@ -34,6 +34,7 @@ class Metrics:
             deadline, cancelled, failed.
         model_version, channel_version: version served and version that the channel points to, by `model`.
         swaps: changes of version by `model` and `outcome`: ok, failed.
+        fetched_bytes: bytes of weights read from the weights service, by `model`.
         state: 1 for the present state of the service, by `state`.
     """
 
@@ -66,6 +67,9 @@ class Metrics:
             "trimtab_channel_version", "Version that the channel points to.", ["model"], registry=registry
         )
         self.swaps = Counter("trimtab_swap", "Changes of version.", ["model", "outcome"], registry=registry)
+        self.fetched_bytes = Counter(
+            "trimtab_fetched_bytes", "Bytes of weights read from the weights service.", ["model"], registry=registry
+        )
         self.state = Gauge("trimtab_service_state", "1 for the present state.", ["state"], registry=registry)
 
     def text(self) -> bytes:

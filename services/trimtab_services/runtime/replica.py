@@ -221,11 +221,14 @@ class Follower:
 
         def fetch() -> FetchedVersion:
             with Client(source.address, token=token, tls=tls, insecure=insecure) as client:
-                fetched = fetch_version(client, version=wanted, cache=directory, timeout_s=_FETCH_S)
+                fetched = fetch_version(
+                    client, version=wanted, cache=directory, base=self._served, timeout_s=_FETCH_S
+                )
             self._trim(directory, fetched)
             return fetched
 
         fetched = await in_own_thread(fetch)
+        self._runtime.metrics.fetched_bytes.labels(self._label).inc(fetched.fetched_bytes)
         served = self._served
         same_weights = served is not None and served.weights_digest == fetched.weights_digest
         folder = directory / _VERSIONS / f"{fetched.version}-{fetched.weights_digest[:16]}"

@@ -6,7 +6,7 @@ import asyncio
 import errno
 import hashlib
 import math
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterator
 
 from aiohttp import ClientError, web
 
@@ -14,8 +14,8 @@ from trimtab.errors import Cancelled, CorruptData, DeadlineExceeded, InvalidRequ
 from trimtab.weights.manifest import check_digest
 from trimtab_services.runtime.http import Route
 from trimtab_services.weights.files import Upload
+from trimtab_services.weights.reading import OpenBlob
 from trimtab_services.weights.store import Store
-from trimtab_services.weights.verification import blob_path
 
 __all__ = ["PREFIX", "BlobRoutes"]
 
@@ -93,10 +93,13 @@ class BlobRoutes:
             DeadlineExceeded: the reader took no byte for too long; the connection is cut.
         """
         digest = _digest_of(request)
-        size = await asyncio.to_thread(self._store.blob_size, digest)
-        if size is None:
+        blob = await asyncio.to_thread(self._store.open_blob, digest)
+        if blob is None:
             raise NotFound(f"blob {digest}: not in the store", field="digest", value=digest)
-        return await self._send(request, digest, size)
+        try:
+            return await self._send(request, digest, blob)
+        finally:
+            blob.close()
 
     async def _receive(self, request: web.Request, upload: Upload, digest: str) -> str:
         """Writes a request's body; returns its SHA-256."""
@@ -140,26 +143,26 @@ class BlobRoutes:
             _check_size(received, most)
             yield chunk
 
-    async def _send(self, request: web.Request, digest: str, size: int) -> web.StreamResponse:
+    async def _send(self, request: web.Request, digest: str, blob: OpenBlob) -> web.StreamResponse:
         """Streams a blob, or the range of it that is asked for."""
-        start, stop = 0, size
+        start, stop = 0, blob.size
         headers = {"Content-Type": _TYPE, "Accept-Ranges": "bytes"}
         is_part = "Range" in request.headers
         if is_part:
             try:
-                start, stop, _ = request.http_range.indices(size)
+                start, stop, _ = request.http_range.indices(blob.size)
             except ValueError:
-                start = size
+                start = blob.size
             if start >= stop:
-                headers["Content-Range"] = f"bytes */{size}"
+                headers["Content-Range"] = f"bytes */{blob.size}"
                 return web.Response(status=416, headers=headers)
-            headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
+            headers["Content-Range"] = f"bytes {start}-{stop - 1}/{blob.size}"
         response = web.StreamResponse(status=206 if is_part else 200, headers=headers)
         response.content_length = stop - start
         await response.prepare(request)
         if request.method != "HEAD":
             try:
-                await self._write(response, digest, start, stop)
+                await self._write(request, response, digest, blob, start, stop)
             except BaseException:
                 if request.transport is not None:
                     request.transport.abort()  # an error after the headers would pass for bytes of the blob
@@ -167,22 +170,36 @@ class BlobRoutes:
         await response.write_eof()
         return response
 
-    async def _write(self, response: web.StreamResponse, digest: str, start: int, stop: int) -> None:
-        chunks = self._store.files.chunks(blob_path(digest), start, stop - start)
+    async def _write(
+        self, request: web.Request, response: web.StreamResponse, digest: str, blob: OpenBlob, start: int, stop: int
+    ) -> None:
+        """Sends bytes [start, stop), by the kernel from file to socket where that is possible."""
+        transport = request.transport
+        if blob.file is not None and transport is not None and transport.get_extra_info("sslcontext") is None:
+            loop = asyncio.get_running_loop()
+            for at in range(start, stop, _SEND_BYTES):
+                count = min(_SEND_BYTES, stop - at)
+                await self._moving(loop.sendfile(transport, blob.file, blob.start + at, count), digest, at - start)
+            return
+        chunks = blob.chunks(start, stop - start)
         sent = 0
         while (chunk := await asyncio.to_thread(_next, chunks)) is not None:
             for at in range(0, len(chunk), _SEND_BYTES):
-                try:
-                    async with asyncio.timeout(self._idle_s):
-                        await response.write(memoryview(chunk)[at : at + _SEND_BYTES])
-                except TimeoutError:
-                    raise DeadlineExceeded(
-                        f"blob {digest}: the reader took nothing for {self._idle_s:g} s after {sent + at} bytes",
-                        field="blob_idle_s",
-                        value=sent + at,
-                        limit=self._idle_s,
-                    ) from None
+                await self._moving(response.write(memoryview(chunk)[at : at + _SEND_BYTES]), digest, sent + at)
             sent += len(chunk)
+
+    async def _moving(self, sending: Awaitable[object], digest: str, sent: int) -> None:
+        """Awaits the sending of a piece; DeadlineExceeded when the reader does not take it within the idle time."""
+        try:
+            async with asyncio.timeout(self._idle_s):
+                await sending
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"blob {digest}: the reader took nothing for {self._idle_s:g} s after {sent} bytes",
+                field="blob_idle_s",
+                value=sent,
+                limit=self._idle_s,
+            ) from None
 
 
 def _check_size(size: int, most: int) -> None:

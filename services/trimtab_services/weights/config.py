@@ -22,6 +22,13 @@ class WeightsServiceConfig(ServiceConfig):
         ge=0,
         description="Seconds after its upload, or after a publisher asked for it, in which Prune leaves a blob alone.",
     )
+    keep_versions: int | None = Field(
+        default=64,
+        ge=1,
+        description="Newest versions of each run that are kept; older ones go when the run publishes, unless they are "
+        "pinned, pointed to by a channel or needed by a kept one. More than a run publishes between two checkpoints, "
+        "so that a resumed one finds its own. null: all.",
+    )
     max_blob_bytes: int = Field(default=64 * GIBIBYTE, ge=1024, description="Most bytes of one uploaded blob.")
     blob_idle_s: float = Field(
         default=60.0, gt=0, description="Seconds without a byte after which an upload or download of a blob is ended."

@@ -24,7 +24,9 @@ SERVICE = "trimtab.v1.WeightsService"
 async def build(runtime: Runtime[WeightsServiceConfig]) -> Service:
     """Makes the service out of its runtime; opening the store refuses when another process writes to it."""
     config = runtime.config
-    store = await asyncio.to_thread(partial(Store, config.store, blob_grace_s=config.blob_grace_s))
+    store = await asyncio.to_thread(
+        partial(Store, config.store, blob_grace_s=config.blob_grace_s, keep_versions=config.keep_versions)
+    )
     servicer = WeightsServicer(runtime, store)
 
     async def keep_lock() -> None:

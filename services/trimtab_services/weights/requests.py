@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 
-from trimtab.errors import InvalidRequest, Reason, VersionConflict
+from trimtab.errors import FailedPrecondition, InvalidRequest, Reason, VersionConflict
 from trimtab.v1 import weights_pb2
 from trimtab.weights.manifest import check_channel, check_manifest
 from trimtab_services.weights.state import StoreState
 
-__all__ = ["check_expected", "check_least", "check_publish", "invalid", "request_digest"]
+__all__ = ["check_bases", "check_expected", "check_least", "check_publish", "invalid", "request_digest"]
 
 _MOST_TEXT = 200
 
@@ -30,6 +30,8 @@ def check_publish(request: weights_pb2.PublishRequest) -> None:
     manifest = request.manifest
     if manifest.version or manifest.HasField("create_time"):
         raise invalid("manifest.version", manifest.version, "0, and no create_time: the store gives both")
+    if manifest.chain_length:
+        raise invalid("manifest.chain_length", manifest.chain_length, "0: the store counts")
     for name in ("run", "stage", "tokenizer_digest", "chat_template_digest"):
         value = getattr(manifest, name)
         if len(value) > _MOST_TEXT:
@@ -39,10 +41,14 @@ def check_publish(request: weights_pb2.PublishRequest) -> None:
 
 
 def request_digest(request: weights_pb2.PublishRequest) -> str:
-    """SHA-256 of what a publication says; a retry may come under a renewed lease."""
+    """SHA-256 of what a publication says, which a renewed lease or another encoding of its bytes does not change."""
     content = weights_pb2.PublishRequest()
     content.CopyFrom(request)
     content.lease_id = ""
+    for entry in content.manifest.tensors:
+        entry.CopyFrom(
+            weights_pb2.TensorEntry(name=entry.name, dtype=entry.dtype, shape=entry.shape, digest=entry.digest)
+        )
     return hashlib.sha256(content.SerializeToString(deterministic=True)).hexdigest()
 
 
@@ -62,6 +68,24 @@ def check_expected(state: StoreState, channel: str, expected: int) -> None:
             limit=found,
             metadata={"channel": channel, "version": str(found)},
         )
+
+
+def check_bases(state: StoreState, manifest: weights_pb2.Manifest) -> None:
+    """Checks that the versions are there that a manifest is encoded against: one may be pruned while it is verified.
+
+    Raises:
+        FailedPrecondition: BASE_MISSING.
+    """
+    for index, entry in enumerate(manifest.tensors):
+        if entry.base_version and entry.base_version not in state.versions:
+            field = f"manifest.tensors[{index}].base_version"
+            raise FailedPrecondition(
+                f"{field}: version {entry.base_version} does not exist; publish {entry.name!r} whole",
+                reason=Reason.BASE_MISSING,
+                field=field,
+                value=entry.base_version,
+                limit="a version of the store",
+            )
 
 
 def check_least(field: str, value: int, least: int) -> None:

@@ -10,7 +10,10 @@ __all__ = ["prunable_versions"]
 
 
 def prunable_versions(state: StoreState, keep_last: int, run: str) -> list[int]:
-    """Versions that are not among the newest of their run, not pinned and not pointed to by a channel; ascending.
+    """Versions that nothing needs, ascending.
+
+    Needed are the newest of each run, those that are pinned or pointed to by a channel, and every version that one of
+    these is encoded against, directly or not.
 
     Args:
         state: of the store.
@@ -23,5 +26,16 @@ def prunable_versions(state: StoreState, keep_last: int, run: str) -> list[int]:
         if not run or row.run == run:
             by_run[row.run].append(version)
     old = {version for versions in by_run.values() for version in versions[:-keep_last]}
-    pointed_to = {channel.version for channel in state.channels.values()}
-    return sorted(old - state.pinned - pointed_to)
+    kept = set(state.versions) - old | state.pinned | {channel.version for channel in state.channels.values()}
+    return sorted(old - _with_bases(state, kept))
+
+
+def _with_bases(state: StoreState, versions: set[int]) -> set[int]:
+    found: set[int] = set()
+    pending = list(versions)
+    while pending:
+        version = pending.pop()
+        if version not in found:
+            found.add(version)
+            pending.extend(state.versions[version].base_versions)
+    return found

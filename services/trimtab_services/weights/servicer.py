@@ -67,7 +67,8 @@ class WeightsServicer(weights_pb2_grpc.WeightsServiceServicer):
             )
         version = request.version if which == "version" else None
         manifest = await asyncio.to_thread(self._store.manifest, version, request.channel)
-        return pb.GetManifestResponse(manifest=manifest, blobs_url=self._blobs_url)
+        decoded = await asyncio.to_thread(self._store.has_decoded, manifest)
+        return pb.GetManifestResponse(manifest=manifest, blobs_url=self._blobs_url, decoded=decoded)
 
     async def ListVersions(self, request: pb.ListVersionsRequest, context: Context) -> pb.ListVersionsResponse:
         """A page of versions, newest first."""

@@ -11,7 +11,30 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from trimtab.v1 import weights_pb2
 
-__all__ = ["ChannelRow", "LeaseRow", "StoreState", "VersionRow", "summary"]
+__all__ = [
+    "BLOBS",
+    "MANIFESTS",
+    "ChannelRow",
+    "LeaseRow",
+    "StoreState",
+    "VersionRow",
+    "blob_path",
+    "manifest_path",
+    "summary",
+]
+
+BLOBS = "blobs"
+MANIFESTS = "manifests"
+
+
+def blob_path(digest: str) -> str:
+    """Where a blob lies in the store."""
+    return f"{BLOBS}/{digest[:2]}/{digest}"
+
+
+def manifest_path(version: int) -> str:
+    """Where a version's manifest lies in the store."""
+    return f"{MANIFESTS}/{version:012d}.pb"
 
 
 class _Row(BaseModel):
@@ -28,6 +51,8 @@ class VersionRow(_Row):
         publish_id: name of the publication.
         request_digest: SHA-256 of the publication's content, to tell a retry from another one of the same name.
         manifest_digest: SHA-256 of the manifest's file.
+        base_versions: those that its tensors are encoded against.
+        chain_length: as in its manifest.
     """
 
     parent_version: int
@@ -40,6 +65,8 @@ class VersionRow(_Row):
     publish_id: str
     request_digest: str
     manifest_digest: str
+    base_versions: tuple[int, ...] = ()
+    chain_length: int = 0
 
 
 class ChannelRow(_Row):

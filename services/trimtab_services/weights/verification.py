@@ -7,23 +7,27 @@ import hashlib
 from trimtab.errors import CorruptData, FailedPrecondition, InvalidRequest, Reason
 from trimtab.v1 import weights_pb2
 from trimtab.weights.manifest import manifest_blobs
+from trimtab_services.weights.decoded import DecodedTensors
 from trimtab_services.weights.files import Files
+from trimtab_services.weights.state import blob_path
 
-__all__ = ["blob_path", "verify_bytes"]
-
-
-def blob_path(digest: str) -> str:
-    """Where a blob lies in the store."""
-    return f"blobs/{digest[:2]}/{digest}"
+__all__ = ["verify_bytes"]
 
 
-def verify_bytes(files: Files, manifest: weights_pb2.Manifest) -> None:
+def verify_bytes(files: Files, decoded: DecodedTensors, manifest: weights_pb2.Manifest, number: int) -> None:
     """Reads every tensor and file of a manifest, whose form was checked already, and compares their digests.
+
+    Args:
+        files: the store's files.
+        decoded: where differences are decoded.
+        manifest: of the version.
+        number: above that of every version that it may build on.
 
     Raises:
         FailedPrecondition: BLOB_MISSING; metadata `missing` has the first digests.
         InvalidRequest: a tensor ends beyond its blob, or a file has another length.
         CorruptData: bytes with another digest.
+        FailedPrecondition: BASE_MISSING, as `DecodedTensors.check`.
     """
     sizes = {digest: files.size(blob_path(digest)) for digest in sorted(manifest_blobs(manifest))}
     missing = [digest for digest, size in sizes.items() if size is None]
@@ -46,9 +50,12 @@ def verify_bytes(files: Files, manifest: weights_pb2.Manifest) -> None:
                 value=end,
                 limit=size,
             )
+        if entry.encoding == weights_pb2.ENCODING_DELTA:
+            continue
         path = blob_path(entry.blob_digest)
         found = _digest(files, path, entry.blob_offset_bytes, entry.blob_length_bytes)
         _compare(f"{where}.digest", entry.name, found, entry.digest)
+    decoded.check(manifest, number)
     for index, file in enumerate(manifest.files):
         where, size = f"manifest.files[{index}]", sizes[file.digest] or 0
         if file.length_bytes != size:

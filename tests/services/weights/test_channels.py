@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
 import time
@@ -14,7 +15,7 @@ import pytest
 from trimtab.client import Client
 from trimtab.errors import InvalidRequest, LeaseHeld, NotFound, Reason, TrimtabError, Unavailable, VersionConflict
 from trimtab.v1 import weights_pb2 as pb
-from trimtab.weights import fetch_version, publish_version
+from trimtab.weights import BlobClient, fetch_version, publish_version
 from trimtab_services.runtime.state import State
 
 from .conftest import RunningStore, make_tensors, running
@@ -171,13 +172,20 @@ def test_prune_keeps_what_is_needed(tmp_path: Path) -> None:
         fetch_version(client, version=7)
 
 
-def test_young_blobs_are_never_pruned(client: Client, tmp_path: Path) -> None:
+def test_what_is_on_its_way_is_never_pruned(client: Client, service: RunningStore, tmp_path: Path) -> None:
     for seed in range(3):
         _publish(client, seed)
-    before = len(list((tmp_path / "store" / "blobs").glob("??/*")))
+    uploaded = hashlib.sha256(b"uploaded").hexdigest()
+    with BlobClient(service.http_url + "/blobs/", timeout_s=3) as blobs:
+        blobs.put(uploaded, [memoryview(b"uploaded")])
+    told_of = client.get_manifest(pb.GetManifestRequest(version=1)).manifest.tensors[0].blob_digest
+    assert not client.find_missing_blobs(pb.FindMissingBlobsRequest(digests=[told_of])).missing
+    gone = client.get_manifest(pb.GetManifestRequest(version=2)).manifest.tensors[0].blob_digest
     done = client.prune(pb.PruneRequest(keep_last=1))
-    assert (list(done.removed_versions), done.removed_bytes) == ([1, 2], 0)
-    assert len(list((tmp_path / "store" / "blobs").glob("??/*"))) == before
+    assert list(done.removed_versions) == [1, 2] and done.removed_bytes > 0
+    left = {path.name for path in (tmp_path / "store" / "blobs").glob("??/*")}
+    assert {uploaded, told_of} <= left and gone not in left
+    fetch_version(client, version=3)
 
 
 @pytest.mark.parametrize("kind", ["local", "memory"])

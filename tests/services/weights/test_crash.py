@@ -21,7 +21,7 @@ from trimtab.errors import TrimtabError
 from trimtab.v1 import weights_pb2 as pb
 from trimtab.weights import fetch_version, publish_version, weights_digest
 from trimtab.weights.manifest import manifest_blobs
-from trimtab.weights.publication import _file_entries, _pack
+from trimtab.weights.publication import _draft, _file_entries
 from trimtab_services.weights.files import LocalFiles, Upload
 from trimtab_services.weights.store import Store
 from trimtab_services.weights.verification import verify_bytes
@@ -58,8 +58,9 @@ class CrashingFiles(LocalFiles):
 
 
 def _request(seed: int) -> tuple[pb.PublishRequest, dict[str, list[memoryview]]]:
-    blobs: dict[str, list[memoryview]] = {}
-    manifest = pb.Manifest(tensors=_pack(make_tensors(seed), blobs), files=_file_entries({"a": b"%d" % seed}, blobs))
+    draft = _draft(sorted(make_tensors(seed), key=lambda tensor: tensor.name), None)
+    blobs = draft.blobs
+    manifest = pb.Manifest(tensors=draft.entries, files=_file_entries({"a": b"%d" % seed}, blobs))
     manifest.weights_digest = weights_digest(manifest.tensors)
     request = pb.PublishRequest(
         manifest=manifest, channels=["a", "b"], expected_previous_version=-1, publish_id=f"p{seed}"
@@ -80,7 +81,7 @@ def _publish(store: Store, seed: int) -> int:
 def _check_consistent(store: Store) -> None:
     numbers = [line.version for line in store.versions(pb.ListVersionsRequest()).versions]
     for version in numbers:
-        verify_bytes(store.files, store.manifest(version, None))
+        verify_bytes(store.files, store._decoded, store.manifest(version, None), version)
     pointed = {channel.version for channel in store.channels("")}
     assert len(pointed) <= 1 and pointed <= set(numbers)  # both channels moved, or none
 

@@ -85,6 +85,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """UNIMPLEMENTED: this service, or the engine behind it, cannot do that. The message says why."""
     REASON_INTERNAL: _Reason.ValueType  # 30
     """INTERNAL: a fault of the service itself. Its log has the trace under the same request id."""
+    REASON_BASE_MISSING: _Reason.ValueType  # 31
+    """FAILED_PRECONDITION: a tensor is encoded against bytes that the store does not have; publish it whole."""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Reason says why a call failed. The comment of each value names its gRPC status code."""
@@ -149,6 +151,8 @@ REASON_UNSUPPORTED: Reason.ValueType  # 29
 """UNIMPLEMENTED: this service, or the engine behind it, cannot do that. The message says why."""
 REASON_INTERNAL: Reason.ValueType  # 30
 """INTERNAL: a fault of the service itself. Its log has the trace under the same request id."""
+REASON_BASE_MISSING: Reason.ValueType  # 31
+"""FAILED_PRECONDITION: a tensor is encoded against bytes that the store does not have; publish it whole."""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015
 
 @_typing.final

@@ -32,6 +32,16 @@ class _EncodingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Encoding.Val
     """Never sent."""
     ENCODING_RAW: _Encoding.ValueType  # 1
     """The bytes themselves: row-major, little-endian, no padding."""
+    ENCODING_DELTA: _Encoding.ValueType  # 2
+    """The difference to the bytes of the same tensor in another version: where elements changed and by how many units in
+    the last place. Blocks of up to 262,144 elements; all integers little-endian. A block is: places (1 byte), number of
+    changed elements, bytes of places, bytes of differences (4 bytes each), the places, the differences.
+    Places 0: nothing changed. 1: zstd of the unchanged elements before each changed one, a byte each; 255 says 255 and
+    goes on in the next byte. 2: zstd of one bit an element, the first in the highest bit. 3: every element. 4: every
+    element, and instead of differences its new bytes.
+    A difference is new minus base of the elements' bits as an unsigned integer, modulo its size, in zigzag (0, -1, 1,
+    -2 are 0, 1, 2, 3); the lowest bytes of all changed elements come first, then the next ones, in one zstd frame.
+    """
 
 class Encoding(_Encoding, metaclass=_EncodingEnumTypeWrapper):
     """Encoding says how a tensor's bytes lie in its blob."""
@@ -40,6 +50,16 @@ ENCODING_UNSPECIFIED: Encoding.ValueType  # 0
 """Never sent."""
 ENCODING_RAW: Encoding.ValueType  # 1
 """The bytes themselves: row-major, little-endian, no padding."""
+ENCODING_DELTA: Encoding.ValueType  # 2
+"""The difference to the bytes of the same tensor in another version: where elements changed and by how many units in
+the last place. Blocks of up to 262,144 elements; all integers little-endian. A block is: places (1 byte), number of
+changed elements, bytes of places, bytes of differences (4 bytes each), the places, the differences.
+Places 0: nothing changed. 1: zstd of the unchanged elements before each changed one, a byte each; 255 says 255 and
+goes on in the next byte. 2: zstd of one bit an element, the first in the highest bit. 3: every element. 4: every
+element, and instead of differences its new bytes.
+A difference is new minus base of the elements' bits as an unsigned integer, modulo its size, in zigzag (0, -1, 1,
+-2 are 0, 1, 2, 3); the lowest bytes of all changed elements come first, then the next ones, in one zstd frame.
+"""
 Global___Encoding: _TypeAlias = Encoding  # noqa: Y015
 
 @_typing.final
@@ -57,6 +77,7 @@ class TensorEntry(_message.Message):
     BLOB_OFFSET_BYTES_FIELD_NUMBER: _builtins.int
     BLOB_LENGTH_BYTES_FIELD_NUMBER: _builtins.int
     BASE_VERSION_FIELD_NUMBER: _builtins.int
+    BASE_DIGEST_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name, as in a safetensors file of the Hugging Face folder: 1 to 512 printable characters without spaces, else
     FIELD_INVALID; unique within the manifest, else DUPLICATE_ID.
@@ -66,17 +87,21 @@ class TensorEntry(_message.Message):
     digest: _builtins.str
     """SHA-256 (64 lower-case hex digits) of the decoded bytes, else FIELD_INVALID; other bytes are DIGEST_MISMATCH."""
     encoding: Global___Encoding.ValueType
-    """How the bytes lie in the blob. Only ENCODING_RAW is taken, anything else is FIELD_INVALID."""
+    """How the bytes lie in the blob. ENCODING_RAW or ENCODING_DELTA, else FIELD_INVALID."""
     blob_digest: _builtins.str
     """SHA-256 (64 lower-case hex digits) of the blob that holds them. Several tensors may share one blob."""
     blob_offset_bytes: _builtins.int
     """First byte within the blob. 0 is its start; negative is FIELD_INVALID."""
     blob_length_bytes: _builtins.int
-    """Bytes within the blob: what dtype and shape make, and not beyond the blob's end, else FIELD_INVALID. 0 for a tensor
-    without elements.
+    """Bytes within the blob, not beyond its end, else FIELD_INVALID. ENCODING_RAW: what dtype and shape make, 0 for a tensor
+    without elements. ENCODING_DELTA: at least 1 and less than that.
     """
     base_version: _builtins.int
-    """Version whose decoded bytes this one is encoded against. 0, as ENCODING_RAW needs, else FIELD_INVALID."""
+    """Version with the tensor that this one is encoded against: same name, dtype and shape. ENCODING_RAW needs 0,
+    ENCODING_DELTA one that exists, else FIELD_INVALID.
+    """
+    base_digest: _builtins.str
+    """SHA-256 of that tensor's decoded bytes, as its own entry says, else FIELD_INVALID. Empty for ENCODING_RAW."""
     @_builtins.property
     def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Shape, none negative, else FIELD_INVALID. Empty for a scalar."""
@@ -93,10 +118,11 @@ class TensorEntry(_message.Message):
         blob_offset_bytes: _builtins.int = ...,
         blob_length_bytes: _builtins.int = ...,
         base_version: _builtins.int = ...,
+        base_digest: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_version", b"base_version", "blob_digest", b"blob_digest", "blob_length_bytes", b"blob_length_bytes", "blob_offset_bytes", b"blob_offset_bytes", "digest", b"digest", "dtype", b"dtype", "encoding", b"encoding", "name", b"name", "shape", b"shape"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_digest", b"base_digest", "base_version", b"base_version", "blob_digest", b"blob_digest", "blob_length_bytes", b"blob_length_bytes", "blob_offset_bytes", b"blob_offset_bytes", "digest", b"digest", "dtype", b"dtype", "encoding", b"encoding", "name", b"name", "shape", b"shape"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -170,6 +196,7 @@ class Manifest(_message.Message):
     TOKENIZER_DIGEST_FIELD_NUMBER: _builtins.int
     CHAT_TEMPLATE_DIGEST_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
+    CHAIN_LENGTH_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """Number given by the store, from 1: it only grows and is never given twice. 0 in a PublishRequest, else
     FIELD_INVALID.
@@ -190,6 +217,10 @@ class Manifest(_message.Message):
     """SHA-256 (hex) of the tokenizer's canonical form, at most 200 characters, else FIELD_INVALID. Empty when not known."""
     chat_template_digest: _builtins.str
     """SHA-256 (hex) of the chat template, at most 200 characters, else FIELD_INVALID. Empty when there is none."""
+    chain_length: _builtins.int
+    """Most differences between a tensor and whole bytes of it, as the store counts them. 0 when all tensors are whole, and
+    in a PublishRequest, else FIELD_INVALID.
+    """
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was committed, by the store's clock. Unset in a PublishRequest, else FIELD_INVALID."""
@@ -221,10 +252,11 @@ class Manifest(_message.Message):
         tokenizer_digest: _builtins.str = ...,
         chat_template_digest: _builtins.str = ...,
         metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        chain_length: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat_template_digest", b"chat_template_digest", "create_time", b"create_time", "files", b"files", "metrics", b"metrics", "parent_version", b"parent_version", "run", b"run", "stage", b"stage", "step", b"step", "tensors", b"tensors", "tokenizer_digest", b"tokenizer_digest", "version", b"version", "weights_digest", b"weights_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain_length", b"chain_length", "chat_template_digest", b"chat_template_digest", "create_time", b"create_time", "files", b"files", "metrics", b"metrics", "parent_version", b"parent_version", "run", b"run", "stage", b"stage", "step", b"step", "tensors", b"tensors", "tokenizer_digest", b"tokenizer_digest", "version", b"version", "weights_digest", b"weights_digest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -527,8 +559,13 @@ class GetManifestResponse(_message.Message):
 
     MANIFEST_FIELD_NUMBER: _builtins.int
     BLOBS_URL_FIELD_NUMBER: _builtins.int
+    DECODED_FIELD_NUMBER: _builtins.int
     blobs_url: _builtins.str
     """URL prefix: GET blobs_url + digest, with Range."""
+    decoded: _builtins.bool
+    """True when every tensor can be read decoded as well, as the blob of its `digest`: fewer bytes for a reader that has no
+    base. Kept for the newest versions only, so a later GET may find it gone: then the chain of bases is to be read.
+    """
     @_builtins.property
     def manifest(self) -> Global___Manifest:
         """The manifest. Always set."""
@@ -538,10 +575,11 @@ class GetManifestResponse(_message.Message):
         *,
         manifest: Global___Manifest | None = ...,
         blobs_url: _builtins.str = ...,
+        decoded: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["manifest", b"manifest"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blobs_url", b"blobs_url", "manifest", b"manifest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blobs_url", b"blobs_url", "decoded", b"decoded", "manifest", b"manifest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -941,7 +979,9 @@ class PruneResponse(_message.Message):
     REMOVED_VERSIONS_FIELD_NUMBER: _builtins.int
     REMOVED_BYTES_FIELD_NUMBER: _builtins.int
     removed_bytes: _builtins.int
-    """Bytes of blobs removed. Blobs that were uploaded or asked for a short while ago stay, so it may be 0."""
+    """Bytes of blobs removed: those of the removed versions that no other one needs, and uploads that were never committed.
+    What was uploaded or asked for a short while ago and not committed since stays.
+    """
     @_builtins.property
     def removed_versions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Versions removed, ascending. Empty when none was."""

@@ -124,7 +124,7 @@ class WeightsServiceServicer(object):
         """Publish checks that every blob is there, gives the version a number and moves the channels, all or nothing. With
         the same publish_id a retry returns the version made by the first; another content under it is DUPLICATE_ID.
         Errors: INVALID_ARGUMENT / FIELD_INVALID, FIELD_MISSING, DUPLICATE_ID; FAILED_PRECONDITION / BLOB_MISSING,
-        VERSION_CONFLICT, LEASE_HELD, LEASE_LOST; DATA_LOSS / DIGEST_MISMATCH.
+        BASE_MISSING, VERSION_CONFLICT, LEASE_HELD, LEASE_LOST; DATA_LOSS / DIGEST_MISMATCH.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

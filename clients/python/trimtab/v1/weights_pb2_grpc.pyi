@@ -50,7 +50,7 @@ class WeightsServiceStub:
     """Publish checks that every blob is there, gives the version a number and moves the channels, all or nothing. With
     the same publish_id a retry returns the version made by the first; another content under it is DUPLICATE_ID.
     Errors: INVALID_ARGUMENT / FIELD_INVALID, FIELD_MISSING, DUPLICATE_ID; FAILED_PRECONDITION / BLOB_MISSING,
-    VERSION_CONFLICT, LEASE_HELD, LEASE_LOST; DATA_LOSS / DIGEST_MISMATCH.
+    BASE_MISSING, VERSION_CONFLICT, LEASE_HELD, LEASE_LOST; DATA_LOSS / DIGEST_MISMATCH.
     """
     GetManifest: _grpc.UnaryUnaryMultiCallable[_weights_pb2.GetManifestRequest, _weights_pb2.GetManifestResponse]
     """GetManifest returns one version by number or by channel. Safe to retry.
@@ -104,7 +104,7 @@ class WeightsServiceAsyncStub(WeightsServiceStub):
     """Publish checks that every blob is there, gives the version a number and moves the channels, all or nothing. With
     the same publish_id a retry returns the version made by the first; another content under it is DUPLICATE_ID.
     Errors: INVALID_ARGUMENT / FIELD_INVALID, FIELD_MISSING, DUPLICATE_ID; FAILED_PRECONDITION / BLOB_MISSING,
-    VERSION_CONFLICT, LEASE_HELD, LEASE_LOST; DATA_LOSS / DIGEST_MISMATCH.
+    BASE_MISSING, VERSION_CONFLICT, LEASE_HELD, LEASE_LOST; DATA_LOSS / DIGEST_MISMATCH.
     """
     GetManifest: _aio.UnaryUnaryMultiCallable[_weights_pb2.GetManifestRequest, _weights_pb2.GetManifestResponse]  # type: ignore[assignment]
     """GetManifest returns one version by number or by channel. Safe to retry.
@@ -179,7 +179,7 @@ class WeightsServiceServicer(metaclass=_abc_1.ABCMeta):
         """Publish checks that every blob is there, gives the version a number and moves the channels, all or nothing. With
         the same publish_id a retry returns the version made by the first; another content under it is DUPLICATE_ID.
         Errors: INVALID_ARGUMENT / FIELD_INVALID, FIELD_MISSING, DUPLICATE_ID; FAILED_PRECONDITION / BLOB_MISSING,
-        VERSION_CONFLICT, LEASE_HELD, LEASE_LOST; DATA_LOSS / DIGEST_MISMATCH.
+        BASE_MISSING, VERSION_CONFLICT, LEASE_HELD, LEASE_LOST; DATA_LOSS / DIGEST_MISMATCH.
         """
 
     @_abc_1.abstractmethod

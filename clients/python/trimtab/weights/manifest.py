@@ -23,6 +23,7 @@ __all__ = [
     "check_channel",
     "check_digest",
     "check_manifest",
+    "decoded_bytes",
     "manifest_blobs",
     "tensor_digest",
     "weights_digest",
@@ -66,7 +67,8 @@ class TensorData:
     data: memoryview
 
     def __post_init__(self) -> None:
-        _check_layout(f"tensor {self.name!r}", self.dtype, self.shape, self.data.nbytes)
+        _check_form(f"tensor {self.name!r}", self.dtype, self.shape)
+        _check_length(f"tensor {self.name!r}", self.dtype, self.shape, self.data.nbytes)
 
     @classmethod
     def from_array(cls, name: str, array: np.ndarray) -> TensorData:
@@ -103,6 +105,11 @@ def weights_digest(entries: Iterable[weights_pb2.TensorEntry]) -> str:
     """
     lines = sorted(f"{e.name} {e.dtype} [{','.join(map(str, e.shape))}] {e.digest}\n" for e in entries)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def decoded_bytes(entry: weights_pb2.TensorEntry) -> int:
+    """Bytes of a tensor, whatever its encoding."""
+    return math.prod(entry.shape) * DTYPE_BYTES[entry.dtype]
 
 
 def manifest_blobs(manifest: weights_pb2.Manifest) -> set[str]:
@@ -162,20 +169,38 @@ def _check_tensor(where: str, entry: weights_pb2.TensorEntry) -> None:
     if not entry.name or len(entry.name) > _MOST_NAME_CHARACTERS or not entry.name.isprintable() or " " in entry.name:
         limit = f"1..{_MOST_NAME_CHARACTERS} printable characters without spaces"
         raise _invalid(f"{where}.name", entry.name, limit)
-    if entry.encoding != weights_pb2.ENCODING_RAW or entry.base_version:
-        raise _invalid(f"{where}.encoding", entry.encoding, "ENCODING_RAW with base_version 0")
     check_digest(f"{where}.digest", entry.digest)
     check_digest(f"{where}.blob_digest", entry.blob_digest)
-    _check_layout(where, entry.dtype, tuple(entry.shape), entry.blob_length_bytes)
+    _check_form(where, entry.dtype, tuple(entry.shape))
     if entry.blob_offset_bytes < 0:
         raise _invalid(f"{where}.blob_offset_bytes", entry.blob_offset_bytes, "at least 0")
+    if entry.encoding == weights_pb2.ENCODING_DELTA:
+        _check_delta(where, entry)
+        return
+    if entry.encoding != weights_pb2.ENCODING_RAW:
+        raise _invalid(f"{where}.encoding", entry.encoding, "ENCODING_RAW | ENCODING_DELTA")
+    _check_length(where, entry.dtype, tuple(entry.shape), entry.blob_length_bytes)
+    if entry.base_version or entry.base_digest:
+        raise _invalid(f"{where}.base_version", entry.base_version, "0, and no base_digest, with ENCODING_RAW")
 
 
-def _check_layout(where: str, dtype: str, shape: tuple[int, ...], length_bytes: int) -> None:
+def _check_delta(where: str, entry: weights_pb2.TensorEntry) -> None:
+    if not 1 <= entry.blob_length_bytes < decoded_bytes(entry):
+        limit = f"1..{decoded_bytes(entry) - 1} for a delta of {entry.dtype} {list(entry.shape)}"
+        raise _invalid(f"{where}.blob_length_bytes", entry.blob_length_bytes, limit)
+    if entry.base_version < 1:
+        raise _invalid(f"{where}.base_version", entry.base_version, "at least 1 with ENCODING_DELTA")
+    check_digest(f"{where}.base_digest", entry.base_digest)
+
+
+def _check_form(where: str, dtype: str, shape: tuple[int, ...]) -> None:
     if dtype not in DTYPE_BYTES:
         raise _invalid(f"{where}.dtype", dtype, ", ".join(DTYPE_BYTES))
     if any(size < 0 for size in shape):
         raise _invalid(f"{where}.shape", list(shape), "sizes of at least 0")
+
+
+def _check_length(where: str, dtype: str, shape: tuple[int, ...], length_bytes: int) -> None:
     expected = math.prod(shape) * DTYPE_BYTES[dtype]
     if length_bytes != expected:
         limit = f"{expected} bytes for {dtype} {list(shape)}"

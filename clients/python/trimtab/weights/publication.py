@@ -1,38 +1,42 @@
-"""Publishing a version of a model, and fetching one: what a trainer and a replica do with the weights service.
+"""Publishing a model: what a trainer does with the weights service, once or again and again.
 
     with Client("127.0.0.1:50051") as client:
         manifest = publish_version(client, tensors, {"config.json": b"..."}, channels=["policy/latest"])
-        version = fetch_version(client, channel="policy/latest", cache=Path("cache"))
 
-Calls block; from asyncio, use `asyncio.to_thread`. Neither side holds more than it must: a publisher uploads views of
-the tensors it was given, and a fetched tensor is a mapped part of a checked file.
+        publisher = Publisher(client)
+        publisher.publish(tensors, files, channels=["policy/latest"])       # whole
+        publisher.publish(new_tensors, files, channels=["policy/latest"])   # what changed since
+
+Calls block; from asyncio, use `asyncio.to_thread`. A publication uploads views of the tensors it was given.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
-import mmap
-import tempfile
+import logging
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import Any
 
 from trimtab.client import Client
-from trimtab.errors import CorruptData, DeadlineExceeded, FailedPrecondition, InvalidRequest, Reason
+from trimtab.errors import FailedPrecondition, Reason
 from trimtab.v1 import weights_pb2
+from trimtab.weights.delta import encode_delta
 from trimtab.weights.manifest import (
+    DTYPE_BYTES,
     TensorData,
     check_channel,
     check_manifest,
     tensor_digest,
     weights_digest,
 )
-from trimtab.weights.transfer import BlobCache, BlobClient
+from trimtab.weights.transfer import blob_client, time_left
 
-__all__ = ["BLOB_BYTES", "FetchedVersion", "fetch_version", "publish_version"]
+__all__ = ["BLOB_BYTES", "Publication", "Publisher", "publish_version"]
+
+_log = logging.getLogger(__name__)
 
 BLOB_BYTES = 64 * 1024 * 1024
 """Most bytes of tensors packed into one blob; a larger tensor is a blob of its own."""
@@ -42,29 +46,198 @@ _PUBLISH_TRIES = 3
 
 
 @dataclass(frozen=True)
-class FetchedVersion:
-    """One version, every byte of it checked against its digest.
+class Publication:
+    """A committed version and what it took.
 
     Attributes:
-        manifest: what the store says of it.
-        tensors: by name; their bytes are mapped from files, copied where somebody writes to them.
-        files: config, tokenizer, template, ...: path within the model folder -> content.
+        manifest: with its version number and time.
+        payload_bytes: bytes of blobs that were uploaded for it.
+        dense_bytes: bytes of all its tensors, decoded.
+        encode_seconds: computing digests and deltas.
+        upload_seconds: sending blobs and committing.
     """
 
     manifest: weights_pb2.Manifest
-    tensors: dict[str, TensorData]
-    files: dict[str, bytes]
-    _holds: object = field(default=None, repr=False)  # a temporary folder lives as long as what is mapped from it
+    payload_bytes: int
+    dense_bytes: int
+    encode_seconds: float
+    upload_seconds: float
 
     @property
     def version(self) -> int:
         """Its number."""
         return self.manifest.version
 
-    @property
-    def weights_digest(self) -> str:
-        """Digest of its tensors; equal for equal weights."""
-        return self.manifest.weights_digest
+
+@dataclass(frozen=True)
+class _Published:
+    """What the next version can be encoded against.
+
+    Attributes:
+        manifest: as it was committed.
+        tensors: by name, their bytes.
+        entries: by name, as in its manifest.
+        delta_bytes: bytes of all differences sent since a version was whole.
+    """
+
+    manifest: weights_pb2.Manifest
+    tensors: dict[str, TensorData]
+    entries: dict[str, weights_pb2.TensorEntry]
+    delta_bytes: int
+
+
+@dataclass
+class _Draft:
+    """A version that is being put together.
+
+    Attributes:
+        entries: of its manifest.
+        blobs: digest -> parts, of those that the store may lack.
+        delta_bytes: bytes of its differences.
+    """
+
+    entries: list[weights_pb2.TensorEntry] = field(default_factory=list)
+    blobs: dict[str, list[memoryview]] = field(default_factory=dict)
+    delta_bytes: int = 0
+
+
+class Publisher:
+    """Publishes one model again and again, each time only what changed since the last time.
+
+    A tensor is sent as its difference to the last published bytes, or whole where that is smaller; one that has not
+    changed is not sent. After `max_chain` such versions, or once their differences add up to a whole model, all of it
+    is sent whole, so that a reader that comes late never reads more than two models.
+
+    Args:
+        client: of the weights service; the HTTP side is reached with its token and TLS.
+        max_chain: most differences between a version and whole bytes; 0 sends every version whole.
+    """
+
+    def __init__(self, client: Client, *, max_chain: int = 16) -> None:
+        self._client = client
+        self._max_chain = max_chain
+        self._last: _Published | None = None
+
+    def publish(
+        self,
+        tensors: Iterable[TensorData],
+        files: Mapping[str, bytes],
+        *,
+        channels: Sequence[str],
+        expected_previous_version: int = -1,
+        lease_id: str = "",
+        run: str = "",
+        stage: str = "",
+        step: int = 0,
+        tokenizer_digest: str = "",
+        chat_template_digest: str = "",
+        metrics: Mapping[str, float] | None = None,
+        publish_id: str = "",
+        timeout_s: float = 600.0,
+    ) -> Publication:
+        """Uploads what the store does not have yet, then commits a version and moves the channels.
+
+        Args:
+            tensors: the weights; names are unique. Unless `max_chain` is 0 they are kept until the next publication, so
+                nobody may write to their bytes.
+            files: every other file of the model folder by its relative path.
+            channels: channels to move to the new version; at least one.
+            expected_previous_version: version that the first channel must point to now; 0: it must not exist; -1: no
+                check.
+            lease_id: the lease that covers the channels, where one does.
+            run, stage, step: where the version comes from; may be empty.
+            tokenizer_digest, chat_template_digest: as `trimtab_models.tokenizer` computes them; empty when not known.
+            metrics: finite figures to look at later.
+            publish_id: name of this publication: a caller that repeats one after a crash gets the version it made then.
+                Empty: a new name, so only retries within this call are safe.
+            timeout_s: for all of it, in seconds.
+
+        Raises:
+            InvalidRequest: a name, path, channel or metric is wrong.
+            VersionConflict: `expected_previous_version` is not the channel's version.
+            LeaseHeld: another writer has the lease, or this one has lost it.
+            Unavailable, DeadlineExceeded, CorruptData: the upload did not succeed.
+        """
+        give_up = time.monotonic() + timeout_s
+        for index, channel in enumerate(channels):
+            check_channel(f"channels[{index}]", channel)
+        tensors = sorted(tensors, key=lambda tensor: tensor.name)
+        manifest = weights_pb2.Manifest(
+            run=run,
+            stage=stage,
+            step=step,
+            tokenizer_digest=tokenizer_digest,
+            chat_template_digest=chat_template_digest,
+            metrics=dict(metrics or {}),
+        )
+        request = weights_pb2.PublishRequest(
+            manifest=manifest,
+            channels=channels,
+            expected_previous_version=expected_previous_version,
+            lease_id=lease_id,
+            publish_id=publish_id or uuid.uuid4().hex,
+        )
+        try:
+            return self._publish(tensors, files, request, give_up, self._base())
+        except FailedPrecondition as error:
+            if self._last is None or error.reason not in (Reason.BASE_MISSING, Reason.BLOB_MISSING):
+                raise
+            _log.info("what a publication builds on is gone, it is sent whole", extra={"error": error.message})
+            return self._publish(tensors, files, request, give_up, None)
+
+    def _base(self) -> _Published | None:
+        """What to encode against; None when the next version is to be whole."""
+        last = self._last
+        if last is None or last.manifest.chain_length >= self._max_chain:
+            return None
+        dense = sum(tensor.data.nbytes for tensor in last.tensors.values())
+        return last if last.delta_bytes < dense else None
+
+    def _publish(
+        self,
+        tensors: Sequence[TensorData],
+        files: Mapping[str, bytes],
+        request: weights_pb2.PublishRequest,
+        give_up: float,
+        base: _Published | None,
+    ) -> Publication:
+        began = time.monotonic()
+        draft = _draft(tensors, base)
+        manifest = request.manifest
+        del manifest.tensors[:], manifest.files[:]
+        manifest.tensors.extend(draft.entries)
+        manifest.files.extend(_file_entries(files, draft.blobs))
+        manifest.weights_digest = weights_digest(manifest.tensors)
+        check_manifest(manifest)
+        encoded = time.monotonic()
+        committed, payload = self._commit(request, draft.blobs, give_up)
+        if self._max_chain:
+            self._last = _Published(
+                committed,
+                {tensor.name: tensor for tensor in tensors},
+                {entry.name: entry for entry in committed.tensors},
+                draft.delta_bytes + (base.delta_bytes if base is not None else 0),
+            )
+        return Publication(
+            committed,
+            payload_bytes=payload,
+            dense_bytes=sum(tensor.data.nbytes for tensor in tensors),
+            encode_seconds=encoded - began,
+            upload_seconds=time.monotonic() - encoded,
+        )
+
+    def _commit(
+        self, request: weights_pb2.PublishRequest, blobs: Mapping[str, Sequence[memoryview]], give_up: float
+    ) -> tuple[weights_pb2.Manifest, int]:
+        payload, tries = 0, 0
+        while True:
+            tries += 1
+            payload += _upload_missing(self._client, blobs, give_up)
+            try:
+                return self._client.publish(request, timeout_s=time_left(give_up)).manifest, payload
+            except FailedPrecondition as error:
+                if error.reason is not Reason.BLOB_MISSING or tries >= _PUBLISH_TRIES:
+                    raise  # a blob that nothing needed yet may be pruned between the upload and the commit
 
 
 def publish_version(
@@ -73,163 +246,99 @@ def publish_version(
     files: Mapping[str, bytes],
     *,
     channels: Sequence[str],
-    expected_previous_version: int = -1,
-    lease_id: str = "",
-    run: str = "",
-    stage: str = "",
-    step: int = 0,
-    tokenizer_digest: str = "",
-    chat_template_digest: str = "",
-    metrics: Mapping[str, float] | None = None,
-    publish_id: str = "",
-    timeout_s: float = 600.0,
+    **options: Any,
 ) -> weights_pb2.Manifest:
-    """Uploads what the store does not have yet, then commits a version and moves the channels.
+    """Publishes one version, whole.
 
     Args:
-        client: of the weights service; the HTTP side is reached with its token and TLS.
-        tensors: the weights; names are unique.
-        files: every other file of the model folder by its relative path.
-        channels: channels to move to the new version; at least one.
-        expected_previous_version: version that the first channel must point to now; 0: it must not exist; -1: no check.
-        lease_id: the lease that covers the channels, where one does.
-        run, stage, step: where the version comes from; may be empty.
-        tokenizer_digest, chat_template_digest: as `trimtab_models.tokenizer` computes them; empty when not known.
-        metrics: finite figures to look at later.
-        publish_id: name of this publication: a caller that repeats one after a crash gets the version it made then.
-            Empty: a new name, so only retries within this call are safe.
-        timeout_s: for all of it, in seconds.
+        client: of the weights service.
+        tensors, files, channels, options: as of `Publisher.publish`, which also says what is raised.
 
     Returns:
         The manifest with its version number and time.
-
-    Raises:
-        InvalidRequest: a name, path, channel or metric is wrong.
-        VersionConflict: `expected_previous_version` is not the channel's version.
-        LeaseHeld: another writer has the lease, or this one has lost it.
-        Unavailable, DeadlineExceeded, CorruptData: the upload did not succeed.
     """
-    give_up = time.monotonic() + timeout_s
-    for index, channel in enumerate(channels):
-        check_channel(f"channels[{index}]", channel)
-    blobs: dict[str, list[memoryview]] = {}
-    manifest = weights_pb2.Manifest(
-        run=run,
-        stage=stage,
-        step=step,
-        tensors=_pack(tensors, blobs),
-        files=_file_entries(files, blobs),
-        tokenizer_digest=tokenizer_digest,
-        chat_template_digest=chat_template_digest,
-        metrics=dict(metrics or {}),
-    )
-    manifest.weights_digest = weights_digest(manifest.tensors)
-    check_manifest(manifest)
-    request = weights_pb2.PublishRequest(
-        manifest=manifest,
-        channels=channels,
-        expected_previous_version=expected_previous_version,
-        lease_id=lease_id,
-        publish_id=publish_id or uuid.uuid4().hex,
-    )
-    tries = 0
-    while True:
-        tries += 1
-        _upload_missing(client, blobs, give_up)
-        try:
-            return client.publish(request, timeout_s=_left(give_up, timeout_s)).manifest
-        except FailedPrecondition as error:
-            if error.reason is not Reason.BLOB_MISSING or tries >= _PUBLISH_TRIES:
-                raise  # a blob that nothing needed yet may be pruned between the upload and the commit
+    return Publisher(client, max_chain=0).publish(tensors, files, channels=channels, **options).manifest
 
 
-def fetch_version(
-    client: Client,
-    *,
-    version: int | None = None,
-    channel: str | None = None,
-    cache: Path | None = None,
-    timeout_s: float = 600.0,
-) -> FetchedVersion:
-    """Downloads a version and checks every blob, tensor and file against its digest.
-
-    Args:
-        client: of the weights service; the HTTP side is reached with its token and TLS.
-        version, channel: which one; exactly one of both.
-        cache: folder of blobs that later fetches reuse; None: a temporary one that lives as long as the result.
-        timeout_s: for all of it, in seconds.
-
-    Raises:
-        InvalidRequest: not exactly one of version and channel.
-        NotFound: no such version or channel.
-        CorruptData: bytes that do not have the digest that names them.
-        Unavailable, DeadlineExceeded: the download did not succeed.
-    """
-    if (version is None) == (channel is None):
-        raise InvalidRequest("version, channel: exactly one must be given", field="version", value=version)
-    give_up = time.monotonic() + timeout_s
-    request = weights_pb2.GetManifestRequest()
-    if version is not None:
-        request.version = version
-    else:
-        request.channel = channel or ""
-    reply = client.get_manifest(request, timeout_s=min(client.timeout_s, timeout_s))
-    manifest = reply.manifest
-    try:
-        check_manifest(manifest)
-    except InvalidRequest as error:
-        raise CorruptData(f"version {manifest.version}: {error.message}", field=error.field) from None
-    temporary = tempfile.TemporaryDirectory(prefix="trimtab-weights-") if cache is None else None
-    blobs = BlobCache(Path(temporary.name) if temporary is not None else cache or Path())
-    left = _left(give_up, timeout_s)
-    with _blobs(client, reply.blobs_url, left) as source:
-        tensors = _fetch_tensors(manifest, blobs, source)
-        files = {entry.path: blobs.fetch(entry.digest, source).read_bytes() for entry in manifest.files}
-    return FetchedVersion(manifest, tensors, files, temporary)
-
-
-def _pack(tensors: Iterable[TensorData], blobs: dict[str, list[memoryview]]) -> list[weights_pb2.TensorEntry]:
-    """Groups tensors, sorted by name, into blobs; fills in `blobs` (digest -> parts) and returns the entries."""
-    entries: list[weights_pb2.TensorEntry] = []
-    for group in _groups(sorted(tensors, key=lambda tensor: tensor.name)):
-        digests = [tensor_digest(tensor) for tensor in group]
-        blob_digest = digests[0] if len(group) == 1 else _digest_of(group)
-        blobs[blob_digest] = [tensor.data for tensor in group]
-        offset = 0
-        for tensor, digest in zip(group, digests, strict=True):
-            entries.append(
-                weights_pb2.TensorEntry(
-                    name=tensor.name,
-                    dtype=tensor.dtype,
-                    shape=tensor.shape,
-                    digest=digest,
-                    encoding=weights_pb2.ENCODING_RAW,
-                    blob_digest=blob_digest,
-                    blob_offset_bytes=offset,
-                    blob_length_bytes=tensor.data.nbytes,
-                )
-            )
-            offset += tensor.data.nbytes
-    return entries
-
-
-def _groups(tensors: Sequence[TensorData]) -> Iterator[list[TensorData]]:
-    group: list[TensorData] = []
-    size = 0
+def _draft(tensors: Sequence[TensorData], base: _Published | None) -> _Draft:
+    """Encodes tensors, sorted by name, and packs what must be sent into blobs."""
+    draft = _Draft()
+    to_pack: list[tuple[weights_pb2.TensorEntry, memoryview]] = []
     for tensor in tensors:
-        if group and size + tensor.data.nbytes > BLOB_BYTES:
+        entry = weights_pb2.TensorEntry(
+            name=tensor.name, dtype=tensor.dtype, shape=tensor.shape, digest=tensor_digest(tensor)
+        )
+        before = base.entries.get(tensor.name) if base is not None else None
+        draft.entries.append(entry)
+        if base is None or before is None or not _is_alike(before, entry):
+            to_pack.append((entry, _whole(tensor, entry)))
+            continue
+        if before.digest == entry.digest:
+            entry.CopyFrom(before)
+            continue
+        part = _difference(tensor, entry, base, before)
+        if entry.encoding == weights_pb2.ENCODING_DELTA:
+            draft.delta_bytes += part.nbytes
+        to_pack.append((entry, part))
+    for group in _groups(to_pack):
+        _pack(group, draft.blobs)
+    return draft
+
+
+def _is_alike(before: weights_pb2.TensorEntry, after: weights_pb2.TensorEntry) -> bool:
+    return before.dtype == after.dtype and before.shape == after.shape
+
+
+def _whole(tensor: TensorData, entry: weights_pb2.TensorEntry) -> memoryview:
+    entry.encoding = weights_pb2.ENCODING_RAW
+    return tensor.data
+
+
+def _difference(
+    tensor: TensorData, entry: weights_pb2.TensorEntry, base: _Published, before: weights_pb2.TensorEntry
+) -> memoryview:
+    """The difference to the base's tensor, or the bytes themselves where they are no more."""
+    encoded = encode_delta(base.tensors[tensor.name].data, tensor.data, DTYPE_BYTES[tensor.dtype])
+    if encoded is None:
+        return _whole(tensor, entry)
+    entry.encoding = weights_pb2.ENCODING_DELTA
+    entry.base_version, entry.base_digest = base.manifest.version, before.digest
+    return memoryview(encoded)
+
+
+def _groups(
+    parts: Sequence[tuple[weights_pb2.TensorEntry, memoryview]],
+) -> Iterator[list[tuple[weights_pb2.TensorEntry, memoryview]]]:
+    group: list[tuple[weights_pb2.TensorEntry, memoryview]] = []
+    size = 0
+    for entry, part in parts:
+        if group and size + part.nbytes > BLOB_BYTES:
             yield group
             group, size = [], 0
-        group.append(tensor)
-        size += tensor.data.nbytes
+        group.append((entry, part))
+        size += part.nbytes
     if group:
         yield group
 
 
-def _digest_of(group: Sequence[TensorData]) -> str:
+def _pack(group: Sequence[tuple[weights_pb2.TensorEntry, memoryview]], blobs: dict[str, list[memoryview]]) -> None:
+    """Makes one blob of a group and tells its entries where they lie."""
+    parts = [part for _, part in group]
+    first = group[0][0]
+    is_whole = len(group) == 1 and first.encoding == weights_pb2.ENCODING_RAW
+    blob_digest = first.digest if is_whole else _digest_of(parts)
+    blobs[blob_digest] = parts
+    offset = 0
+    for entry, part in group:
+        entry.blob_digest = blob_digest
+        entry.blob_offset_bytes, entry.blob_length_bytes = offset, part.nbytes
+        offset += part.nbytes
+
+
+def _digest_of(parts: Sequence[memoryview]) -> str:
     digest = hashlib.sha256()
-    for tensor in group:
-        digest.update(tensor.data)
+    for part in parts:
+        digest.update(part)
     return digest.hexdigest()
 
 
@@ -242,56 +351,17 @@ def _file_entries(files: Mapping[str, bytes], blobs: dict[str, list[memoryview]]
     return entries
 
 
-def _upload_missing(
-    client: Client,
-    blobs: Mapping[str, Sequence[memoryview]],
-    give_up: float,
-) -> None:
+def _upload_missing(client: Client, blobs: Mapping[str, Sequence[memoryview]], give_up: float) -> int:
+    """Uploads those blobs that the store lacks; returns their bytes."""
     digests = sorted(blobs)
+    sent = 0
     for start in range(0, len(digests), _PAGE):
         request = weights_pb2.FindMissingBlobsRequest(digests=digests[start : start + _PAGE])
-        reply = client.find_missing_blobs(request, timeout_s=_left(give_up, client.timeout_s))
+        reply = client.find_missing_blobs(request, timeout_s=min(time_left(give_up), client.timeout_s))
         if not reply.missing:
             continue
-        left = _left(give_up, math.inf)
-        with _blobs(client, reply.blobs_url, left) as target:
+        with blob_client(client, reply.blobs_url, time_left(give_up)) as target:
             for digest in reply.missing:
                 target.put(digest, blobs[digest])
-
-
-def _fetch_tensors(manifest: weights_pb2.Manifest, blobs: BlobCache, source: BlobClient) -> dict[str, TensorData]:
-    maps: dict[str, memoryview] = {}
-    tensors: dict[str, TensorData] = {}
-    for entry in manifest.tensors:
-        if entry.blob_digest not in maps:
-            maps[entry.blob_digest] = _map(blobs.fetch(entry.blob_digest, source))
-        blob = maps[entry.blob_digest]
-        data = blob[entry.blob_offset_bytes : entry.blob_offset_bytes + entry.blob_length_bytes]
-        where = f"version {manifest.version}: tensor {entry.name!r}"
-        if data.nbytes != entry.blob_length_bytes:
-            raise CorruptData(f"{where} ends beyond its blob {entry.blob_digest}", field=entry.name, value=blob.nbytes)
-        tensor = TensorData(entry.name, entry.dtype, tuple(entry.shape), data)
-        is_whole_blob = entry.digest == entry.blob_digest and data.nbytes == blob.nbytes
-        if not is_whole_blob and tensor_digest(tensor) != entry.digest:
-            raise CorruptData(f"{where} does not have digest {entry.digest}", field=entry.name, limit=entry.digest)
-        tensors[entry.name] = tensor
-    return tensors
-
-
-def _map(path: Path) -> memoryview:
-    with path.open("rb") as file:
-        if path.stat().st_size == 0:  # an empty file cannot be mapped
-            return memoryview(b"")
-        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
-
-
-def _left(give_up: float, most: float) -> float:
-    left = give_up - time.monotonic()
-    if left <= 0:
-        raise DeadlineExceeded("weights: the transfer is not done within timeout_s", field="timeout_s")
-    return min(left, most)
-
-
-def _blobs(client: Client, blobs_url: str, timeout_s: float) -> BlobClient:
-    """The HTTP side of a client's server, with the client's own token and TLS."""
-    return BlobClient(blobs_url, token=client.token, tls=client.tls, timeout_s=timeout_s, insecure=client.insecure)
+                sent += sum(part.nbytes for part in blobs[digest])
+    return sent

@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from trimtab.channel import TLSConfig, Token, is_loopback
+from trimtab.client import Client
 from trimtab.errors import (
     REASONS,
     ConfigError,
@@ -35,7 +36,7 @@ from trimtab.errors import (
     Unavailable,
 )
 
-__all__ = ["BlobCache", "BlobClient", "file_digest"]
+__all__ = ["BlobCache", "BlobClient", "blob_client", "file_digest", "time_left"]
 
 MAX_TRIES = 5
 CHUNK_BYTES = 1024 * 1024
@@ -81,6 +82,8 @@ class BlobClient:
             )
         self._url = blobs_url
         self._token = Token(token) if isinstance(token, str) else token
+        self.received_bytes = 0
+        """Bytes of blobs downloaded so far, those of broken downloads too."""
         self._timeout_s = timeout_s
         self._give_up = time.monotonic() + timeout_s
         self._http = httpx.Client(verify=_ssl_context(tls), timeout=_PHASE_S, follow_redirects=False, trust_env=False)
@@ -155,6 +158,7 @@ class BlobClient:
             if response.status_code != 416:  # 416: nothing is left to send, the digest decides
                 for chunk in response.iter_raw():  # as it comes: a chunk size would lose the last piece of a broken one
                     file.write(chunk)
+                    self.received_bytes += len(chunk)
                     self._phase(digest)
         file.flush()
         file.seek(0)
@@ -234,6 +238,23 @@ class BlobCache:
             except FileNotFoundError:
                 continue  # another process was faster
         return freed
+
+
+def blob_client(client: Client, blobs_url: str, timeout_s: float) -> BlobClient:
+    """The HTTP side of a client's server, with the client's own token and TLS."""
+    return BlobClient(blobs_url, token=client.token, tls=client.tls, timeout_s=timeout_s, insecure=client.insecure)
+
+
+def time_left(give_up: float) -> float:
+    """Seconds until a `time.monotonic()`.
+
+    Raises:
+        DeadlineExceeded: it has passed.
+    """
+    left = give_up - time.monotonic()
+    if left <= 0:
+        raise DeadlineExceeded("weights: the transfer is not done within timeout_s", field="timeout_s")
+    return left
 
 
 def file_digest(path: Path) -> str:

@@ -1,0 +1,148 @@
+"""Whole bytes of tensors that the store has as differences: made once to check a publication, kept for the newest few.
+
+They are the base of the next publication, and a reader without a base takes each tensor by its own digest instead of a
+chain of differences. All of it can be made again, so it lies on this host's disk, outlives no process and is written
+without flushing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import mmap
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+from trimtab.errors import CorruptData, FailedPrecondition, NotFound, Reason
+from trimtab.v1 import weights_pb2
+from trimtab.weights.chains import Chains
+from trimtab_services.weights.files import Files
+from trimtab_services.weights.reading import OpenBlob, open_blob, open_file
+from trimtab_services.weights.state import blob_path
+
+__all__ = ["DecodedTensors"]
+
+_log = logging.getLogger(__name__)
+
+_FOLDER = "decoded"
+_PARTIAL = ".part"
+_KEPT_VERSIONS = 3
+"""Versions whose differences are kept decoded: the newest, and those that slow readers may still be reading."""
+
+
+class DecodedTensors:
+    """Decoded tensors by digest.
+
+    Args:
+        files: the store's files.
+        manifest_of: returns the manifest of a version; NotFound where there is none.
+    """
+
+    def __init__(self, files: Files, manifest_of: Callable[[int], weights_pb2.Manifest]) -> None:
+        local = files.local_path(_FOLDER)
+        self._folder = local if local is not None else Path(tempfile.mkdtemp(prefix="trimtab-decoded-"))
+        self._files = files
+        self._manifest_of = manifest_of
+        self._kept: dict[int, list[weights_pb2.TensorEntry]] = {}
+        self._wholes: dict[str, weights_pb2.TensorEntry] = {}
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.mkdir(parents=True)
+
+    def close(self) -> None:
+        """Removes all of them."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def open(self, digest: str) -> OpenBlob | None:
+        """Opens a tensor of the newest versions by its own digest; None where it is not to be had."""
+        entry = self._wholes.get(digest)
+        if entry is None:
+            return open_file(self._files, self._folder / digest)
+        path, start = blob_path(entry.blob_digest), entry.blob_offset_bytes
+        return open_blob(self._files, path, start=start, length=entry.blob_length_bytes)
+
+    def has_all(self, manifest: weights_pb2.Manifest) -> bool:
+        """Whether every tensor of a version can be opened."""
+        kept = manifest.version in self._kept
+        return kept and all((self._folder / entry.digest).is_file() for entry in _differences(manifest))
+
+    def check(self, manifest: weights_pb2.Manifest, number: int) -> None:
+        """Decodes every difference of a version that is to be published, and keeps what has the right digest.
+
+        Args:
+            manifest: its form was checked already.
+            number: above that of every version that it may build on.
+
+        Raises:
+            FailedPrecondition: BASE_MISSING: a base is not in the store, or has other bytes.
+            CorruptData: what comes out has another digest than the entry says.
+        """
+        own = ""  # what is to be checked is never at hand
+        chains = Chains(self._manifest_of, lambda name, digest: self._at_hand(digest) if digest != own else None)
+        checked = {entry.SerializeToString() for kept in self._kept.values() for entry in kept}
+        for index, entry in enumerate(manifest.tensors):
+            if entry.encoding != weights_pb2.ENCODING_DELTA or entry.SerializeToString() in checked:
+                continue
+            own = entry.digest
+            try:
+                data = chains.recipe(number, entry).made(self._part)
+            except (CorruptData, NotFound) as error:
+                raise _base_missing(f"manifest.tensors[{index}].base_version", entry, error.message) from error
+            found = hashlib.sha256(data).hexdigest()
+            if found != entry.digest:
+                raise CorruptData(
+                    f"manifest.tensors[{index}].digest: the difference of {entry.name!r} to version "
+                    f"{entry.base_version} gives bytes with SHA-256 {found}, not {entry.digest}",
+                    field=f"manifest.tensors[{index}].digest",
+                    value=found,
+                    limit=entry.digest,
+                )
+            self._write(entry.digest, data)
+
+    def keep(self, manifest: weights_pb2.Manifest) -> None:
+        """Notes a committed version, and lets go of all that the newest few do not have."""
+        self._kept[manifest.version] = list(manifest.tensors)
+        for version in sorted(self._kept)[:-_KEPT_VERSIONS]:
+            del self._kept[version]
+        entries = [entry for kept in self._kept.values() for entry in kept]
+        self._wholes = {entry.digest: entry for entry in entries if entry.encoding == weights_pb2.ENCODING_RAW}
+        digests = {entry.digest for entry in entries}
+        for path in self._folder.iterdir():
+            if path.name not in digests and path.suffix != _PARTIAL:
+                path.unlink(missing_ok=True)
+
+    def _at_hand(self, digest: str) -> memoryview | None:
+        try:
+            with (self._folder / digest).open("rb") as file:
+                return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        except FileNotFoundError:
+            return None
+
+    def _part(self, entry: weights_pb2.TensorEntry) -> memoryview:
+        chunks = self._files.chunks(blob_path(entry.blob_digest), entry.blob_offset_bytes, entry.blob_length_bytes)
+        return memoryview(b"".join(chunks))
+
+    def _write(self, digest: str, data: memoryview) -> None:
+        partial = self._folder / f"{uuid.uuid4().hex}{_PARTIAL}"
+        try:
+            partial.write_bytes(data)
+            partial.replace(self._folder / digest)
+        except OSError as error:  # a full disk costs speed, not the publication
+            partial.unlink(missing_ok=True)
+            _log.warning("a decoded tensor is not kept", extra={"digest": digest, "error": str(error)})
+
+
+def _differences(manifest: weights_pb2.Manifest) -> list[weights_pb2.TensorEntry]:
+    return [entry for entry in manifest.tensors if entry.encoding == weights_pb2.ENCODING_DELTA]
+
+
+def _base_missing(field: str, entry: weights_pb2.TensorEntry, why: str) -> FailedPrecondition:
+    return FailedPrecondition(
+        f"{field}: {entry.name!r} cannot be built on version {entry.base_version}: {why}; publish it whole",
+        reason=Reason.BASE_MISSING,
+        field=field,
+        value=entry.base_version,
+        limit="a version of the store with base_digest",
+    )
