@@ -13,9 +13,10 @@ from aiohttp import ClientError, web
 from trimtab.errors import Cancelled, CorruptData, DeadlineExceeded, InvalidRequest, NotFound, Overloaded
 from trimtab.weights.manifest import check_digest
 from trimtab_services.runtime.http import Route
+from trimtab_services.weights.catalog import Catalog
 from trimtab_services.weights.files import Upload
 from trimtab_services.weights.reading import OpenBlob
-from trimtab_services.weights.store import Store
+from trimtab_services.weights.store import writable
 
 __all__ = ["PREFIX", "BlobRoutes"]
 
@@ -30,13 +31,13 @@ class BlobRoutes:
     """The HTTP side of the store.
 
     Args:
-        store: what it serves.
+        catalog: what it serves.
         max_blob_bytes: most bytes of one upload.
         idle_s: seconds without a byte after which a transfer is ended.
     """
 
-    def __init__(self, store: Store, *, max_blob_bytes: int, idle_s: float) -> None:
-        self._store = store
+    def __init__(self, catalog: Catalog, *, max_blob_bytes: int, idle_s: float) -> None:
+        self._catalog = catalog
         self._max_blob_bytes = max_blob_bytes
         self._idle_s = idle_s
 
@@ -57,15 +58,17 @@ class BlobRoutes:
             CorruptData: the bytes have another digest; nothing is kept.
             DeadlineExceeded: no byte came for too long; nothing is kept.
             Overloaded: the disk is full.
+            Unsupported: this is a read replica.
         """
         digest = _digest_of(request)
-        known = await asyncio.to_thread(self._store.blob_size, digest)
+        store = writable(self._catalog)
+        known = await asyncio.to_thread(store.blob_size, digest)
         if known is not None:
             async for _ in self._body(request, digest, most=known):
                 pass
             return web.Response(status=200)
         try:
-            upload = await asyncio.to_thread(self._store.files.upload)
+            upload = await asyncio.to_thread(store.files.upload)
             try:
                 found = await self._receive(request, upload, digest)
                 if found != digest:
@@ -75,7 +78,7 @@ class BlobRoutes:
                         value=found,
                         limit=digest,
                     )
-                await asyncio.to_thread(self._store.commit_blob, upload, digest)
+                await asyncio.to_thread(store.commit_blob, upload, digest)
             finally:
                 await asyncio.shield(asyncio.to_thread(upload.discard))
         except OSError as error:
@@ -93,7 +96,7 @@ class BlobRoutes:
             DeadlineExceeded: the reader took no byte for too long; the connection is cut.
         """
         digest = _digest_of(request)
-        blob = await asyncio.to_thread(self._store.open_blob, digest)
+        blob = await asyncio.to_thread(self._catalog.open_blob, digest)
         if blob is None:
             raise NotFound(f"blob {digest}: not in the store", field="digest", value=digest)
         try:

@@ -17,6 +17,12 @@ class WeightsServiceConfig(ServiceConfig):
     store: str = Field(
         min_length=1, description="Folder of the store, or a URL that fsspec knows, such as s3://bucket/weights."
     )
+    read_only: bool = Field(
+        default=False,
+        description="Serve a store that another process writes: any number may. Publications and all other changes are "
+        "refused here.",
+    )
+    refresh_s: float = Field(default=1.0, gt=0, description="With read_only: seconds between two looks for news.")
     blob_grace_s: float = Field(
         default=3600.0,
         ge=0,

@@ -1,4 +1,4 @@
-"""WeightsService over the store. Every store call runs in a thread; the event loop only waits."""
+"""WeightsService over a store. Every store call runs in a thread; the event loop only waits."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from trimtab.v1 import weights_pb2_grpc
 from trimtab.weights.manifest import check_channel
 from trimtab_services.runtime.state import Runtime
 from trimtab_services.weights.blobs import PREFIX
+from trimtab_services.weights.catalog import Catalog
 from trimtab_services.weights.config import WeightsServiceConfig
-from trimtab_services.weights.store import Store
+from trimtab_services.weights.store import writable
 
 __all__ = ["WeightsServicer"]
 
@@ -27,36 +28,36 @@ class WeightsServicer(weights_pb2_grpc.WeightsServiceServicer):
 
     Args:
         runtime: the server it lives in.
-        store: what it serves; its `on_move` becomes ours.
+        catalog: what it serves; its `on_move` becomes ours.
     """
 
-    def __init__(self, runtime: Runtime[WeightsServiceConfig], store: Store) -> None:
+    def __init__(self, runtime: Runtime[WeightsServiceConfig], catalog: Catalog) -> None:
         self._runtime = runtime
-        self._store = store
+        self._catalog = catalog
         self._moved = asyncio.Event()
         loop = asyncio.get_running_loop()
         # Told by the store itself, so that a move is known even when the call behind it was cancelled.
-        store.on_move = lambda: loop.call_soon_threadsafe(self._announce)
+        catalog.on_move = lambda: loop.call_soon_threadsafe(self._announce)
 
     async def AcquireLease(self, request: pb.AcquireLeaseRequest, context: Context) -> pb.AcquireLeaseResponse:
         """Gives out or renews a lease."""
-        return pb.AcquireLeaseResponse(lease=await asyncio.to_thread(self._store.acquire_lease, request))
+        return pb.AcquireLeaseResponse(lease=await asyncio.to_thread(writable(self._catalog).acquire_lease, request))
 
     async def ReleaseLease(self, request: pb.ReleaseLeaseRequest, context: Context) -> pb.ReleaseLeaseResponse:
         """Ends a lease early."""
-        await asyncio.to_thread(self._store.release_lease, request.lease_id)
+        await asyncio.to_thread(writable(self._catalog).release_lease, request.lease_id)
         return pb.ReleaseLeaseResponse()
 
     async def FindMissingBlobs(
         self, request: pb.FindMissingBlobsRequest, context: Context
     ) -> pb.FindMissingBlobsResponse:
         """Which blobs to upload, and where."""
-        missing = await asyncio.to_thread(self._store.find_missing, request.digests)
+        missing = await asyncio.to_thread(writable(self._catalog).find_missing, request.digests)
         return pb.FindMissingBlobsResponse(missing=missing, blobs_url=self._blobs_url)
 
     async def Publish(self, request: pb.PublishRequest, context: Context) -> pb.PublishResponse:
         """Verifies and commits a version."""
-        return pb.PublishResponse(manifest=await asyncio.to_thread(self._store.publish, request))
+        return pb.PublishResponse(manifest=await asyncio.to_thread(writable(self._catalog).publish, request))
 
     async def GetManifest(self, request: pb.GetManifestRequest, context: Context) -> pb.GetManifestResponse:
         """One version by number or by channel."""
@@ -66,17 +67,17 @@ class WeightsServicer(weights_pb2_grpc.WeightsServiceServicer):
                 "which: exactly one of `version` and `channel` must be set", reason=Reason.FIELD_MISSING, field="which"
             )
         version = request.version if which == "version" else None
-        manifest = await asyncio.to_thread(self._store.manifest, version, request.channel)
-        decoded = await asyncio.to_thread(self._store.has_decoded, manifest)
+        manifest = await asyncio.to_thread(self._catalog.manifest, version, request.channel)
+        decoded = await asyncio.to_thread(self._catalog.has_decoded, manifest)
         return pb.GetManifestResponse(manifest=manifest, blobs_url=self._blobs_url, decoded=decoded)
 
     async def ListVersions(self, request: pb.ListVersionsRequest, context: Context) -> pb.ListVersionsResponse:
         """A page of versions, newest first."""
-        return await asyncio.to_thread(self._store.versions, request)
+        return await asyncio.to_thread(self._catalog.versions, request)
 
     async def ListChannels(self, request: pb.ListChannelsRequest, context: Context) -> pb.ListChannelsResponse:
         """The channels and where they point."""
-        return pb.ListChannelsResponse(channels=self._store.channels(request.prefix))
+        return pb.ListChannelsResponse(channels=self._catalog.channels(request.prefix))
 
     async def Watch(self, request: pb.WatchRequest, context: Context) -> AsyncIterator[pb.WatchResponse]:
         """The channel's version, each move of it, and a sign of life while it is quiet."""
@@ -84,7 +85,7 @@ class WeightsServicer(weights_pb2_grpc.WeightsServiceServicer):
         told = request.after_version
         while not self._runtime.draining.is_set():
             moved = self._moved  # taken before the look: a move after it sets this very event
-            version = self._store.channel_version(request.channel)
+            version = self._catalog.channel_version(request.channel)
             if version != told:
                 yield pb.WatchResponse(version=version)
                 told = version
@@ -94,16 +95,16 @@ class WeightsServicer(weights_pb2_grpc.WeightsServiceServicer):
 
     async def SetChannel(self, request: pb.SetChannelRequest, context: Context) -> pb.SetChannelResponse:
         """Promotes or rolls back."""
-        return pb.SetChannelResponse(channel=await asyncio.to_thread(self._store.set_channel, request))
+        return pb.SetChannelResponse(channel=await asyncio.to_thread(writable(self._catalog).set_channel, request))
 
     async def Pin(self, request: pb.PinRequest, context: Context) -> pb.PinResponse:
         """Pins or unpins."""
-        await asyncio.to_thread(self._store.pin, request.version, request.pinned)
+        await asyncio.to_thread(writable(self._catalog).pin, request.version, request.pinned)
         return pb.PinResponse()
 
     async def Prune(self, request: pb.PruneRequest, context: Context) -> pb.PruneResponse:
         """Removes old versions and blobs that nothing needs."""
-        return await asyncio.to_thread(self._store.prune, request)
+        return await asyncio.to_thread(writable(self._catalog).prune, request)
 
     @property
     def _blobs_url(self) -> str:

@@ -18,7 +18,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 
-from trimtab.errors import InvalidRequest, Reason
+from trimtab.errors import InvalidRequest, Reason, Unsupported
 from trimtab.v1 import weights_pb2
 from trimtab.weights.manifest import check_channel, check_digest, decoded_bytes, manifest_blobs
 from trimtab_services.weights import leases
@@ -34,7 +34,7 @@ from trimtab_services.weights.state_file import StateFile
 from trimtab_services.weights.usage import BlobUsage
 from trimtab_services.weights.verification import verify_bytes
 
-__all__ = ["Store"]
+__all__ = ["Store", "writable"]
 
 _log = logging.getLogger(__name__)
 
@@ -277,3 +277,14 @@ class Store(Catalog):
         now = time.time()
         old = {path for path in set(others) - removed - kept if self.files.age_s(path, now) >= self._grace_s}
         return {path: self.files.size(path) or 0 for path in sorted((removed | old) - kept)}
+
+
+def writable(catalog: Catalog) -> Store:
+    """The store of a service that may change it.
+
+    Raises:
+        Unsupported: the service is a read replica.
+    """
+    if not isinstance(catalog, Store):
+        raise Unsupported("this weights service is read_only; publish at the one that writes to the store")
+    return catalog
