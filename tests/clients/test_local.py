@@ -208,3 +208,19 @@ def test_wanted_counts(tmp_path: Path) -> None:
     (tmp_path / "replicas.json").write_text('{"generation": 2, "weights": 2}')
     with pytest.raises(ConfigError, match=r"replicas.json: weights=2: .* in 0..1"):
         read_wanted(tmp_path)
+
+
+def test_services_end_with_the_process_that_started_them(tmp_path: Path) -> None:
+    program = (
+        "import sys, time; from pathlib import Path; from trimtab.local import LocalServices\n"
+        f"with LocalServices(Path({str(tmp_path)!r}), replicas={NO_MODELS!r}): time.sleep(600)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program])
+    try:
+        wait_until(lambda: (tmp_path / "endpoints.json").exists())
+        pids = [one["pid"] for replicas in read_endpoints(tmp_path).values() for one in replicas]
+        assert len(pids) == 2 and not any(map(is_gone, pids))
+    finally:
+        parent.kill()
+        parent.wait()
+    wait_until(lambda: all(map(is_gone, pids)), 30)

@@ -16,7 +16,7 @@ import yaml
 
 from tiny_models import make_policy, make_tokenizer
 from trimtab.client import Client
-from trimtab.local import CHANNELS, LocalServices, read_endpoints
+from trimtab.local import CHANNELS, LocalServices, read_endpoints, request_scale
 from trimtab.types import ServiceState
 from trimtab.v1 import weights_pb2
 from trimtab_models.loading import reward_model_from_policy, save_model
@@ -209,6 +209,34 @@ def test_a_weights_service_that_comes_back_ends_nothing(
         assert process.returncode == 130, output
     finally:
         process.kill()
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_while_generation_scales_and_a_replica_falls_silent(
+    tmp_path: Path, services: LocalServices, llama_folder: Path, reward_folder: Path
+) -> None:
+    spec = write_ppo(tmp_path, llama_folder, reward_folder, services)
+    events = tmp_path / "run" / "events.jsonl"
+    process, silent = run(spec), 0
+    try:
+        wait_for_step(events, 2, process)
+        request_scale(services.directory, "generation", 2)
+        deadline = time.monotonic() + 60
+        while '"replicas": 2' not in events.read_text():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+        silent = read_endpoints(services.directory)["generation"][1]["pid"]
+        os.kill(silent, signal.SIGSTOP)
+        done = events.read_text().count(STEP_DONE)
+        wait_for_step(events, done + 5, process)
+        process.send_signal(signal.SIGINT)
+        output = process.communicate(timeout=60)
+        assert process.returncode == 130, output
+    finally:
+        process.kill()
+        if silent:
+            os.kill(silent, signal.SIGCONT)
+        request_scale(services.directory, "generation", 1)
 
 
 def test_ctrl_c_ends_a_wait_for_a_service(

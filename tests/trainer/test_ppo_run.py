@@ -139,7 +139,7 @@ def spec(directory: Path, services: LocalServices, policy: Path, reward: Path, *
 
 def figures(directory: Path) -> dict[int, dict[str, float]]:
     """The metrics of every step but for what its work took, in time and in bytes sent."""
-    work = ("seconds_", "tokens_per_second", "publication_share")
+    work = ("seconds_", "tokens_per_second", "publication_share", "hedged_samples")
     return {
         step: {name: value for name, value in metrics.items() if not name.startswith(work)}
         for step, metrics in step_metrics(directory / "events.jsonl", "ppo").items()

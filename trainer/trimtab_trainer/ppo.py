@@ -109,6 +109,7 @@ def train(context: StageContext, config: PPOConfig) -> StageResult:
                 if not config.max_lag:
                     pending = sampler.submit_after(state.iteration + 1, publishing)
                 metrics = iteration_metrics(experience, figures, agent, clock) | publication_figures(publication)
+                metrics["hedged_samples"] = services.rollouts.take_hedged()
                 if context.spec.miniature is not None:
                     metrics["gold"] = mean_gold(rollouts, tokenizer)
                 oldest = min(span.version for rollout in rollouts for span in rollout.version_spans)

@@ -1,17 +1,20 @@
 """What is given out to replicas: prompts with the samples still to be made, split and taken up again as replicas need.
 
-Pure functions over records, for `rollouts`.
+Pure functions over records, for `handout`.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Container
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, replace
 
 from trimtab_trainer.fleet import Replica
 
-__all__ = ["RolloutPrompt", "Work", "free_slots", "left_of", "most_items", "take"]
+__all__ = ["RolloutPrompt", "Sample", "Work", "free_slots", "left_of", "most_items", "samples_of", "take"]
+
+Sample = tuple[str, int]
+"""One completion to make: prompt_id and sample index."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +47,19 @@ class Work:
     tries: int = 0
 
 
-def free_slots(replica: Replica) -> int:
-    """Sequences that a replica can be given now: its slots, and half as many waiting so that none stands empty."""
-    slots = replica.info.limits.max_concurrent_sequences if replica.info else 0
-    return max(slots, 1) * 3 // 2 - replica.outstanding
+def free_slots(replica: Replica, slowness: float = 1.0) -> int:
+    """Sequences that a replica can be given now.
+
+    That is its slots and half as many waiting, so that none stands empty; of a slow one its share of the slots, at
+    least one, by which it can show that it is slow no more.
+
+    Args:
+        replica: well.
+        slowness: as `Fleet.slowness`.
+    """
+    slots = max(1, replica.info.limits.max_concurrent_sequences if replica.info else 0)
+    wanted = slots * 3 // 2 if slowness == 1 else max(1, int(slots / slowness))
+    return wanted - replica.outstanding
 
 
 def most_items(replica: Replica, most: int) -> int:
@@ -69,12 +81,18 @@ def take(waiting: deque[Work], room: int) -> list[Work]:
     return chunk
 
 
-def left_of(work: Work, done: Container[tuple[str, int]], *, tries: int) -> list[Work]:
+def samples_of(work: Work) -> Iterator[Sample]:
+    """The samples of `work`, in order."""
+    return ((work.prompt.prompt_id, index) for index in range(work.first, work.first + work.count))
+
+
+def left_of(work: Work, done: Container[Sample], *, tries: int) -> list[Work]:
     """The samples of `work` that are not done, as runs of neighbouring indices, `tries` more noted."""
     runs: list[Work] = []
-    for index in range(work.first, work.first + work.count):
-        if (work.prompt.prompt_id, index) in done:
+    for sample in samples_of(work):
+        if sample in done:
             continue
+        index = sample[1]
         if runs and runs[-1].first + runs[-1].count == index:
             runs[-1].count += 1
         else:

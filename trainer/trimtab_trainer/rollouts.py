@@ -1,9 +1,9 @@
 """Rollouts: prompts out to generation, each completion on to reward and reference the moment it ends, all or an error.
 
 `RolloutDispatcher` owns an event loop in a thread of its own, so that generation can go on while the trainer computes
-(`max_lag: 1`). Work is pulled: a replica gets prompts as long as it has free slots, so a fast one does more and a slow
-or dead one holds nobody up; what a failed replica had not answered goes to another. The result is ordered by prompt and
-sample index and complete, whatever the order of arrival; a collection that cannot be completed raises.
+(`max_lag: 1`). How samples are given out to the replicas of generation, whichever come, go, fail or are slow, is the
+matter of `handout`. The result is ordered by prompt and sample index and complete, whatever the order of arrival; a
+collection that cannot be completed raises.
 
 It may not know models, losses or tensors: token ids, log-probs and rewards are all it handles.
 """
@@ -14,10 +14,8 @@ import asyncio
 import concurrent.futures
 import threading
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -27,8 +25,6 @@ from trimtab.errors import DeadlineExceeded, InternalError, InvalidRequest, Trim
 from trimtab.types import (
     Completion,
     FinishReason,
-    GenerateRequest,
-    GenerationPrompt,
     LogProbsItem,
     LogProbsOptions,
     LogProbsRequest,
@@ -38,15 +34,14 @@ from trimtab.types import (
     VersionRequirement,
     VersionSpan,
 )
-from trimtab_trainer.fleet import Fleet, Replica, counts_as_try, worth_another_replica
-from trimtab_trainer.rollout_work import RolloutPrompt, Work, free_slots, left_of, most_items, take
+from trimtab_trainer.fleet import Fleet
+from trimtab_trainer.handout import Handout
+from trimtab_trainer.rollout_work import RolloutPrompt, Sample, most_items
 
 __all__ = ["Rollout", "RolloutDispatcher", "RolloutPrompt"]
 
 T = TypeVar("T")
 
-_MOST_TRIES = 5
-_CHUNK_SEQUENCES = 32
 _SCORE_CALLS_IN_FLIGHT = 2
 _SCORE_ITEMS = 64
 _SCORE_TIMEOUT_S = 120.0
@@ -99,8 +94,8 @@ class _Collection:
     version: VersionRequirement
     score: bool
     deadline: float
-    generated: dict[tuple[str, int], Rollout] = field(default_factory=dict)
-    scored: dict[tuple[str, int], Rollout] = field(default_factory=dict)
+    generated: dict[Sample, Rollout] = field(default_factory=dict)
+    scored: dict[Sample, Rollout] = field(default_factory=dict)
     to_score: asyncio.Queue[Rollout | None] = field(default_factory=asyncio.Queue)
     """Rollouts that ended, in order of arrival; None once generation is over, one for each scorer."""
 
@@ -121,6 +116,7 @@ class RolloutDispatcher:
         timeout_s: float,
         on_queue: Callable[[int, int, int], None] = lambda waiting, running, replicas: None,
     ) -> None:
+        self._hedged = 0
         self._timeout_s = timeout_s
         self._on_queue = on_queue
         self._queue: tuple[int, ...] = ()
@@ -170,6 +166,11 @@ class RolloutDispatcher:
 
         return self.run(self._rewards(list(rollouts)))
 
+    def take_hedged(self) -> int:
+        """Samples since the last call that a second replica was given too, since the first was slow."""
+        hedged, self._hedged = self._hedged, 0
+        return hedged
+
     def close(self) -> None:
         """Ends what is under way, closes every connection and ends the thread."""
 
@@ -213,77 +214,31 @@ class RolloutDispatcher:
             async with asyncio.TaskGroup() as group:
                 for _ in range(scorers):
                     group.create_task(self._score_all(collection))
-                await self._generate_all(prompts, collection)
+                await self._generate(prompts, collection)
                 for _ in range(scorers):
                     collection.to_score.put_nowait(None)
         except BaseExceptionGroup as errors:
             raise _first_error(errors) from errors
 
-    async def _generate_all(self, prompts: list[RolloutPrompt], collection: _Collection) -> None:
-        waiting = deque(Work(prompt, 0, prompt.num_samples) for prompt in prompts)
-        running: dict[asyncio.Task[list[Work]], int] = {}
+    async def _generate(self, prompts: list[RolloutPrompt], collection: _Collection) -> None:
+        handout = Handout(
+            self.generation,
+            prompts,
+            collection.sampling,
+            collection.version,
+            deadline=collection.deadline,
+            on_completion=lambda prompt, completion: self._add(prompt, completion, collection),
+            on_queue=self._tell_queue,
+        )
         try:
-            while waiting or running:
-                replicas = await self.generation.well() if running else await self.generation.wait_well()
-                for replica in replicas:
-                    while chunk := take(waiting, min(free_slots(replica), most_items(replica, _CHUNK_SEQUENCES))):
-                        count = sum(work.count for work in chunk)
-                        task = asyncio.create_task(self._generate(replica, chunk, collection))
-                        replica.outstanding += count
-                        task.add_done_callback(partial(_give_back, replica, count))
-                        running[task] = count
-                self._tell_queue(sum(work.count for work in waiting), sum(running.values()), len(replicas))
-                if not running:
-                    await asyncio.sleep(0.1)
-                    continue
-                done, _ = await asyncio.wait(running, timeout=0.5, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    del running[task]
-                    waiting.extendleft(reversed(task.result()))
+            await handout.run()
         finally:
-            for task in running:
-                task.cancel()
-            self._tell_queue(0, 0, len(await self.generation.replicas()))
+            self._hedged += handout.hedged
 
     def _tell_queue(self, *queue: int) -> None:
         if queue != self._queue:
             self._queue = queue
             self._on_queue(*queue)
-
-    async def _generate(self, replica: Replica, chunk: list[Work], collection: _Collection) -> list[Work]:
-        """Has one replica make a chunk; returns what it left undone when it failed."""
-        by_id = {str(position): work for position, work in enumerate(chunk)}
-        request = GenerateRequest(
-            prompts=tuple(
-                GenerationPrompt(
-                    prompt_id=prompt_id,
-                    prompt=work.prompt.shown or work.prompt.token_ids,
-                    seed=work.prompt.seed,
-                    num_samples=work.count,
-                    first_sample_index=work.first,
-                )
-                for prompt_id, work in by_id.items()
-            ),
-            sampling=collection.sampling,
-            version=collection.version,
-            max_wait_ms=30_000,
-        )
-        try:
-            remaining_s = max(0.1, collection.deadline - time.monotonic())
-            async for result in replica.client.generate(request, timeout_s=remaining_s):
-                if result.completion is not None:
-                    self._add(by_id[result.prompt_id].prompt, result.completion, collection)
-            error: TrimtabError = InternalError(f"{replica.address} ended its answer before all completions had come")
-        except TrimtabError as raised:
-            if not worth_another_replica(raised):
-                raise
-            error = raised
-        left = [rest for work in chunk for rest in left_of(work, collection.generated, tries=counts_as_try(error))]
-        if left:
-            self.generation.failed(replica, error)
-            if any(work.tries >= _MOST_TRIES for work in left):
-                raise error
-        return left
 
     def _add(self, prompt: RolloutPrompt, completion: Completion, collection: _Collection) -> None:
         rollout = Rollout(
@@ -345,10 +300,6 @@ class RolloutDispatcher:
         """Answers to a batch, asked in as many calls as the replicas' own limits make it."""
         most = min(most_items(replica, _SCORE_ITEMS) for replica in await fleet.wait_well())
         return [answer for i in range(0, len(batch), most) for answer in await ask(batch[i : i + most])]
-
-
-def _give_back(replica: Replica, count: int, task: asyncio.Task[list[Work]]) -> None:
-    replica.outstanding -= count
 
 
 async def _next_batch(queue: asyncio.Queue[Rollout | None]) -> list[Rollout]:

@@ -378,7 +378,7 @@ class Services:
     def _fleets(self) -> tuple[Fleet, Fleet, Fleet]:
         def fleet(name: str) -> Fleet:
             resolver = _resolver(self._config.of(name), name)  # type: ignore[arg-type]  # one of the four names
-            return Fleet(name, resolver, self._connect, patience_s=self._config.patience_s)
+            return Fleet(name, resolver, self._connect, patience_s=self._config.patience_s, tell=self._tell)
 
         return fleet("generation"), fleet("reward"), fleet("reference")
 

@@ -93,7 +93,8 @@ class PolicyHolder:
                     raise
                 await self._replace(version, tokenizer.tokenizer)
             else:
-                await self._host.call(lambda engine: engine.swap())
+                pause_s = await self._host.call(_timed_swap)
+                self._runtime.metrics.swap_pause_seconds.observe(pause_s)
         self._tokenizer = tokenizer
         self.served = ServedModel(
             name=self.name,
@@ -217,6 +218,13 @@ class PolicyHolder:
         metrics.batch_items.observe(load.busy_slots)
         metrics.queue_size.set(load.waiting_sequences)
         metrics.queue_tokens.set(load.outstanding_tokens)
+
+
+def _timed_swap(engine: Engine) -> float:
+    """Swaps between two steps; returns the seconds that it took."""
+    began = time.perf_counter()
+    engine.swap()
+    return time.perf_counter() - began
 
 
 def _config_of(version: ModelVersion) -> dict[str, Any]:

@@ -13,6 +13,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 """Content type of `Metrics.text`."""
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+_PAUSES = (0.0001, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5)
 _TOKENS = (16, 64, 256, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
 _ITEMS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
@@ -34,6 +35,7 @@ class Metrics:
             deadline, cancelled, failed.
         model_version, channel_version: version served and version that the channel points to, by `model`.
         swaps: changes of version by `model` and `outcome`: ok, failed.
+        swap_pause_seconds: how long each change of version kept the engine from its next step.
         fetched_bytes: bytes of weights read from the weights service, by `model`.
         state: 1 for the present state of the service, by `state`.
     """
@@ -67,6 +69,12 @@ class Metrics:
             "trimtab_channel_version", "Version that the channel points to.", ["model"], registry=registry
         )
         self.swaps = Counter("trimtab_swap", "Changes of version.", ["model", "outcome"], registry=registry)
+        self.swap_pause_seconds = Histogram(
+            "trimtab_swap_pause_seconds",
+            "Time that a change of version takes between two steps.",
+            buckets=_PAUSES,
+            registry=registry,
+        )
         self.fetched_bytes = Counter(
             "trimtab_fetched_bytes", "Bytes of weights read from the weights service.", ["model"], registry=registry
         )

@@ -6,11 +6,14 @@
 For each version that the channel points to, the follower fetches and checks every byte, then awaits `load`, which
 stages, tries out and swaps. Whatever goes wrong, the version that is served goes on being served; the reason is in
 `last_swap_error` and the log, and the newest version is tried again, less and less often.
+
+The version served before stays at hand until another one is fetched, so that a roll-back to it reads no weights.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import logging
 import random
@@ -28,7 +31,7 @@ from trimtab.client import Client
 from trimtab.errors import TrimtabError
 from trimtab.v1 import weights_pb2
 from trimtab.weights import BlobCache, FetchedVersion, fetch_version
-from trimtab.weights.manifest import manifest_blobs
+from trimtab.weights.manifest import manifest_blobs, tensor_digest
 from trimtab_services.runtime.config import ModelServiceConfig, WeightsSource
 from trimtab_services.runtime.state import Runtime, State
 from trimtab_services.runtime.threads import in_own_thread
@@ -137,6 +140,7 @@ class Follower:
         self._config = config
         self._load = load
         self._served: FetchedVersion | None = None
+        self._previous: FetchedVersion | None = None
         self._news = asyncio.Event()
 
     async def run(self) -> None:
@@ -209,7 +213,7 @@ class Follower:
                 await self._swap(wanted, source, token, directory)
                 delay_s = _FIRST_RETRY_S
             except Exception as error:
-                await self._keep_old(wanted, error)
+                await self._keep_old(wanted, error, directory)
                 with suppress(TimeoutError):
                     async with asyncio.timeout(delay_s * random.uniform(0.75, 1.25)):
                         await self._news.wait()
@@ -221,9 +225,8 @@ class Follower:
 
         def fetch() -> FetchedVersion:
             with Client(source.address, token=token, tls=tls, insecure=insecure) as client:
-                fetched = fetch_version(
-                    client, version=wanted, cache=directory, base=self._served, timeout_s=_FETCH_S
-                )
+                base = self._base_of(wanted)
+                fetched = fetch_version(client, version=wanted, cache=directory, base=base, timeout_s=_FETCH_S)
             self._trim(directory, fetched)
             return fetched
 
@@ -233,18 +236,27 @@ class Follower:
         same_weights = served is not None and served.weights_digest == fetched.weights_digest
         folder = directory / _VERSIONS / f"{fetched.version}-{fetched.weights_digest[:16]}"
         await self._load(ModelVersion(folder, fetched=fetched, same_weights=same_weights))
-        self.version, self._served, self.last_swap_error = fetched.version, fetched, ""
+        self.version, self.last_swap_error = fetched.version, ""
+        self._previous, self._served = served, fetched
         await self._runtime.set_state(State.SERVICE_STATE_SERVING)
         self._runtime.metrics.model_version.labels(self._label).set(fetched.version)
         self._runtime.metrics.swaps.labels(self._label, "ok").inc()
         extra = {"channel": self.channel, "version": fetched.version, "same_weights": same_weights}
         _log.info("version served", extra=extra)
 
-    async def _keep_old(self, wanted: int, error: Exception) -> None:
-        reason = error.message if isinstance(error, TrimtabError) else f"{type(error).__name__}: {error}"
+    def _base_of(self, wanted: int) -> FetchedVersion | None:
+        """What a version is read against: itself, where it was served before. Blocks while that is checked."""
+        previous = self._previous
+        if previous is not None and previous.version == wanted and _is_intact(previous):
+            return previous
+        self._previous = None  # whole bytes of two versions at a time, on the disk of the cache
+        return self._served
+
+    async def _keep_old(self, wanted: int, error: Exception, directory: Path) -> None:
+        reason = _reason(error, directory)
         self.last_swap_error = f"version {wanted}: {reason}"
         self._runtime.metrics.swaps.labels(self._label, "failed").inc()
-        is_fault = not isinstance(error, TrimtabError)
+        is_fault = not isinstance(error, TrimtabError | OSError)
         extra = {"channel": self.channel, "version": wanted, "served_version": self.version, "error": reason}
         _log.error("version not served, the old one stays", extra=extra, exc_info=error if is_fault else None)
         if self.version is None:
@@ -259,6 +271,24 @@ class Follower:
         for folder in (directory / _VERSIONS).glob("*-*"):
             if folder.name.partition("-")[0] not in numbers:
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_intact(version: FetchedVersion) -> bool:
+    """Whether nobody, this process or the disk, has changed the bytes of a version since they were checked."""
+    return all(tensor_digest(version.tensors[entry.name]) == entry.digest for entry in version.manifest.tensors)
+
+
+def _reason(error: Exception, directory: Path) -> str:
+    """Why a version is not served; of a full disk also which one, which the system does not say."""
+    if isinstance(error, TrimtabError):
+        return f"{error.reason}: {error.message}"
+    text = f"{type(error).__name__}: {error}"
+    is_full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+    if not is_full and f"os error {errno.ENOSPC}" not in text:  # as safetensors words it
+        return text
+    folders = {"the cache": directory, "temporary files": Path(tempfile.gettempdir())}
+    free = [f"{shutil.disk_usage(folder).free} bytes for {what} in {folder}" for what, folder in folders.items()]
+    return f"{text}; free are {', '.join(free)}; make space"
 
 
 def _digest_of(files: Iterable[weights_pb2.FileEntry]) -> str:

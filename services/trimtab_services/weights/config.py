@@ -15,7 +15,11 @@ class WeightsServiceConfig(ServiceConfig):
     """What `trimtab serve weights` takes."""
 
     store: str = Field(
-        min_length=1, description="Folder of the store, or a URL that fsspec knows, such as s3://bucket/weights."
+        min_length=1,
+        description=(
+            "Folder of the store, or a URL that fsspec knows, such as s3://bucket/weights. Credentials and endpoint of "
+            "an object store come from the environment: AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL_S3, ..."
+        ),
     )
     read_only: bool = Field(
         default=False,

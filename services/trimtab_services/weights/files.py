@@ -1,4 +1,4 @@
-"""The few file operations that the store needs, over a local folder or over anything that fsspec knows.
+"""The few file operations that the store needs, and a local folder that has them; `remote` has those over fsspec.
 
 A write appears whole or not at all: locally a temporary file is flushed to disk and renamed, and its folder flushed
 too; an object store's own write has that property.
@@ -9,17 +9,28 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol
-
-import fsspec
+from typing import IO, Protocol, runtime_checkable
 
 from trimtab.errors import ConfigError, NotFound
 
-__all__ = ["Files", "LocalFiles", "RemoteFiles", "Upload", "open_files"]
+__all__ = [
+    "CHUNK_BYTES",
+    "TEMPORARY",
+    "FileChanged",
+    "Files",
+    "LocalFiles",
+    "SharedFiles",
+    "Stamped",
+    "Upload",
+    "missing",
+    "open_files",
+]
 
 CHUNK_BYTES = 1024 * 1024
-_TEMPORARY = "tmp"
+TEMPORARY = "tmp"
+"""Folder of uploads on their way."""
 
 
 class Upload(Protocol):
@@ -62,7 +73,8 @@ class Files(Protocol):
         ...
 
     def age_s(self, path: str, now: float) -> float:
-        """Seconds since a file was last written, `now` as of `time.time()`."""
+        """Seconds since a file was last written, by the clock of the store; `now` as of `time.time()` where that is
+        this host's."""
         ...
 
     def list(self, folder: str) -> list[str]:
@@ -82,21 +94,61 @@ class Files(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Stamped:
+    """A small file as it was at one moment.
+
+    Attributes:
+        content: its bytes.
+        stamp: another one after every write that changes it.
+        age_s: seconds since it was last written, by the clock of the store.
+    """
+
+    content: bytes
+    stamp: str
+    age_s: float
+
+
+class FileChanged(Exception):
+    """A file is not what a conditional write expected it to be."""
+
+
+@runtime_checkable
+class SharedFiles(Files, Protocol):
+    """Files that processes on several hosts write, without a kernel between them that could lock."""
+
+    def read_stamped(self, path: str) -> Stamped:
+        """A small file and what tells its states apart."""
+        ...
+
+    def replace(self, path: str, content: bytes, stamp: str | None) -> str:
+        """Writes a small file if it still is what was seen; returns its new stamp.
+
+        Args:
+            path: of the file.
+            content: its new bytes.
+            stamp: of what it must be now; None: it must not exist.
+
+        Raises:
+            FileChanged: it is something else.
+        """
+        ...
+
+
 def open_files(store: str) -> Files:
     """Opens a store by folder or URL.
 
     Raises:
-        ConfigError: the folder cannot be made, or fsspec does not know the URL or lacks a package for it.
+        ConfigError: the folder cannot be made; fsspec does not know the URL or lacks a package for it; or the object
+            store cannot be reached or used.
     """
     if "://" not in store:
         return LocalFiles(Path(store))
     if store.startswith(("file://", "local://")):
         return LocalFiles(Path(store.partition("://")[2]))
-    try:
-        filesystem, root = fsspec.core.url_to_fs(store)
-    except (ValueError, ImportError) as error:
-        raise ConfigError(f"store: {store}: {error}", field="store", value=store) from None
-    return RemoteFiles(filesystem, root)
+    from trimtab_services.weights.remote import open_remote  # a local store needs no fsspec
+
+    return open_remote(store)
 
 
 class LocalFiles:
@@ -112,7 +164,7 @@ class LocalFiles:
     def __init__(self, root: Path) -> None:
         self.root = root.expanduser().resolve()
         try:
-            (self.root / _TEMPORARY).mkdir(parents=True, exist_ok=True)
+            (self.root / TEMPORARY).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"store: {root}: {error.strerror or error}", field="store", value=root) from None
 
@@ -121,7 +173,7 @@ class LocalFiles:
         try:
             return (self.root / path).read_bytes()
         except FileNotFoundError:
-            raise _missing(path) from None
+            raise missing(path) from None
 
     def chunks(self, path: str, start: int, length: int) -> Iterator[bytes]:
         """As `Files.chunks`."""
@@ -132,7 +184,7 @@ class LocalFiles:
                     length -= len(chunk)
                     yield chunk
         except FileNotFoundError:
-            raise _missing(path) from None
+            raise missing(path) from None
 
     def write(self, path: str, content: bytes) -> None:
         """As `Files.write`."""
@@ -159,7 +211,7 @@ class LocalFiles:
         try:
             return now - (self.root / path).stat().st_mtime
         except FileNotFoundError:
-            raise _missing(path) from None
+            raise missing(path) from None
 
     def list(self, folder: str) -> list[str]:
         """As `Files.list`."""
@@ -175,12 +227,12 @@ class LocalFiles:
 
     def clear_temporary(self) -> None:
         """As `Files.clear_temporary`."""
-        for path in (self.root / _TEMPORARY).iterdir():
+        for path in (self.root / TEMPORARY).iterdir():
             path.unlink()
 
     def temporary(self) -> Path:
         """A new name for bytes on their way."""
-        return self.root / _TEMPORARY / uuid.uuid4().hex
+        return self.root / TEMPORARY / uuid.uuid4().hex
 
     def move_into_place(self, temporary: Path, path: str) -> None:
         """Renames a flushed file and flushes the folders whose entries change."""
@@ -213,122 +265,6 @@ class _LocalUpload:
         self._path.unlink(missing_ok=True)
 
 
-class RemoteFiles:
-    """Files of an fsspec file system whose writes appear whole, as those of object stores do.
-
-    Args:
-        filesystem: an fsspec file system.
-        root: folder or bucket prefix within it.
-    """
-
-    def __init__(self, filesystem: Any, root: str) -> None:
-        self._fs = filesystem
-        self._root = root.rstrip("/")
-
-    def read(self, path: str) -> bytes:
-        """As `Files.read`."""
-        try:
-            return bytes(self._fs.cat_file(self._at(path)))
-        except FileNotFoundError:
-            raise _missing(path) from None
-
-    def chunks(self, path: str, start: int, length: int) -> Iterator[bytes]:
-        """As `Files.chunks`."""
-        size = self.size(path)
-        if size is None:
-            raise _missing(path)
-        end = min(size, start + length)
-        step = 8 * CHUNK_BYTES  # each piece is a request of its own
-        for at in range(start, end, step):
-            try:
-                yield bytes(self._fs.cat_file(self._at(path), start=at, end=min(at + step, end)))
-            except FileNotFoundError:
-                raise _missing(path) from None
-
-    def write(self, path: str, content: bytes) -> None:
-        """As `Files.write`."""
-        self._make_parent(path)
-        self._fs.pipe_file(self._at(path), content)
-
-    def upload(self) -> Upload:
-        """As `Files.upload`."""
-        return _RemoteUpload(self)
-
-    def size(self, path: str) -> int | None:
-        """As `Files.size`."""
-        self._fs.invalidate_cache()
-        try:
-            return int(self._fs.info(self._at(path))["size"])
-        except FileNotFoundError:
-            return None
-
-    def age_s(self, path: str, now: float) -> float:
-        """As `Files.age_s`."""
-        try:
-            return now - float(self._fs.modified(self._at(path)).timestamp())
-        except FileNotFoundError:
-            raise _missing(path) from None
-
-    def list(self, folder: str) -> list[str]:
-        """As `Files.list`."""
-        self._fs.invalidate_cache()
-        try:
-            found = self._fs.find(self._at(folder))
-        except FileNotFoundError:
-            return []
-        return sorted(str(path)[len(self._root) :].lstrip("/") for path in found)
-
-    def remove(self, path: str) -> None:
-        """As `Files.remove`."""
-        try:
-            self._fs.rm_file(self._at(path))
-        except FileNotFoundError:
-            pass
-
-    def local_path(self, path: str) -> Path | None:
-        """As `Files.local_path`."""
-        return None
-
-    def clear_temporary(self) -> None:
-        """As `Files.clear_temporary`."""
-        for path in self.list(_TEMPORARY):
-            self.remove(path)
-
-    def open_temporary(self) -> tuple[str, IO[bytes]]:
-        """A new file for bytes on their way, and its path."""
-        path = f"{_TEMPORARY}/{uuid.uuid4().hex}"
-        self._make_parent(path)
-        return path, self._fs.open(self._at(path), "wb")
-
-    def move(self, source: str, target: str) -> None:
-        """Moves a file; object stores copy it within themselves."""
-        self._make_parent(target)
-        self._fs.mv(self._at(source), self._at(target))
-
-    def _make_parent(self, path: str) -> None:
-        self._fs.makedirs(self._at(path).rpartition("/")[0], exist_ok=True)
-
-    def _at(self, path: str) -> str:
-        return f"{self._root}/{path}"
-
-
-class _RemoteUpload:
-    def __init__(self, files: RemoteFiles) -> None:
-        self._files = files
-        self._path, self._file = files.open_temporary()
-
-    def write(self, chunk: bytes) -> None:
-        self._file.write(chunk)
-
-    def commit(self, path: str) -> None:
-        self._file.close()
-        self._files.move(self._path, path)
-
-    def discard(self) -> None:
-        self._file.close()
-        self._files.remove(self._path)
-
-
 def _sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -337,5 +273,6 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _missing(path: str) -> NotFound:
+def missing(path: str) -> NotFound:
+    """The error of a file that is not there."""
     return NotFound(f"{path}: not in the store", field="path", value=path)

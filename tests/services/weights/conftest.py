@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pytest
@@ -18,6 +19,9 @@ from trimtab.weights import TensorData
 from trimtab_services.runtime.server import Server
 from trimtab_services.weights.config import WeightsServiceConfig
 from trimtab_services.weights.main import SERVICE, build
+
+if TYPE_CHECKING:
+    from .s3 import S3
 
 T = TypeVar("T")
 
@@ -90,6 +94,25 @@ def tokens_file(tmp_path: Path) -> Path:
     }
     path.write_text(yaml.safe_dump(tokens))
     return path
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3]:
+    from .s3 import serving  # s3fs takes half a second to import
+
+    with serving() as server:
+        yield server
+
+
+@pytest.fixture
+def s3(s3_server: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
+    for name in [name for name in os.environ if name.startswith(("AWS_", "FSSPEC_"))]:
+        monkeypatch.delenv(name)
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    yield s3_server
+    s3_server.heal()
+    s3_server.set_clock_ahead(0)
 
 
 def make_tensors(seed: int = 0) -> list[TensorData]:

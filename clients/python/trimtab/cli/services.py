@@ -14,7 +14,7 @@ import click
 import yaml
 
 from trimtab.errors import ConfigError
-from trimtab.local import SCALABLE, SERVICES, LocalServices, read_endpoints, request_scale
+from trimtab.local import SCALABLE, SERVICES, LocalServices, end_with_parent, read_endpoints, request_scale
 
 __all__ = ["scale", "serve", "up"]
 
@@ -37,6 +37,7 @@ def serve(name: str, config: Path | None, **options: Any) -> int:
     The environment overrides the file: TRIMTAB_<SERVICE>__<KEY>, such as TRIMTAB_GENERATION__SLOTS=64; options
     override both.
     """
+    end_with_parent()
     overrides = {key: value for key, value in options.items() if value is not None}
     package = f"trimtab_services.{name}.main"
     try:

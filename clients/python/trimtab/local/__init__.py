@@ -16,6 +16,7 @@ It never imports a service: processes are all it knows. Layout of DIR:
 """
 
 from trimtab.local.folder import SCALABLE, SERVICES, check_count, read_endpoints, read_wanted, request_scale
+from trimtab.local.replica import end_with_parent
 from trimtab.local.services import CHANNELS, LocalServices
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "SERVICES",
     "LocalServices",
     "check_count",
+    "end_with_parent",
     "read_endpoints",
     "read_wanted",
     "request_scale",

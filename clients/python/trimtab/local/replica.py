@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-__all__ = ["Replica", "is_running"]
+__all__ = ["Replica", "end_with_parent", "is_running"]
 
 _DRAIN_S = 30.0
 """`drain_s` of a service that is given none."""
@@ -24,6 +24,8 @@ _EXIT_S = 10.0
 """Seconds that a process gets beyond its drain to free what it holds and end."""
 
 _RESTART_BACKOFF_S = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+
+_PARENT = "TRIMTAB_PARENT_PID"
 
 _HURRY_S = {"trainer": 5.0}
 """Seconds that a service gets which is told to end at once: the trainer ends its runs in them. Others get none."""
@@ -84,7 +86,6 @@ class Replica:
                 stderr=log,
                 env=_environment(),
                 start_new_session=True,  # Ctrl-C reaches only us: we drain them in order
-                preexec_fn=_die_with_parent,
             )
 
     def is_live(self) -> bool:
@@ -157,11 +158,20 @@ def _seconds(config: Mapping[str, Any], key: str, default: float) -> float:
 
 def _environment() -> dict[str, str]:
     """Environment of a replica: waiting OpenMP threads sleep, since spinning ones slow every neighbour down."""
-    return {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0", "TOKENIZERS_PARALLELISM": "false"}
+    quiet = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0", "TOKENIZERS_PARALLELISM": "false"}
+    return {**os.environ, **quiet, _PARENT: str(os.getpid())}
 
 
-def _die_with_parent() -> None:
-    """On Linux, lets the kernel end this child when the thread that started it ends: no orphan keeps a port."""
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+def end_with_parent() -> None:
+    """In a process that a `Replica` started: on Linux, has the kernel end it when the thread that started it ends.
+
+    So no orphan keeps a port. The process asks for it itself, since code between fork and exec of a parent with threads
+    may crash.
+    """
+    parent = os.environ.pop(_PARENT, None)
+    if parent is None or sys.platform != "linux":
+        return
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+    if os.getppid() != int(parent):
+        raise SystemExit("the process that started this one has ended")
