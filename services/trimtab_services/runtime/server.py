@@ -125,7 +125,11 @@ class Server(Generic[ConfigT]):
         health_pb2_grpc.add_HealthServicer_to_server(self.runtime.health.servicer, self._health)
         await self.runtime.set_state(State.SERVICE_STATE_LOADING, "starting")
         await self._health.start()
-        service = self._service = await self._build(self.runtime)
+        try:
+            service = self._service = await self._build(self.runtime)
+        except BaseException:  # a server that nobody stopped complains of it after the message that counts
+            await asyncio.gather(self._health.stop(0), self._grpc.stop(0))
+            raise
         info = self._add_handlers(self._grpc, service)
         await self._grpc.start()
         app = make_app(self.runtime, tokens, service.routes, info.describe)

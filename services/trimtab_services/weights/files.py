@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol, runtime_checkable
@@ -26,9 +27,11 @@ __all__ = [
     "Upload",
     "missing",
     "open_files",
+    "sizes",
 ]
 
 CHUNK_BYTES = 1024 * 1024
+_ASKED_AT_A_TIME = 16
 TEMPORARY = "tmp"
 """Folder of uploads on their way."""
 
@@ -276,3 +279,12 @@ def _sync_folder(folder: Path) -> None:
 def missing(path: str) -> NotFound:
     """The error of a file that is not there."""
     return NotFound(f"{path}: not in the store", field="path", value=path)
+
+
+def sizes(files: Files, paths: Iterable[str]) -> dict[str, int | None]:
+    """Bytes of many files; None for those that do not exist. Of an object store many are asked for at a time."""
+    paths = list(paths)
+    if files.local_path("") is not None or len(paths) < 2:
+        return {path: files.size(path) for path in paths}
+    with ThreadPoolExecutor(_ASKED_AT_A_TIME) as pool:
+        return dict(zip(paths, pool.map(files.size, paths), strict=True))

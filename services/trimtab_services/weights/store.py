@@ -24,7 +24,7 @@ from trimtab.weights.manifest import check_channel, check_digest, decoded_bytes,
 from trimtab_services.weights import leases
 from trimtab_services.weights.catalog import Catalog, no_version
 from trimtab_services.weights.decoded import DecodedTensors
-from trimtab_services.weights.files import Files, Upload, open_files
+from trimtab_services.weights.files import Files, Upload, open_files, sizes
 from trimtab_services.weights.lock import WriterLock
 from trimtab_services.weights.reading import OpenBlob
 from trimtab_services.weights.requests import check_bases, check_expected, check_least, check_publish, request_digest
@@ -105,7 +105,8 @@ class Store(Catalog):
             check_digest(f"digests[{index}]", digest)
         with self._file.writing:  # a Prune that runs now ends first, one that comes later sees what was asked for
             self._usage.ask(digests)
-        return [digest for digest in digests if self.blob_size(digest) is None]
+        found = sizes(self.files, map(blob_path, digests))
+        return [digest for digest in digests if found[blob_path(digest)] is None]
 
     def has_decoded(self, manifest: weights_pb2.Manifest) -> bool:
         """As `Catalog.has_decoded`; true for the newest versions."""

@@ -9,6 +9,7 @@ from trimtab.v1 import weights_pb2
 from trimtab.weights.manifest import manifest_blobs
 from trimtab_services.weights.decoded import DecodedTensors
 from trimtab_services.weights.files import Files
+from trimtab_services.weights.files import sizes as file_sizes
 from trimtab_services.weights.state import blob_path
 
 __all__ = ["verify_bytes"]
@@ -29,7 +30,8 @@ def verify_bytes(files: Files, decoded: DecodedTensors, manifest: weights_pb2.Ma
         CorruptData: bytes with another digest.
         FailedPrecondition: BASE_MISSING, as `DecodedTensors.check`.
     """
-    sizes = {digest: files.size(blob_path(digest)) for digest in sorted(manifest_blobs(manifest))}
+    digests = sorted(manifest_blobs(manifest))
+    sizes = dict(zip(digests, file_sizes(files, map(blob_path, digests)).values(), strict=True))
     missing = [digest for digest, size in sizes.items() if size is None]
     if missing:
         raise FailedPrecondition(

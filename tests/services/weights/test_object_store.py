@@ -88,7 +88,7 @@ def test_what_is_wrong_with_a_store_is_one_line(s3: S3, tmp_path: Path, monkeypa
     command = [sys.executable, "-m", "trimtab", "serve", "weights", "--config", str(config)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 2
-    line = ended.stderr.splitlines()[0]
+    (line,) = ended.stderr.splitlines()
     assert "store: s3://somewhere/x: " in line and "Could not connect to the endpoint URL" in line
 
 
