@@ -216,6 +216,7 @@ class PolicyHolder:
         metrics = self._runtime.metrics
         metrics.compute_seconds.observe(seconds)
         metrics.batch_items.observe(load.busy_slots)
+        metrics.generated_tokens.inc(tokens)
         metrics.queue_size.set(load.waiting_sequences)
         metrics.queue_tokens.set(load.outstanding_tokens)
 

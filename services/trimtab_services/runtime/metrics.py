@@ -31,6 +31,7 @@ class Metrics:
         batch_tokens, batch_items: real tokens and items of each batch.
         compute_seconds: compute time of each batch.
         computed_tokens, padding_tokens: tokens computed for items, and beside them for padding.
+        generated_tokens: tokens sampled.
         dropped_items: items never computed, by `cause`: the reason of a refusal in lower case (queue_full, ...), or
             deadline, cancelled, failed.
         model_version, channel_version: version served and version that the channel points to, by `model`.
@@ -63,6 +64,7 @@ class Metrics:
         )
         self.computed_tokens = Counter("trimtab_computed_tokens", "Tokens computed for items.", registry=registry)
         self.padding_tokens = Counter("trimtab_padding_tokens", "Tokens computed for padding.", registry=registry)
+        self.generated_tokens = Counter("trimtab_generated_tokens", "Tokens sampled.", registry=registry)
         self.dropped_items = Counter("trimtab_dropped_items", "Items never computed.", ["cause"], registry=registry)
         self.model_version = Gauge("trimtab_model_version", "Version served.", ["model"], registry=registry)
         self.channel_version = Gauge(
