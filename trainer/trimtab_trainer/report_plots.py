@@ -25,6 +25,7 @@ _OF_A_STAGE = (
     ("ppo", "gradient norms", ("policy_gradient_norm", "ppo_gradient_norm", "ptx_gradient_norm")),
     ("ppo", "sampler against trainer: log-prob mismatch", ("mismatch_mean", "mismatch_max")),
     ("ppo", "versions that sampling was behind", ("lag",)),
+    ("ppo", "publication: bytes sent over those of the model", ("publication_share",)),
     ("ppo", "seconds of a phase", _SECONDS),
     ("reward_model", "reward model: loss", ("loss",)),
     ("reward_model", "reward model: accuracy on its batches", ("accuracy",)),
