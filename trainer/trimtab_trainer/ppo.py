@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import asdict, dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -52,6 +53,8 @@ from trimtab_trainer.services import Services, connect
 
 __all__ = ["PPOState", "build_experience", "missing_eos_score", "train"]
 
+T = TypeVar("T")
+
 _CHECK_EVERY = 10
 """Iterations between two comparisons of log-probs where the trainer's own are not computed anyway."""
 
@@ -73,7 +76,7 @@ def train(context: StageContext, config: PPOConfig) -> StageResult:
         sampler = RolloutSampler(context, config, services, data.prompts)
         with PolicyPublisher(services, agent.policy.model, tokenizer, serving_dtype=config.serving_dtype) as publisher:
             publishing = _publish(publisher, agent, state.iteration)
-            version = publishing.result().version
+            version = _wait_for(context, publishing, lambda: _snapshot(agent, state)).version
             services.check_policy(tokenizer, version, longest=longest)
             pending, sampled_at = _first_rollouts(config, services, sampler, state, publishing)
             good_version = version  # the last one whose rollouts were fit to train on
@@ -90,7 +93,7 @@ def train(context: StageContext, config: PPOConfig) -> StageResult:
                     experience = build_experience(agent, rollouts, plan, config, state)
                     _watch_health(context, experience, state)
                 with clock.phase("publish"):  # what is left of the publication before
-                    publication = publishing.result()
+                    publication = _wait_for(context, publishing, lambda: _snapshot(agent, state))
                 version = publication.version
                 sampled_at[version] = state.iteration
                 if config.max_lag:
@@ -117,7 +120,7 @@ def train(context: StageContext, config: PPOConfig) -> StageResult:
                 _finish_iteration(context, config, agent, state, {**metrics, "version": version, "lag": lag})
 
             pending.cancel()
-            version = publishing.result().version
+            version = _wait_for(context, publishing, lambda: _snapshot(agent, state)).version
         return _finish(context, agent, tokenizer, version, state)
 
 
@@ -231,12 +234,12 @@ def _first_rollouts(
     return pending, {state.rollout_version: state.iteration - 1, version: state.iteration}
 
 
-def _wait_for(context: StageContext, pending: Future[list[Rollout]], capture: Callable[[], Snapshot]) -> list[Rollout]:
-    """The rollouts of an iteration that has not begun; a stop does not wait for them, since they can be drawn again.
+def _wait_for(context: StageContext, pending: Future[T], capture: Callable[[], Snapshot]) -> T:
+    """What an iteration waits for before it changes anything; a stop does not wait: all of it can be made again.
 
     Raises:
         StageStopped: a stop was asked for; the checkpoint is on disk.
-        TrimtabError: what ended the collection.
+        TrimtabError: why it did not come.
     """
     while not wait([pending], timeout=0.5).done:
         if context.orders.stop_asked:

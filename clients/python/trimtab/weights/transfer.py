@@ -40,7 +40,7 @@ __all__ = ["BlobCache", "BlobClient", "blob_client", "file_digest", "time_left"]
 
 MAX_TRIES = 5
 CHUNK_BYTES = 1024 * 1024
-_PHASE_S = 60.0
+_PHASE_S = 30.0
 """Seconds in which a peer must show any progress."""
 
 T = TypeVar("T")
