@@ -195,6 +195,18 @@ def test_the_watch_outlives_whatever_goes_wrong(tmp_path: Path) -> None:
         assert wait_until(lambda: pid_of(services.directory, "weights", but=first))
 
 
+def test_only_failures_in_a_row_make_a_restart_wait_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[str] = []
+    with LocalServices(tmp_path / "services", replicas=NO_MODELS | {"trainer": 0}, on_event=lines.append) as services:
+        pid = 0
+        for number, long_life_s in enumerate((60.0, 60.0, 0.0), 1):
+            monkeypatch.setattr("trimtab.local.replica._LONG_LIFE_S", long_life_s)
+            pid = wait_until(lambda before=pid: pid_of(services.directory, "weights", but=before))
+            os.kill(pid, signal.SIGKILL)
+            wait_until(lambda count=number: len(lines) == count)
+    assert [line.rpartition("again in ")[2] for line in lines] == ["0.5 s", "1 s", "0.5 s"], lines
+
+
 @pytest.mark.parametrize("count", [-1, 65, "2", 1.5, True, None])
 def test_a_count_that_is_none(tmp_path: Path, count: object) -> None:
     with pytest.raises(ConfigError, match="whole number in 0..64"):

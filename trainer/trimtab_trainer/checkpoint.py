@@ -7,17 +7,21 @@ A checkpoint is a folder `step-00000120` with
     manifest.json         SHA-256 and size of the other two
 
 Nothing is ever pickled. The folder is written under another name, synced to disk and renamed, so at whatever instant
-the process is killed there is either a whole checkpoint or none. `capture_*` and `restore_*` move models, optimizers
+the process is killed there is either a whole checkpoint or none; one that cannot be written, such as on a full disk,
+leaves those before it as they are. `capture_*` and `restore_*` move models, optimizers
 and random generators in and out of a `Snapshot`; how a stage composes them is its own affair.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -82,31 +86,24 @@ class CheckpointStore:
         return sorted(int(name.removeprefix(_PREFIX)) for name in names if name.removeprefix(_PREFIX).isdigit())
 
     def save(self, snapshot: Snapshot) -> Path:
-        """Writes a checkpoint and removes those that are too old. Once it returns, the checkpoint is on disk."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Writes a checkpoint and removes those that are too old. Once it returns, the checkpoint is on disk.
+
+        Raises:
+            OSError: it cannot be written; names it and says what to do. Those before it are as they were.
+        """
         final = self._path(snapshot.step)
         partial = self.folder / f".partial-{final.name}"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        # clone: safetensors refuses tensors that share memory, and views of a larger storage
-        tensors = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in snapshot.tensors.items()}
-        save_file(tensors, partial / "tensors.safetensors")
-        state = json.dumps(snapshot.state, indent=1, allow_nan=False)
-        (partial / "state.json").write_text(state, encoding="utf-8")
-        manifest = {
-            "format": _FORMAT,
-            "step": snapshot.step,
-            "files": {
-                name: {"sha256": _sha256(partial / name), "bytes": (partial / name).stat().st_size} for name in _FILES
-            },
-        }
-        (partial / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-        for path in (*(partial / name for name in _FILES), partial / "manifest.json", partial):
-            sync(path)
-        if final.exists():  # one that could not be used, or a step done again after a resume
-            shutil.rmtree(final)
-        partial.rename(final)
-        sync(self.folder)
+        try:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            _write_files(partial, snapshot)
+            if final.exists():  # one that could not be used, or a step done again after a resume
+                shutil.rmtree(final)
+            partial.rename(final)
+            sync(self.folder)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(partial, ignore_errors=True)  # on a full disk the run needs that space to say how it ended
+            raise _unwritten(final, error) from error
         self._prune()
         return final
 
@@ -173,6 +170,20 @@ class CheckpointStore:
     def _prune(self) -> None:
         for step in self.steps()[: -self._keep]:
             shutil.rmtree(self._path(step))
+
+
+def _write_files(folder: Path, snapshot: Snapshot) -> None:
+    """Writes the files of a checkpoint into a new folder and flushes them to disk."""
+    # clone: safetensors refuses tensors that share memory, and views of a larger storage
+    tensors = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in snapshot.tensors.items()}
+    save_file(tensors, folder / "tensors.safetensors")
+    state = json.dumps(snapshot.state, indent=1, allow_nan=False)
+    (folder / "state.json").write_text(state, encoding="utf-8")
+    files = {name: {"sha256": _sha256(folder / name), "bytes": (folder / name).stat().st_size} for name in _FILES}
+    manifest = {"format": _FORMAT, "step": snapshot.step, "files": files}
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    for path in (*(folder / name for name in _FILES), folder / "manifest.json", folder):
+        sync(path)
 
 
 def capture_model(model: nn.Module, prefix: str) -> dict[str, Tensor]:
@@ -248,15 +259,33 @@ def restore_random_state(tensors: Mapping[str, Tensor], prefix: str = "random") 
 
 
 def write_file_atomically(path: Path, text: str) -> None:
-    """Writes a UTF-8 text file so that at any instant either the old or the new one is there, whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Writes a UTF-8 text file so that at any instant either the old or the new one is there, whole.
+
+    Raises:
+        OSError: it cannot be written; names it and says what to do.
+    """
     partial = path.with_name(f".partial-{path.name}")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    sync(path.parent)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        sync(path.parent)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink()
+        raise _unwritten(path, error) from error
+
+
+def _unwritten(path: Path, error: OSError | SafetensorError) -> OSError:
+    """The error of something that cannot be written: the system's own has no path when a disk is full."""
+    in_words = re.search(r"os error (\d+)", str(error))  # all that safetensors tells of the system's error
+    number = getattr(error, "errno", None) or (int(in_words[1]) if in_words else None)
+    why = os.strerror(number) if number else str(error)
+    advice = "what was there before is whole. Make space or mend the disk, then go on (a run: with --resume)"
+    return OSError(number or errno.EIO, f"not written: {why}; {advice}", str(path))
 
 
 def _model_tensors(model: nn.Module) -> dict[str, Tensor]:

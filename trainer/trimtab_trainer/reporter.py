@@ -146,7 +146,7 @@ class Reporter:
         self._console = console or Console(stderr=True)
         self._lock = threading.RLock()
         self._sequence = _mend(self._path)
-        self._file = self._path.open("a", encoding="utf-8")
+        self._file = self._path.open("ab", buffering=0)
         self._progress: Progress | None = None
         self._task: Any = None
         self._line_at = 0.0
@@ -227,11 +227,22 @@ class Reporter:
 
     def _add(self, kind: EventKind, stage: str, step: int, **fields: Any) -> None:
         event = Event(self._sequence + 1, time.time(), stage, step, kind, fields)
-        self._file.write(event.to_json() + "\n")
-        self._file.flush()
+        self._write(f"{event.to_json()}\n".encode())
         self._sequence = event.sequence
         for sink in self._sinks:
             sink.send(event)
+
+    def _write(self, line: bytes) -> None:
+        """Adds a line, whole or not at all: the next one may come when a full disk has space again."""
+        before = os.fstat(self._file.fileno()).st_size
+        try:
+            left = memoryview(line)
+            while left:
+                left = left[self._file.write(left) :]
+        except OSError as error:
+            self._file.truncate(before)
+            advice = "make space or mend the disk, then go on with --resume"
+            raise OSError(error.errno, f"not written: {error.strerror}; {advice}", str(self._path)) from error
 
     def _finite(self, stage: str, metrics: Mapping[str, float]) -> dict[str, float]:
         finite = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}

@@ -16,7 +16,7 @@ from typing import Protocol, TypeVar
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trimtab import AsyncClient, Client, TLSConfig, Token
-from trimtab.errors import ConfigError, InvalidRequest, Mismatch, Reason, Unavailable
+from trimtab.errors import ConfigError, DeadlineExceeded, InvalidRequest, Mismatch, Reason, Unavailable
 from trimtab.local import CHANNELS
 from trimtab.resolver import DNSResolver, FileResolver, Resolver, StaticResolver
 from trimtab.types import ServiceInfo, ServiceState
@@ -69,6 +69,7 @@ def connect(context: StageContext, *, rollout_timeout_s: float) -> Services:
         stage=stage,
         rollout_timeout_s=rollout_timeout_s,
         deterministic=spec.deterministic,
+        lease_folder=spec.directory,
         on_queue=on_queue,
         tell=lambda text: context.reporter.message(text, stage=stage),
         stop_asked=lambda: context.orders.stop_asked,
@@ -84,6 +85,7 @@ class Services:
         stage: name of the stage, for manifests.
         rollout_timeout_s: longest wait for one batch of rollouts.
         deterministic: services must be so too.
+        lease_folder: the run's own, where its next life finds the leases that this one was killed with.
         on_queue: called with (waiting, running, replicas) whenever the rollouts given out change.
         tell: takes one sentence on whatever makes the run wait.
         stop_asked: ends every wait with StageStopped once it is true.
@@ -103,6 +105,7 @@ class Services:
         stage: str,
         rollout_timeout_s: float,
         deterministic: bool = False,
+        lease_folder: Path | None = None,
         on_queue: Callable[[int, int, int], None] = lambda waiting, running, replicas: None,
         tell: Callable[[str], None] = lambda text: None,
         stop_asked: Callable[[], bool] = lambda: False,
@@ -112,10 +115,7 @@ class Services:
         self._run, self._stage = run, stage
         self._token = Token(file=config.token_file) if config.token_file else None
         self._tls = TLSConfig(**config.tls.model_dump()) if config.tls else None
-        addresses = _resolver(config.of("weights"), "weights").addresses()
-        if not addresses:
-            raise ConfigError("services.weights: no address is known", field="services.weights")
-        self.weights = Client(addresses[0], token=self._token, tls=self._tls, timeout_s=_PUBLISH_TIMEOUT_S)
+        self.weights = Client(self._weights_address(), token=self._token, tls=self._tls, timeout_s=_PUBLISH_TIMEOUT_S)
         self._patiently(lambda: self.weights.info(timeout_s=10.0), patience_s=config.start_timeout_s)
         self.rollouts = RolloutDispatcher(self._fleets, timeout_s=rollout_timeout_s, on_queue=on_queue)
         self._leases: dict[str, LeaseKeeper] = {}
@@ -125,7 +125,10 @@ class Services:
                 self._check_deterministic()
             for channel in CHANNELS.values():  # nobody else moves what this run samples from or is judged by
                 prefix = f"{channel.partition('/')[0]}/"
-                self._leases[channel] = LeaseKeeper(self.weights, prefix, run, tell=tell, pause=self._pause)
+                kept_in = lease_folder / f".lease-{prefix.rstrip('/')}" if lease_folder is not None else None
+                self._leases[channel] = LeaseKeeper(
+                    self.weights, prefix, run, kept_in=kept_in, tell=tell, pause=self._pause
+                )
         except BaseException:
             self.close()
             raise
@@ -309,16 +312,20 @@ class Services:
         return next((row.version for row in found if row.name == channel), 0)
 
     def _point(self, channel: str, version: int) -> None:
-        request = weights_pb2.SetChannelRequest(
-            channel=channel, version=version, expected_previous_version=-1, lease_id=self._lease(channel)
-        )
-        self._patiently(lambda: self.weights.set_channel(request, timeout_s=30.0))
+        def point() -> None:
+            lease_id = self._lease(channel)  # asked for each time: one that ran out meanwhile is taken again
+            request = weights_pb2.SetChannelRequest(
+                channel=channel, version=version, expected_previous_version=-1, lease_id=lease_id
+            )
+            self.weights.set_channel(request, timeout_s=30.0)
+
+        self._patiently(point)
 
     def _patiently(self, call: Callable[[], T], *, patience_s: float | None = None) -> T:
         """Makes a call to the weights service that is safe to repeat, again and again while the service is away.
 
         Raises:
-            Unavailable: it was away for `patience_s`, else for that of the spec.
+            Unavailable, DeadlineExceeded: it was away for `patience_s`, else for that of the spec.
             StageStopped: a stop was asked for meanwhile.
         """
         give_up = time.monotonic() + (self._config.patience_s if patience_s is None else patience_s)
@@ -326,7 +333,7 @@ class Services:
         while True:
             try:
                 return call()
-            except Unavailable as error:
+            except (Unavailable, DeadlineExceeded) as error:  # one that is stopped or overloaded says nothing
                 if time.monotonic() > give_up:
                     raise
                 if not told:
@@ -339,6 +346,19 @@ class Services:
         if self._stop_asked():
             raise StageStopped(f"{self._stage} was asked to stop while it waited for a service")
         time.sleep(seconds)
+
+    def _weights_address(self) -> str:
+        """Waits for one: a service that is being started again has none for a moment."""
+        resolver = _resolver(self._config.of("weights"), "weights")
+        give_up = time.monotonic() + self._config.start_timeout_s
+        while not (addresses := resolver.addresses()):
+            if time.monotonic() > give_up:
+                raise Unavailable(
+                    f"services.weights: no address is known after {self._config.start_timeout_s:g} s",
+                    field="services.weights",
+                )
+            self._pause(0.2)
+        return addresses[0]
 
     def _check_answering(self) -> None:
         """Waits for a first answer of each service, whatever its state."""

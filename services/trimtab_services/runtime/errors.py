@@ -7,6 +7,7 @@ One interceptor does all of it, so that a servicer only raises `trimtab.errors`.
 from __future__ import annotations
 
 import asyncio
+import errno
 import inspect
 import logging
 import time
@@ -18,7 +19,7 @@ from urllib.parse import unquote
 import grpc
 import grpc.aio
 
-from trimtab.errors import REASONS, DeadlineExceeded, InternalError, TrimtabError
+from trimtab.errors import REASONS, DeadlineExceeded, InternalError, Overloaded, TrimtabError
 from trimtab.rpc_errors import to_status
 from trimtab_services.runtime.auth import Identity, MethodPolicy, TokenTable, check_scope, policy_of
 from trimtab_services.runtime.calls import Call, begin_call, current_call, new_request_id
@@ -28,6 +29,8 @@ __all__ = ["CallInterceptor", "as_trimtab_error"]
 
 _log = logging.getLogger(__name__)
 _calls = logging.getLogger("trimtab_services.calls")
+
+_USED_UP = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE)
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
@@ -145,6 +148,10 @@ def as_trimtab_error(error: Exception) -> TrimtabError:
         return error
     call = current_call()
     request_id = call.request_id if call is not None else ""
+    if isinstance(error, OSError) and error.errno in _USED_UP:
+        _log.error("this host has run out of something", exc_info=error)
+        what = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+        return Overloaded(f"the service's host has run out: {what}", metadata={"request_id": request_id})
     _log.error("fault while serving", exc_info=error)
     return InternalError(
         f"fault of the service ({type(error).__name__}); its log has the trace under request id {request_id}",

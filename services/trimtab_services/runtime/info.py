@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from importlib import metadata
 from typing import Any
 
@@ -14,6 +15,7 @@ from trimtab_services.runtime.state import Runtime
 __all__ = ["InfoServicer", "build_version"]
 
 
+@cache
 def build_version() -> str:
     """Version of the installed `trimtab` distribution; `0` when it runs from a bare source tree."""
     try:

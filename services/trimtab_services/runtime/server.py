@@ -18,6 +18,7 @@ import asyncio
 import json
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -51,6 +52,7 @@ _log = logging.getLogger(__name__)
 ConfigT = TypeVar("ConfigT", bound=ServiceConfig)
 
 _FLUSH_S = 1.0
+_LEAST_OPEN_FILES = 64
 """Seconds that the last answers get to leave the process once nothing is in flight any more."""
 
 
@@ -250,6 +252,7 @@ def run_service(
     try:
         config = load_config(config_class, name, config_file, overrides)
         _limit_threads(config.threads)
+        _raise_open_files()
         asyncio.run(_run(config, name, full_name, build))
     except (ConfigError, ModelFolderError) as error:
         print(f"error: {error.message}", file=sys.stderr, flush=True)
@@ -285,6 +288,26 @@ async def _run(config: ConfigT, name: str, full_name: str, build: Build[ConfigT]
         fatal.cancel()
     if fatal.done() and not fatal.cancelled():
         raise fatal.result()
+
+
+def _raise_open_files() -> None:
+    """Lets this process open as many files as it may; every connection is one.
+
+    Raises:
+        ConfigError: too few for a server, whose libraries would end the process without a word.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with suppress(ValueError, OSError):  # some systems name a hard limit that they do not allow
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            soft = hard
+    if 0 <= soft < _LEAST_OPEN_FILES:
+        raise ConfigError(
+            f"ulimit -n: {soft} open files; allowed: at least {_LEAST_OPEN_FILES}",
+            field="ulimit -n",
+            value=soft,
+            limit=_LEAST_OPEN_FILES,
+        )
 
 
 def _limit_threads(threads: int) -> None:

@@ -10,6 +10,7 @@ import os
 import uuid
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol, runtime_checkable
@@ -264,7 +265,8 @@ class _LocalUpload:
         self._files.move_into_place(self._path, path)
 
     def discard(self) -> None:
-        self._file.close()
+        with suppress(OSError):  # a full disk does not take what is still buffered
+            self._file.close()
         self._path.unlink(missing_ok=True)
 
 

@@ -5,16 +5,24 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
+import time
 from collections.abc import Iterable
 
 from trimtab.errors import InvalidRequest, LeaseHeld, Reason
 from trimtab.v1 import weights_pb2
 from trimtab_services.weights.state import LeaseRow, StoreState
 
-__all__ = ["acquire", "check_lease", "release"]
+__all__ = ["acquire", "check_lease", "now", "release"]
 
 _LEAST_TTL_MS, _MOST_TTL_MS = 1_000, 600_000
 _MOST_CHARACTERS = 200
+
+_STARTED = time.time() - time.monotonic()
+
+
+def now() -> float:
+    """Seconds since the epoch as of this process's start, steady from then on: setting a clock ends no lease."""
+    return _STARTED + time.monotonic()
 
 
 def acquire(state: StoreState, request: weights_pb2.AcquireLeaseRequest, now: float) -> weights_pb2.Lease:
@@ -23,7 +31,7 @@ def acquire(state: StoreState, request: weights_pb2.AcquireLeaseRequest, now: fl
     Args:
         state: changed in place.
         request: as in the proto.
-        now: seconds since the epoch.
+        now: as of `now`.
 
     Raises:
         InvalidRequest: no holder, or a ttl out of bounds.

@@ -127,7 +127,7 @@ class Store(Catalog):
         known = self._published_before(self._file.now, request.publish_id, digest)
         if known is not None:
             return known
-        leases.check_lease(self._file.now, request.channels, request.lease_id, time.time())
+        leases.check_lease(self._file.now, request.channels, request.lease_id, leases.now())
         check_expected(self._file.now, request.channels[0], request.expected_previous_version)
         with self._usage.using(manifest_blobs(request.manifest)):
             verify_bytes(self.files, self._decoded, request.manifest, self._file.now.next_version)
@@ -135,7 +135,7 @@ class Store(Catalog):
                 known = self._published_before(state, request.publish_id, digest)
                 if known is not None:
                     return known
-                leases.check_lease(state, request.channels, request.lease_id, time.time())
+                leases.check_lease(state, request.channels, request.lease_id, leases.now())
                 check_expected(state, request.channels[0], request.expected_previous_version)
                 check_bases(state, request.manifest)
                 manifest = self._commit(state, request, digest)
@@ -151,7 +151,7 @@ class Store(Catalog):
         with self._file.changing() as state:
             if request.version not in state.versions:
                 raise no_version(request.version)
-            leases.check_lease(state, [request.channel], request.lease_id, time.time())
+            leases.check_lease(state, [request.channel], request.lease_id, leases.now())
             check_expected(state, request.channel, request.expected_previous_version)
             state.move_channel(request.channel, request.version)
         row = state.channels[request.channel]
@@ -174,12 +174,12 @@ class Store(Catalog):
     def acquire_lease(self, request: weights_pb2.AcquireLeaseRequest) -> weights_pb2.Lease:
         """Gives out or renews a lease; errors as in the proto."""
         with self._file.changing() as state:
-            return leases.acquire(state, request, time.time())
+            return leases.acquire(state, request, leases.now())
 
     def release_lease(self, lease_id: str) -> None:
         """Ends a lease; one that has ended already is no error."""
         with self._file.changing() as state:
-            leases.release(state, lease_id, time.time())
+            leases.release(state, lease_id, leases.now())
 
     def prune(self, request: weights_pb2.PruneRequest) -> weights_pb2.PruneResponse:
         """Removes old versions, their blobs, and every other blob that is past its grace; errors as in the proto."""

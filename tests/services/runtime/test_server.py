@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
+import subprocess
+import sys
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import pytest
+import yaml
 
 from running import FREE_PORTS
 from trimtab_services.runtime.config import ServiceConfig
@@ -80,3 +85,12 @@ def test_a_drain_takes_no_longer_than_it_says(
 )
 def test_all_connections_of_an_address_are_one_caller(peer: str, caller: str) -> None:
     assert _host_of(peer) == caller
+
+
+def test_too_few_open_files_are_refused_at_once(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump({**FREE_PORTS, "store": str(tmp_path / "store")}))
+    command = [sys.executable, "-m", "trimtab", "serve", "weights", "--config", str(config)]
+    limited = ["sh", "-c", f"ulimit -n 40; exec {shlex.join(command)}"]
+    ended = subprocess.run(limited, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stderr) == (2, "error: ulimit -n: 40 open files; allowed: at least 64\n")

@@ -24,6 +24,8 @@ _EXIT_S = 10.0
 """Seconds that a process gets beyond its drain to free what it holds and end."""
 
 _RESTART_BACKOFF_S = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+_LONG_LIFE_S = 30.0
+"""A replica that ran for so long did not fail at its start: what ended it is its first failure."""
 
 _PARENT = "TRIMTAB_PARENT_PID"
 
@@ -53,6 +55,7 @@ class Replica:
         """`time.monotonic()` at which it starts again; 0 while it need not."""
         self._process: subprocess.Popen[bytes] | None = None
         self._failures = 0
+        self._started_at = 0.0
         self._kill_at = 0.0
         self._grace_s = 0.0
         directory.mkdir(parents=True, exist_ok=True)
@@ -74,6 +77,7 @@ class Replica:
             OSError: a file cannot be written, or no process can be started.
         """
         self.restart_at = 0.0
+        self._started_at = time.monotonic()
         self._grace_s = _seconds(config, "drain_s", _DRAIN_S) + _seconds(config, "stop_runs_s", 0.0) + _EXIT_S
         (self.directory / "ready.json").unlink(missing_ok=True)
         config_file = self.directory / "config.yaml"
@@ -100,7 +104,9 @@ class Replica:
         return True
 
     def plan_restart(self) -> float:
-        """Notes another failure; returns the seconds until it is to start again."""
+        """Notes another failure in a row; returns the seconds until it is to start again."""
+        if time.monotonic() - self._started_at >= _LONG_LIFE_S:
+            self._failures = 0
         wait_s = _RESTART_BACKOFF_S[min(self._failures, len(_RESTART_BACKOFF_S) - 1)]
         self._failures += 1
         self.restart_at = time.monotonic() + wait_s

@@ -157,6 +157,9 @@ class _Blobs:
     def part(self, entry: weights_pb2.TensorEntry) -> memoryview:
         """The bytes of an entry as they are stored."""
         digest = entry.blob_digest
+        if digest == entry.digest:  # equal tensors are one blob, and whoever writes to one must not change the other
+            with self.path(digest).open("rb") as file:
+                return _mapped(file)
         if digest not in self._maps:
             with self.path(digest).open("rb") as file:
                 self._maps[digest] = _mapped(file)
@@ -189,8 +192,9 @@ class _Reader:
     ) -> None:
         self._manifest = manifest
         self._blobs = blobs
-        has_differences = any(entry.encoding == weights_pb2.ENCODING_DELTA for entry in manifest.tensors)
-        self._decoded = decoded and has_differences  # a whole version is read in blobs of many tensors
+        # a whole version, and what was packed together with differences, is read in blobs of many tensors
+        self._packed = {e.blob_digest for e in manifest.tensors if e.encoding == weights_pb2.ENCODING_DELTA}
+        self._decoded = decoded and bool(self._packed)
         held: dict[tuple[str, str], memoryview] = {}
         if base is not None:
             held = {(e.name, e.digest): base.tensors[e.name].data for e in base.manifest.tensors}
@@ -222,7 +226,8 @@ class _Reader:
 
     def _recipe(self, entry: weights_pb2.TensorEntry) -> Recipe:
         recipe = self._chains.recipe(self._manifest.version, entry)
-        if not self._decoded or recipe.bytes_to_read() < decoded_bytes(entry):
+        is_packed = recipe.is_stored_whole and recipe.whole_blob in self._packed
+        if not self._decoded or is_packed or recipe.bytes_to_read() < decoded_bytes(entry):
             return recipe
         return Recipe(entry, _as_whole_blob(entry))
 
