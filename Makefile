@@ -4,39 +4,47 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.trimtab-installed
+DEV_STAMP := $(VENV)/.trimtab-dev-installed
 
-.PHONY: setup quickstart test test-slow lint types layers check protos stubs-fresh oldest-protobuf bench clean
+.PHONY: setup setup-dev quickstart test test-slow lint types layers check protos stubs-fresh oldest-protobuf bench clean
 
 setup: $(STAMP)
 
+# What tests, checks and benchmarks need besides.
+setup-dev: $(DEV_STAMP)
+
 # torch first, by pip, as a ready wheel: every later requirement is satisfied by it.
 $(STAMP): pyproject.toml
+	@echo "setting up $(VENV); with torch to download this takes some minutes"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade "pip>=25.1"
 	$(BIN)/pip install --quiet torch==2.13.0
 	$(BIN)/pip install --quiet --editable ".[all,gguf]"
+	touch $@
+
+$(DEV_STAMP): $(STAMP)
 	$(BIN)/pip install --quiet --group dev
 	touch $@
 
 quickstart: setup
 	$(BIN)/trimtab quickstart $(ARGS)
 
-test: setup
+test: setup-dev
 	$(BIN)/pytest $(ARGS)
 
-test-slow: setup
+test-slow: setup-dev
 	$(BIN)/pytest -m slow $(ARGS)
 
-lint: setup
+lint: setup-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/buf lint protos
 
-types: setup
+types: setup-dev
 	$(BIN)/mypy
 	$(BIN)/pyright
 
-layers: setup
+layers: setup-dev
 	$(BIN)/lint-imports
 
 check: lint types layers
@@ -45,14 +53,14 @@ protos:
 	PYTHON=$(PYTHON) protos/generate.sh
 
 # The stubs in the package are those that the protos give; installs the proto tools in a venv of their own.
-stubs-fresh: setup
+stubs-fresh: setup-dev
 	PYTHON=$(PYTHON) $(BIN)/pytest -m slow tests/contract/test_stubs_fresh.py
 
 # The SDK on the oldest protobuf and gRPC that pyproject.toml allows; installs them in a temporary folder.
-oldest-protobuf: setup
+oldest-protobuf: setup-dev
 	$(BIN)/pytest -m slow tests/clients/test_oldest_protobuf.py
 
-bench: setup
+bench: setup-dev
 	@test -n "$(NAME)" || { echo "usage: make bench NAME=x, one of: $(basename $(notdir $(wildcard benchmarks/*.py)))"; exit 2; }
 	$(BIN)/python benchmarks/$(NAME).py $(ARGS)
 

@@ -1,6 +1,7 @@
 """The names that the package promises: adding one is a decision, losing one breaks somebody."""
 
 import inspect
+from importlib import metadata
 
 import trimtab
 from trimtab import AsyncClient, Client, convert, errors, types
@@ -15,6 +16,10 @@ VersionRequirement VersionSpan
 
 def test_exported_names() -> None:
     assert sorted(trimtab.__all__) == sorted(EXPORTED)
+
+
+def test_the_version_is_that_of_the_distribution() -> None:
+    assert trimtab.__version__ == metadata.version("trimtab")
 
 
 def test_every_promised_name_is_there_and_documented() -> None:

@@ -225,7 +225,7 @@ class RunSpec(Section):
             for key, path in self.data_paths():
                 if "{data}" in path:
                     raise ValueError(f"{key} is {path!r}; set `data_directory`, which {{data}} stands for, or {key}")
-        for stage, key, reference in self._model_references():
+        for stage, key, reference in self.model_references():
             maker = reference.partition("/")[0]
             if maker in STAGES and maker not in self.stages[: self.stages.index(stage)]:
                 raise ValueError(
@@ -239,7 +239,7 @@ class RunSpec(Section):
         config: BaseModel = getattr(self, _SECTIONS.get(stage, stage))
         return config
 
-    def _model_references(self) -> Iterator[tuple[StageName, str, str]]:
+    def model_references(self) -> Iterator[tuple[StageName, str, str]]:
         """(stage, key, model reference) of every stage that runs."""
         for stage in self.stages:
             config = self.stage_config(stage)

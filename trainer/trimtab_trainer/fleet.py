@@ -43,6 +43,7 @@ SILENT_S = _PULSE_EVERY_S + _PULSE_WITHIN_S
 _WORTH_HEDGING_S = 1.0
 """Work held for less is not given to another replica too, unless its holder is known to be slow."""
 _TICK_S = 0.1
+_TELL_AFTER_S = 2.0
 
 _BACKOFF_S = (0.25, 0.5, 1.0, 2.0, 5.0)
 _REFRESH_S = 0.5
@@ -114,7 +115,7 @@ class Fleet:
         resolver: says which addresses there are; asked every half second.
         connect: opens a client to an address.
         patience_s: how long a call waits for any well replica before it fails.
-        tell: takes one sentence whenever a replica that was well has failed, or is back.
+        tell: takes one sentence whenever a replica that was well has failed, or is back, and when none is left.
     """
 
     def __init__(
@@ -129,6 +130,7 @@ class Fleet:
         self.name = name
         self.patience_s = patience_s
         self._tell = tell
+        self._waits_told = False
         self._resolver = resolver
         self._connect = connect
         self._replicas: dict[str, Replica] = {}
@@ -185,7 +187,7 @@ class Fleet:
         wait = _BACKOFF_S[min(replica.failures, len(_BACKOFF_S) - 1)]
         if error.retry_after_s is not None:
             wait = max(wait, error.retry_after_s)
-        if replica.info is not None and not isinstance(error, Overloaded):
+        if replica.info is not None and not isinstance(error, Overloaded | VersionUnavailable):
             replica.lost = True
             told = error.message.removeprefix(f"{replica.address}: ")
             self._tell(f"{self.name} at {replica.address}: {told}; what it has not answered is given out again")
@@ -200,12 +202,17 @@ class Fleet:
         Raises:
             Unavailable: none was well for `patience_s`; names each address with its last error.
         """
-        give_up = time.monotonic() + self.patience_s
+        began = time.monotonic()
         while True:
             if replicas := await self.well():
+                self._waits_told = False
                 return replicas
-            if time.monotonic() >= give_up:
+            waited_s = time.monotonic() - began
+            if waited_s >= self.patience_s:
                 raise Unavailable(f"no {self.name} replica has served for {self.patience_s:.0f} s: {self.describe()}")
+            if waited_s >= _TELL_AFTER_S and not self._waits_told:
+                self._waits_told = True
+                self._tell(f"no {self.name} replica serves; waits at most {self.patience_s:.0f} s: {self.describe()}")
             greetings = [r.greeting for r in self._replicas.values() if r.greeting is not None]
             if greetings:
                 await asyncio.wait(greetings, timeout=0.1, return_when=asyncio.FIRST_COMPLETED)

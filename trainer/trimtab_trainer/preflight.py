@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from trimtab.errors import ConfigError
-from trimtab_trainer.config import MINIATURE, RunSpec
+from trimtab_trainer.config import MINIATURE, STAGES, RunSpec
 
 __all__ = ["NEED_SERVICES", "check_inputs"]
 
@@ -33,6 +33,11 @@ def check_inputs(spec: RunSpec) -> None:
         path = spec.path(written)
         if not path.exists():
             raise _missing(key, path, "no such file")
+    for _, key, reference in spec.model_references():
+        folder = Path(reference)
+        if reference != "base" and folder.parts[:1] not in [(stage,) for stage in STAGES]:
+            if not (folder / "config.json").is_file():
+                raise _missing(key, folder, "neither an earlier stage nor a model folder (it has no config.json)")
     needy = [stage for stage in spec.stages if stage in NEED_SERVICES]
     if needy and spec.services is None:
         raise ConfigError(

@@ -87,7 +87,7 @@ def write_comparison(directories: Sequence[Path], path: Path) -> None:
     text = page.render(
         runs=names,
         differences={
-            key: ["" if value is None else value for value in values]
+            key: [_written(value) for value in values]
             for key, values in differing.items()
             if len({json.dumps(value) for value in values}) > 1 and key.partition(".")[0] not in _ABOUT_THE_RUN
         },
@@ -136,3 +136,10 @@ def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             leaves[f"{prefix}{key}"] = value
     return leaves
+
+
+def _written(value: object) -> object:
+    """A value of a spec as people write it."""
+    if value is None:
+        return ""
+    return ", ".join(map(str, value)) if isinstance(value, list) else value

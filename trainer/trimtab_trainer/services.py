@@ -71,7 +71,7 @@ def connect(context: StageContext, *, rollout_timeout_s: float) -> Services:
         deterministic=spec.deterministic,
         lease_folder=spec.directory,
         on_queue=on_queue,
-        tell=lambda text: context.reporter.message(text, stage=stage),
+        tell=context.warn,
         stop_asked=lambda: context.orders.stop_asked,
     )
 

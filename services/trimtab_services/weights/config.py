@@ -36,8 +36,8 @@ class WeightsServiceConfig(ServiceConfig):
         default=64,
         ge=1,
         description="Newest versions of each run that are kept; older ones go when the run publishes, unless they are "
-        "pinned, pointed to by a channel or needed by a kept one. More than a run publishes between two checkpoints, "
-        "so that a resumed one finds its own. null: all.",
+        "pinned, pointed to by a channel or needed by a kept one. With fewer than a run publishes between two "
+        "checkpoints a resumed run may give a policy another number than before. null: all.",
     )
     max_blob_bytes: int = Field(default=64 * GIBIBYTE, ge=1024, description="Most bytes of one uploaded blob.")
     blob_idle_s: float = Field(

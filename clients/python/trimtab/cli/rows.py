@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -10,7 +11,9 @@ import click
 from rich.console import Console
 from rich.table import Column, Table
 
-__all__ = ["limit_option", "print_rows", "table", "json_option"]
+__all__ = ["json_option", "limit_option", "print_rows", "table", "table_console"]
+
+_PIPED_WIDTH = 240
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -23,6 +26,11 @@ def json_option(command: Command) -> Command:
 def limit_option(command: Command) -> Command:
     """Adds --limit: the most rows of a list, None for all."""
     return click.option("--limit", type=click.IntRange(min=1), help="Most rows, newest first. Default: all.")(command)
+
+
+def table_console() -> Console:
+    """Where tables go: as wide as the terminal; wide enough for every word where no terminal is."""
+    return Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH)
 
 
 def table(keys: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> Table:
@@ -59,6 +67,6 @@ def print_rows(
         else:
             shown.append(people)
     if not as_json:
-        Console().print(table(keys, shown))
+        table_console().print(table(keys, shown))
     if has_more:
         click.echo(f"there are more than these {limit}; without --limit all are listed", err=True)

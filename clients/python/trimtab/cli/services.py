@@ -70,6 +70,7 @@ def up(config: Path | None, directory: Path) -> None:
 
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGINT, on_signal)
+    click.echo(f"starting in {directory}")
     with services:
         for name, endpoints in read_endpoints(directory).items():
             click.echo(f"{name:<11} {', '.join(e['grpc'] for e in endpoints)}")

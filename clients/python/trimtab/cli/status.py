@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 
 from trimtab.cli.connect import credential_options, credentials_of, directory_option
-from trimtab.cli.rows import table
+from trimtab.cli.rows import table, table_console
 from trimtab.client import Client
 from trimtab.errors import TrimtabError
 from trimtab.local import read_endpoints
@@ -38,7 +37,7 @@ def status(directory: Path, as_json: bool, **credentials: Any) -> None:
     if as_json:
         click.echo(json.dumps(found))
         return
-    console = Console()
+    console = table_console()
     console.print(table(("service", "address", "state", "version", "lag", "waiting", "running"), replicas))
     for one in replicas:
         if one["note"]:
