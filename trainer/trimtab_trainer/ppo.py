@@ -46,7 +46,7 @@ from trimtab_trainer.losses import importance_weights
 from trimtab_trainer.optimization import Learner, prepare_for_training
 from trimtab_trainer.policy_publisher import PolicyPublisher, publication_figures
 from trimtab_trainer.ppo_data import PPOData, RolloutSampler
-from trimtab_trainer.ppo_metrics import Clock, iteration_metrics, mean_gold, mean_kl
+from trimtab_trainer.ppo_metrics import Clock, check_age, iteration_metrics, mean_gold, mean_kl
 from trimtab_trainer.reward_normalizer import RewardNormalizer
 from trimtab_trainer.rollouts import Rollout
 from trimtab_trainer.services import Services, connect
@@ -96,6 +96,7 @@ def train(context: StageContext, config: PPOConfig) -> StageResult:
                     publication = _wait_for(context, publishing, lambda: _snapshot(agent, state))
                 version = publication.version
                 sampled_at[version] = state.iteration
+                age = check_age(rollouts, sampled_at, state.iteration, max_lag=config.max_lag)
                 if config.max_lag:
                     state.rollout_version = version
                 back = going_back(context, services, good_version=good_version, iteration=state.iteration)
@@ -115,9 +116,7 @@ def train(context: StageContext, config: PPOConfig) -> StageResult:
                 metrics["hedged_samples"] = services.rollouts.take_hedged()
                 if context.spec.miniature is not None:
                     metrics["gold"] = mean_gold(rollouts, tokenizer)
-                oldest = min(span.version for rollout in rollouts for span in rollout.version_spans)
-                lag = state.iteration - sampled_at[oldest]
-                _finish_iteration(context, config, agent, state, {**metrics, "version": version, "lag": lag})
+                _finish_iteration(context, config, agent, state, {**metrics, **age, "version": version})
 
             pending.cancel()
             version = _wait_for(context, publishing, lambda: _snapshot(agent, state)).version

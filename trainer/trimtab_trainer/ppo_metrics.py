@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from trimtab.errors import Mismatch
 from trimtab_models.tokenizer import decode
 from trimtab_trainer.actor_critic import ActorCritic, UpdateFigures
 from trimtab_trainer.advantages import explained_variance, kl_k3, kl_penalties
@@ -18,7 +19,7 @@ from trimtab_trainer.experience import Experience
 from trimtab_trainer.miniature.gold import gold
 from trimtab_trainer.rollouts import Rollout
 
-__all__ = ["Clock", "iteration_metrics", "mean_gold", "mean_kl"]
+__all__ = ["Clock", "check_age", "iteration_metrics", "mean_gold", "mean_kl"]
 
 
 @dataclass
@@ -71,6 +72,48 @@ def iteration_metrics(
         mismatch = (experience.generation_logprobs - experience.trainer_logprobs)[mask].abs()
         measured |= {"mismatch_mean": float(mismatch.mean()), "mismatch_max": float(mismatch.max())}
     return {**measured, **figures.means(), **clock.seconds}
+
+
+def check_age(
+    rollouts: Sequence[Rollout], sampled_at: Mapping[int, int], iteration: int, *, max_lag: int
+) -> dict[str, float]:
+    """How old the policies are that a batch was sampled by, by what the replicas say of every token.
+
+    Args:
+        rollouts: the batch.
+        sampled_at: by version number, the iteration at whose start it was the policy.
+        iteration: that the batch is for.
+        max_lag: most iterations that a policy may be old.
+
+    Returns:
+        `lag`, the oldest policy's age in iterations, and `stale_fraction`, the share of completions with a token of a
+        policy older than the present one; log-ratios of these are corrected by importance weights.
+
+    Raises:
+        Mismatch: a token was sampled by a version that this run did not publish, or by one that is too old.
+    """
+    ages: list[int] = []
+    for rollout in rollouts:
+        versions = [span.version for span in rollout.version_spans]
+        unknown = [version for version in versions if version not in sampled_at]
+        if unknown:
+            raise Mismatch(
+                f"rollout {rollout.prompt_id}/{rollout.sample_index} was sampled by version {unknown[0]}, which is no "
+                "policy of this run",
+                field="version",
+                value=unknown[0],
+                limit=f"one of {sorted(sampled_at)[-3:]}",
+            )
+        ages.append(iteration - min(sampled_at[version] for version in versions))
+    if not 0 <= min(ages) <= max(ages) <= max_lag:
+        raise Mismatch(
+            f"a batch for iteration {iteration} was sampled by policies {min(ages)} to {max(ages)} iterations old; "
+            f"allowed by ppo.max_lag: 0 to {max_lag}",
+            field="ppo.max_lag",
+            value=max(ages),
+            limit=max_lag,
+        )
+    return {"lag": float(max(ages)), "stale_fraction": float(np.mean([age > 0 for age in ages]))}
 
 
 def mean_gold(rollouts: Sequence[Rollout], tokenizer: PreTrainedTokenizerBase) -> float:

@@ -1,0 +1,38 @@
+"""How old the policies were that sampled a batch: counted, and refused where that cannot be."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from trimtab.errors import Mismatch
+from trimtab.types import VersionSpan
+from trimtab_trainer.ppo_metrics import check_age
+from trimtab_trainer.rollouts import Rollout
+
+PUBLISHED = {7: 0, 8: 1, 9: 2}
+
+
+def rollout(*versions: int) -> Rollout:
+    spans = tuple(VersionSpan(start, start + 1, version) for start, version in enumerate(versions))
+    tokens = tuple(range(5, 5 + len(versions)))
+    return Rollout("p", 0, (5, 6), tokens, np.zeros(len(tokens), np.float32), True, spans)
+
+
+def test_ages_are_counted_by_every_token() -> None:
+    batch = [rollout(9), rollout(8, 9), rollout(9, 9), rollout(9)]
+    assert check_age(batch, PUBLISHED, 2, max_lag=1) == {"lag": 1.0, "stale_fraction": 0.25}
+    assert check_age([rollout(9)], PUBLISHED, 2, max_lag=0) == {"lag": 0.0, "stale_fraction": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("versions", "iteration", "words"),
+    [
+        ((7,), 2, "2 to 2 iterations old"),  # too old
+        ((9,), 1, "-1 to -1 iterations old"),  # of a policy that comes later
+        ((4,), 2, "version 4, which is no policy of this run"),
+    ],
+)
+def test_what_cannot_be_is_refused(versions: tuple[int, ...], iteration: int, words: str) -> None:
+    with pytest.raises(Mismatch, match=words):
+        check_age([rollout(*versions)], PUBLISHED, iteration, max_lag=1)
