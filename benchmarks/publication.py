@@ -162,6 +162,7 @@ def fleet(work: Path, policy: Path, replicas: int) -> dict[str, Any]:
                     before |= needed
                     seconds = (copied, published, time.monotonic() - began)
                     rows.append((*seconds, publication.payload_bytes, sum(needed.values())))
+            first_bytes = first.dense_bytes + sum(file.length_bytes for file in first.manifest.files)
             fetched = [metric(replica["metrics"], "trimtab_fetched_bytes_total") for replica in generation]
             pauses = pause_quantile(generation[0]["metrics"])
             for client in clients:
@@ -173,7 +174,7 @@ def fleet(work: Path, policy: Path, replicas: int) -> dict[str, Any]:
         "dense_mb": round(first.dense_bytes / 1e6, 1),
         "payload": share(payload, first.dense_bytes),
         "egress_over_payload": share(sent, needed_bytes),
-        "read_by_a_replica_over_payload": share(statistics.median(fetched) - first.dense_bytes, needed_bytes),
+        "read_by_a_replica_over_payload": share(statistics.median(fetched) - first_bytes, needed_bytes),
         "copy_s": round(copied, 3),
         "published_s": round(published, 3),
         "last_replica_serves_s": round(served, 2),

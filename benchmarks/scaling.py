@@ -46,7 +46,7 @@ from trimtab_trainer.rollouts import RolloutDispatcher, RolloutPrompt
 GOAL = 0.95
 SLOTS = 16
 NEW_TOKENS = 64
-SAMPLES = 96
+SAMPLES = 192
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
