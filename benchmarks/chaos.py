@@ -259,7 +259,7 @@ def summary(rounds: list[Round], chaos: Chaos, args: argparse.Namespace, seconds
     exact = sum(one.is_exact for one in rounds)
     return {
         "benchmark": "chaos",
-        "ratio": float(bool(rounds) and exact == len(rounds)),
+        "ratio": float(bool(rounds) and exact == len(rounds) and all(one.disturbances for one in rounds)),
         "goal": 1.0,
         "seconds": round(seconds),
         "kills": {kind: kinds[kind] for kind in KINDS},

@@ -94,14 +94,15 @@ def payload(work: Path, policy: Path, reward: Path) -> dict[str, Any]:
             )
             with LocalServices(directory / "services", settings=settings) as services:
                 endpoints = read_endpoints(services.directory)
-                run(endpoints["trainer"][0]["grpc"], spec)
+                folder = run(endpoints["trainer"][0]["grpc"], spec)
                 with Client(endpoints["weights"][0]["grpc"]) as weights:
-                    figures[key] = measured(spec, weights)
+                    figures[key] = measured(folder, weights)
             print(f"payload, learning rate x steps {key}: {figures[key]}", flush=True)
     return figures
 
 
-def run(trainer: str, spec: dict[str, Any]) -> None:
+def run(trainer: str, spec: dict[str, Any]) -> Path:
+    """Runs a spec by the trainer service; returns the run's folder."""
     with Client(trainer) as client:
         client.start_run(trainer_pb2.StartRunRequest(name=spec["name"], spec_yaml=yaml.safe_dump(spec)), timeout_s=120)
         for _ in client.watch_run(trainer_pb2.WatchRunRequest(name=spec["name"]), timeout_s=3600):
@@ -109,11 +110,12 @@ def run(trainer: str, spec: dict[str, Any]) -> None:
         run = client.get_run(trainer_pb2.GetRunRequest(name=spec["name"])).run
         if run.state != trainer_pb2.RUN_STATE_SUCCEEDED:
             raise SystemExit(f"the run failed: {run.error}")
+        return Path(run.directory)
 
 
-def measured(spec: dict[str, Any], weights: Client) -> dict[str, Any]:
+def measured(folder: Path, weights: Client) -> dict[str, Any]:
     """Shares of a run's publications, the first whole one aside, and of its last two versions sent otherwise."""
-    rows = list(step_metrics(Path(spec["directory"]) / "events.jsonl", "ppo").values())[1:]
+    rows = list(step_metrics(folder / "events.jsonl", "ppo").values())[1:]
     seconds = [sum(value for key, value in row.items() if _is_phase(key)) for row in rows]
     versions = sorted(int(row["version"]) for row in rows)[-2:]
     before, after = (fetch_version(weights, version=version) for version in versions)
@@ -265,7 +267,9 @@ def metric(address: str, name: str) -> float:
 def pause_quantile(address: str) -> float:
     """Upper bound of the bucket that the 95 % quantile of a replica's pauses lies in, in seconds."""
     buckets = [(float(labels["le"]), value) for labels, value in samples(address, "trimtab_swap_pause_seconds_bucket")]
-    total = max(value for _, value in buckets)
+    total = max((value for _, value in buckets), default=0.0)
+    if not total:
+        raise SystemExit("no swap was observed")
     return min(bound for bound, value in buckets if value >= 0.95 * total)
 
 

@@ -100,7 +100,9 @@ class Disturber:
 
     def _kill(self, target: str, trainer: subprocess.Popen[bytes]) -> str:
         if target == "trainer":
-            trainer.kill()  # knows whether it has ended
+            if trainer.poll() is not None:
+                return ""
+            trainer.kill()
             return f"process {trainer.pid}"
         pid = self._pick(target)
         return f"process {pid}" if pid and _send(pid, signal.SIGKILL) else ""

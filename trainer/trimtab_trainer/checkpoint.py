@@ -48,6 +48,7 @@ __all__ = [
 
 _FORMAT = 1
 _PREFIX = "step-"
+_REPLACED = ".replaced-"
 _FILES = ("tensors.safetensors", "state.json")
 
 
@@ -97,10 +98,13 @@ class CheckpointStore:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
             _write_files(partial, snapshot)
+            replaced = self.folder / f"{_REPLACED}{final.name}"
+            shutil.rmtree(replaced, ignore_errors=True)
             if final.exists():  # one that could not be used, or a step done again after a resume
-                shutil.rmtree(final)
+                final.rename(replaced)
             partial.rename(final)
             sync(self.folder)
+            shutil.rmtree(replaced, ignore_errors=True)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(partial, ignore_errors=True)  # on a full disk the run needs that space to say how it ended
             raise _unwritten(final, error) from error
@@ -113,6 +117,10 @@ class CheckpointStore:
         Raises:
             CorruptData: there are checkpoints, and not one of them is whole.
         """
+        for replaced in self.folder.glob(f"{_REPLACED}*"):  # a kill came between two renames
+            final = self.folder / replaced.name.removeprefix(_REPLACED)
+            if not final.exists():
+                replaced.rename(final)
         steps = self.steps()
         for step in reversed(steps):
             try:

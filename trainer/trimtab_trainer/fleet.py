@@ -44,6 +44,8 @@ _WORTH_HEDGING_S = 1.0
 """Work held for less is not given to another replica too, unless its holder is known to be slow."""
 _TICK_S = 0.1
 _TELL_AFTER_S = 2.0
+_TELL_REFUSALS = 4
+"""A swap under way explains fewer answers in a row that a version is not served."""
 
 _BACKOFF_S = (0.25, 0.5, 1.0, 2.0, 5.0)
 _REFRESH_S = 0.5
@@ -62,6 +64,8 @@ class Replica:
     """What it was seen to do beside the others."""
     failures: int = 0
     """Failures in a row."""
+    refusals: int = 0
+    """Answers in a row that it does not serve the version asked for."""
     retry_at: float = 0.0
     """`time.monotonic()` before which it gets no work."""
     last_error: str = ""
@@ -103,8 +107,8 @@ def worth_another_replica(error: TrimtabError) -> bool:
 
 
 def counts_as_try(error: TrimtabError) -> bool:
-    """False for a replica that is only busy, draining, starting or gone: such answers say nothing about the work."""
-    return not isinstance(error, Overloaded | Unavailable)
+    """False for a replica that is busy, draining, starting, gone or on another version: it says nothing of the work."""
+    return not isinstance(error, Overloaded | Unavailable | VersionUnavailable)
 
 
 class Fleet:
@@ -184,10 +188,14 @@ class Fleet:
 
     def failed(self, replica: Replica, error: TrimtabError) -> None:
         """Notes a failure: the replica gets no work until its backoff has passed and it answers GetInfo again."""
-        wait = _BACKOFF_S[min(replica.failures, len(_BACKOFF_S) - 1)]
+        is_refusal = isinstance(error, VersionUnavailable)  # it is well, and behind, or ahead for a moment
+        replica.refusals = replica.refusals + 1 if is_refusal else 0
+        wait = _BACKOFF_S[min(max(replica.failures, replica.refusals - 1), len(_BACKOFF_S) - 1)]
         if error.retry_after_s is not None:
             wait = max(wait, error.retry_after_s)
-        if replica.info is not None and not isinstance(error, Overloaded | VersionUnavailable):
+        if replica.info is not None and (
+            replica.refusals == _TELL_REFUSALS if is_refusal else not isinstance(error, Overloaded)
+        ):
             replica.lost = True
             told = error.message.removeprefix(f"{replica.address}: ")
             self._tell(f"{self.name} at {replica.address}: {told}; what it has not answered is given out again")
@@ -310,6 +318,7 @@ class Fleet:
             among: all calls that were asked for it.
         """
         now = time.monotonic()
+        by.replica.refusals = 0
         for call in among:
             call.replica.pace.note(work, now - call.began, self._paces_but(call.replica), beaten=call is not by)
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from trimtab import AsyncClient
-from trimtab.errors import InternalError, TrimtabError
+from trimtab.errors import InternalError, TrimtabError, Unavailable
 from trimtab.types import Completion, GenerateRequest, GenerationPrompt, SamplingParams, VersionRequirement
 from trimtab_trainer.fleet import Call, Fleet, Replica, counts_as_try, worth_another_replica
 from trimtab_trainer.rollout_work import RolloutPrompt, Sample, Work, free_slots, left_of, most_items, samples_of, take
@@ -178,8 +178,11 @@ class Handout:
         await asyncio.wait(tasks, timeout=_TICK_S, return_when=asyncio.FIRST_COMPLETED)
         for chunk in [chunk for chunk in self._chunks if chunk.call.task.done()]:
             self._chunks.remove(chunk)
-            error = None if chunk.call.task.cancelled() else chunk.call.task.exception()
-            if chunk.left and error is not None:
+            if not chunk.left:
+                continue
+            is_cancelled = chunk.call.task.cancelled()  # by whoever closes the connection
+            error = Unavailable("the call was cancelled") if is_cancelled else chunk.call.task.exception()
+            if error is not None:
                 self._waiting.extendleft(reversed(self._lost(chunk, error)))
 
     def _lost(self, chunk: _Chunk, error: BaseException) -> list[Work]:

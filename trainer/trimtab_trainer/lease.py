@@ -114,7 +114,7 @@ class LeaseKeeper:
                 wait_s = _RENEW_S
             except LeaseHeld:
                 return  # `check` tells it
-            except TrimtabError:
+            except (TrimtabError, OSError):  # the id may not be kept on a full disk, the lease is held nevertheless
                 wait_s = _RETRY_S
 
     def _keep(self) -> None:

@@ -2,10 +2,11 @@
 
     prompts -> rollouts (generation) -> scores (reward), reference log-probs -> advantages -> PPO-ptx update -> publish
 
-Collaborators: `ppo_data` says which prompts and passages a step takes; `services` connects and publishes; `rollouts`
-dispatches over replicas, each completion scored the moment it ends; `experience` holds what came back; `logprob_gate`
-refuses a batch on which sampler and trainer disagree, `divergence` saves what is unfit to train on and goes back;
-`advantages` and `losses` are the formulas; `actor_critic` holds both models and makes the step; `ppo_metrics` counts.
+Collaborators: `ppo_data` says which prompts and passages a step takes; `services` connects, `policy_publisher` sends
+each new policy beside the next work; `rollouts` dispatches over replicas, each completion scored the moment it ends;
+`experience` holds what came back; `logprob_gate` refuses a batch on which sampler and trainer disagree, `divergence`
+saves what is unfit to train on and goes back; `advantages` and `losses` are the formulas; `actor_critic` holds both
+models and makes the step; `ppo_metrics` counts.
 None of them knows this module.
 
 Source: InstructGPT (Ouyang et al. 2022), section 3.5 and appendix C.4; what it leaves open follows Huang et al. 2024.
@@ -13,9 +14,11 @@ Source: InstructGPT (Ouyang et al. 2022), section 3.5 and appendix C.4; what it 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -88,12 +91,13 @@ def train(context: StageContext, config: PPOConfig) -> StageResult:
                     rollouts = _wait_for(context, pending, lambda: _snapshot(agent, state))
                 if config.max_lag:  # the next batch is sampled by the present policy while it is being improved
                     pending = sampler.submit_after(state.iteration + 1, publishing)
+                begun = copy.deepcopy(state)  # what a stop goes back to: experience moves the normaliser
                 with clock.phase("experience"):
                     plan = _plan(context, config, rollouts, state.iteration, epoch=0)
                     experience = build_experience(agent, rollouts, plan, config, state)
                     _watch_health(context, experience, state)
                 with clock.phase("publish"):  # what is left of the publication before
-                    publication = _wait_for(context, publishing, lambda: _snapshot(agent, state))
+                    publication = _wait_for(context, publishing, partial(_snapshot, agent, begun))
                 version = publication.version
                 sampled_at[version] = state.iteration
                 age = check_age(rollouts, sampled_at, state.iteration, max_lag=config.max_lag)
@@ -227,6 +231,7 @@ def _first_rollouts(
     if not config.max_lag or not state.rollout_version or state.rollout_version == version:
         return sampler.submit_after(state.iteration, publishing), {version: state.iteration}
     services.point_policy_to(state.rollout_version)
+    services.wait_policy(state.rollout_version)
     pending = sampler.submit(state.iteration, state.rollout_version)
     wait([pending])
     services.point_policy_to(version)

@@ -199,11 +199,19 @@ class Services:
             Unavailable: a replica does not come to serve it.
             Mismatch: names the service and both values.
         """
+        self.wait_policy(version)
+        self.check_tokenizers(tokenizer, ["generation", "reference", "reward"])
+        self.check_lengths(longest)
+
+    def wait_policy(self, version: int) -> None:
+        """Waits until every generation replica serves a version's weights.
+
+        Raises:
+            Unavailable: a replica does not come to serve it.
+        """
         request = weights_pb2.GetManifestRequest(version=version)
         manifest = self._patiently(lambda: self.weights.get_manifest(request, timeout_s=30.0)).manifest
         self._wait_served(self._fleet("generation"), manifest.weights_digest, version)
-        self.check_tokenizers(tokenizer, ["generation", "reference", "reward"])
-        self.check_lengths(longest)
 
     def policy_version(self) -> int:
         """The version that generation's channel points to now; 0 when it does not exist."""

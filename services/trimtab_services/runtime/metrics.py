@@ -36,7 +36,7 @@ class Metrics:
             deadline, cancelled, failed.
         model_version, channel_version: version served and version that the channel points to, by `model`.
         swaps: changes of version by `model` and `outcome`: ok, failed.
-        swap_pause_seconds: how long each change of version kept the engine from its next step.
+        swap_pause_seconds: how long each change of version took between two steps.
         fetched_bytes: bytes of weights read from the weights service, by `model`.
         state: 1 for the present state of the service, by `state`.
     """

@@ -52,8 +52,9 @@ _log = logging.getLogger(__name__)
 ConfigT = TypeVar("ConfigT", bound=ServiceConfig)
 
 _FLUSH_S = 1.0
-_LEAST_OPEN_FILES = 64
 """Seconds that the last answers get to leave the process once nothing is in flight any more."""
+
+_LEAST_OPEN_FILES = 64
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 """Whole bytes of tensors that the store has as differences: made once to check a publication, kept for the newest few.
 
 They are the base of the next publication, and a reader without a base takes each tensor by its own digest instead of a
-chain of differences. All of it can be made again, so it lies on this host's disk, outlives no process and is written
-without flushing.
+chain of differences. All of it can be made again, so it lies on this host's disk, is removed at the next start and is
+written without flushing.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import logging
 import mmap
 import shutil
 import tempfile
+import threading
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -48,8 +49,11 @@ class DecodedTensors:
         self._manifest_of = manifest_of
         self._kept: dict[int, list[weights_pb2.TensorEntry]] = {}
         self._wholes: dict[str, weights_pb2.TensorEntry] = {}
+        self._fresh: set[str] = set()
+        """Decoded for a publication that is not committed yet."""
+        self._lock = threading.Lock()
         shutil.rmtree(self._folder, ignore_errors=True)
-        self._folder.mkdir(parents=True)
+        self._folder.mkdir(parents=True, mode=0o700)
 
     def close(self) -> None:
         """Removes all of them."""
@@ -65,8 +69,9 @@ class DecodedTensors:
 
     def has_all(self, manifest: weights_pb2.Manifest) -> bool:
         """Whether every tensor of a version can be opened."""
-        kept = manifest.version in self._kept
-        return kept and all((self._folder / entry.digest).is_file() for entry in _differences(manifest))
+        with self._lock:
+            is_kept = manifest.version in self._kept
+        return is_kept and all((self._folder / entry.digest).is_file() for entry in _differences(manifest))
 
     def check(self, manifest: weights_pb2.Manifest, number: int) -> None:
         """Decodes every difference of a version that is to be published, and keeps what has the right digest.
@@ -81,12 +86,14 @@ class DecodedTensors:
         """
         own = ""  # what is to be checked is never at hand
         chains = Chains(self._manifest_of, lambda name, digest: self._at_hand(digest) if digest != own else None)
-        checked = {entry.SerializeToString() for kept in self._kept.values() for entry in kept}
+        with self._lock:
+            checked = {entry.SerializeToString() for kept in self._kept.values() for entry in kept}
         for index, entry in enumerate(manifest.tensors):
             if entry.encoding != weights_pb2.ENCODING_DELTA or entry.SerializeToString() in checked:
                 continue
             own = entry.digest
             try:
+                chains.check_base(number, entry)
                 data = chains.recipe(number, entry).made(self._part)
             except (CorruptData, NotFound) as error:
                 raise _base_missing(f"manifest.tensors[{index}].base_version", entry, error.message) from error
@@ -99,19 +106,28 @@ class DecodedTensors:
                     value=found,
                     limit=entry.digest,
                 )
+            with self._lock:
+                self._fresh.add(entry.digest)
             self._write(entry.digest, data)
+
+    def forget(self, manifest: weights_pb2.Manifest) -> None:
+        """Notes that a publication was not committed: what was decoded for it may go."""
+        with self._lock:
+            self._fresh -= {entry.digest for entry in _differences(manifest)}
 
     def keep(self, manifest: weights_pb2.Manifest) -> None:
         """Notes a committed version, and lets go of all that the newest few do not have."""
-        self._kept[manifest.version] = list(manifest.tensors)
-        for version in sorted(self._kept)[:-_KEPT_VERSIONS]:
-            del self._kept[version]
-        entries = [entry for kept in self._kept.values() for entry in kept]
-        self._wholes = {entry.digest: entry for entry in entries if entry.encoding == weights_pb2.ENCODING_RAW}
-        digests = {entry.digest for entry in entries}
-        for path in self._folder.iterdir():
-            if path.name not in digests and path.suffix != _PARTIAL:
-                path.unlink(missing_ok=True)
+        with self._lock:
+            self._kept[manifest.version] = list(manifest.tensors)
+            for version in sorted(self._kept)[:-_KEPT_VERSIONS]:
+                del self._kept[version]
+            entries = [entry for kept in self._kept.values() for entry in kept]
+            self._wholes = {entry.digest: entry for entry in entries if entry.encoding == weights_pb2.ENCODING_RAW}
+            digests = {entry.digest for entry in entries}
+            self._fresh -= digests
+            for path in self._folder.iterdir():
+                if path.name not in digests | self._fresh and path.suffix != _PARTIAL:
+                    path.unlink(missing_ok=True)
 
     def _at_hand(self, digest: str) -> memoryview | None:
         try:

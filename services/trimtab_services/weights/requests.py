@@ -9,9 +9,10 @@ from trimtab.v1 import weights_pb2
 from trimtab.weights.manifest import check_channel, check_manifest
 from trimtab_services.weights.state import StoreState
 
-__all__ = ["check_bases", "check_expected", "check_least", "check_publish", "invalid", "request_digest"]
+__all__ = ["check_bases", "check_chain", "check_expected", "check_least", "check_publish", "invalid", "request_digest"]
 
 _MOST_TEXT = 200
+_MOST_CHAIN = 64
 
 
 def check_publish(request: weights_pb2.PublishRequest) -> None:
@@ -86,6 +87,23 @@ def check_bases(state: StoreState, manifest: weights_pb2.Manifest) -> None:
                 value=entry.base_version,
                 limit="a version of the store",
             )
+
+
+def check_chain(manifest: weights_pb2.Manifest) -> None:
+    """Checks how many differences lie between a version and whole bytes.
+
+    Raises:
+        FailedPrecondition: BASE_MISSING: too many; the version is to be published whole.
+    """
+    if manifest.chain_length > _MOST_CHAIN:
+        raise FailedPrecondition(
+            f"manifest.tensors: {manifest.chain_length} differences lie between this version and whole tensors; "
+            f"allowed: {_MOST_CHAIN}; publish it whole",
+            reason=Reason.BASE_MISSING,
+            field="manifest.tensors",
+            value=manifest.chain_length,
+            limit=_MOST_CHAIN,
+        )
 
 
 def check_least(field: str, value: int, least: int) -> None:

@@ -70,9 +70,14 @@ class StateFile:
             self._on_move()
         return self.now
 
-    def write(self, state: StoreState) -> None:
-        """Makes a state the one that counts; the caller holds `writing`."""
-        if state == self.now:
+    def write(self, state: StoreState, *, always: bool = False) -> None:
+        """Makes a state the one that counts; the caller holds `writing`.
+
+        Args:
+            state: the new one.
+            always: writes one that has not changed, too: a bucket refuses a writer that another has followed.
+        """
+        if state == self.now and not always:
             return
         moved = state.channels != self.now.channels
         self._must_reload = True

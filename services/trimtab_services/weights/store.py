@@ -18,7 +18,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 
-from trimtab.errors import InvalidRequest, Reason, Unsupported
+from trimtab.errors import InvalidRequest, Reason, TrimtabError, Unsupported
 from trimtab.v1 import weights_pb2
 from trimtab.weights.manifest import check_channel, check_digest, decoded_bytes, manifest_blobs
 from trimtab_services.weights import leases
@@ -27,7 +27,14 @@ from trimtab_services.weights.decoded import DecodedTensors
 from trimtab_services.weights.files import Files, Upload, open_files, sizes
 from trimtab_services.weights.lock import WriterLock
 from trimtab_services.weights.reading import OpenBlob
-from trimtab_services.weights.requests import check_bases, check_expected, check_least, check_publish, request_digest
+from trimtab_services.weights.requests import (
+    check_bases,
+    check_chain,
+    check_expected,
+    check_least,
+    check_publish,
+    request_digest,
+)
 from trimtab_services.weights.retention import prunable_versions
 from trimtab_services.weights.state import BLOBS, StoreState, VersionRow, blob_path, manifest_path
 from trimtab_services.weights.state_file import StateFile
@@ -129,20 +136,22 @@ class Store(Catalog):
             return known
         leases.check_lease(self._file.now, request.channels, request.lease_id, leases.now())
         check_expected(self._file.now, request.channels[0], request.expected_previous_version)
-        with self._usage.using(manifest_blobs(request.manifest)):
-            verify_bytes(self.files, self._decoded, request.manifest, self._file.now.next_version)
-            with self._file.changing() as state:
-                known = self._published_before(state, request.publish_id, digest)
-                if known is not None:
-                    return known
-                leases.check_lease(state, request.channels, request.lease_id, leases.now())
-                check_expected(state, request.channels[0], request.expected_previous_version)
-                check_bases(state, request.manifest)
-                manifest = self._commit(state, request, digest)
-            self._usage.committed(manifest_blobs(manifest))
-            self._decoded.keep(manifest)
-            self._retain(manifest.run)
-            return manifest
+        with self._usage.using(manifest_blobs(request.manifest), after=self._file.writing):
+            try:
+                verify_bytes(self.files, self._decoded, request.manifest, self._file.now.next_version)
+                with self._file.changing() as state:
+                    known = self._published_before(state, request.publish_id, digest)
+                    if known is not None:
+                        return known
+                    leases.check_lease(state, request.channels, request.lease_id, leases.now())
+                    check_expected(state, request.channels[0], request.expected_previous_version)
+                    check_bases(state, request.manifest)
+                    manifest = self._commit(state, request, digest)
+            except BaseException:
+                self._decoded.forget(request.manifest)
+                raise
+        self._tidy(manifest)
+        return manifest
 
     def set_channel(self, request: weights_pb2.SetChannelRequest) -> weights_pb2.Channel:
         """Points a channel to an existing version; errors as in the proto."""
@@ -187,6 +196,15 @@ class Store(Catalog):
         with self._file.writing:
             return self._prune(request, lambda: self.files.list(BLOBS))
 
+    def _tidy(self, manifest: weights_pb2.Manifest) -> None:
+        """After a commit: what is not needed any more goes. The version counts, whatever this meets."""
+        try:
+            self._usage.committed(manifest_blobs(manifest))
+            self._decoded.keep(manifest)
+            self._retain(manifest.run)
+        except (TrimtabError, OSError) as error:
+            _log.error("old versions are not removed", extra={"version": manifest.version, "error": str(error)})
+
     def _retain(self, run: str) -> None:
         """Bounds what a run leaves behind: its newest versions stay, and what these need."""
         if self._keep_versions is None or not run:
@@ -194,7 +212,8 @@ class Store(Catalog):
         request = weights_pb2.PruneRequest(keep_last=self._keep_versions, run=run)
         with self._file.writing:
             if prunable_versions(self._file.current(), request.keep_last, run):
-                self._prune(request, list)
+                is_local = self.files.local_path(BLOBS) is not None  # elsewhere listing is dear, and left to `prune`
+                self._prune(request, lambda: self.files.list(BLOBS) if is_local else [])
 
     def _prune(
         self, request: weights_pb2.PruneRequest, others: Callable[[], Iterable[str]]
@@ -212,7 +231,7 @@ class Store(Catalog):
             del state.versions[version]
         blobs = self._unneeded_blobs(state, theirs, others())
         if not request.dry_run:
-            self._file.write(state)
+            self._file.write(state, always=True)
             for version in removed:
                 self.files.remove(manifest_path(version))
             for path in blobs:
@@ -228,6 +247,7 @@ class Store(Catalog):
         manifest.create_time.GetCurrentTime()
         bases = sorted({entry.base_version for entry in manifest.tensors if entry.base_version})
         manifest.chain_length = max((1 + state.versions[base].chain_length for base in bases), default=0)
+        check_chain(manifest)
         content = manifest.SerializeToString(deterministic=True)
         self.files.write(manifest_path(manifest.version), content)
         state.next_version += 1

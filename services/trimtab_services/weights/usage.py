@@ -39,9 +39,14 @@ class BlobUsage:
                 self._asked_for.pop(digest, None)
 
     @contextmanager
-    def using(self, digests: set[str]) -> Iterator[None]:
-        """Keeps blobs while the body reads them."""
-        with self._lock:
+    def using(self, digests: set[str], *, after: threading.Lock) -> Iterator[None]:
+        """Keeps blobs while the body reads them.
+
+        Args:
+            digests: of the blobs.
+            after: held by whoever removes blobs; a removal under way ends before these count as kept.
+        """
+        with after, self._lock:
             self._in_use.update(digests)
         try:
             yield

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from trimtab.client import Client
-from trimtab.errors import TrimtabError
+from trimtab.errors import FailedPrecondition, Reason, TrimtabError
 from trimtab.v1 import weights_pb2 as pb
 from trimtab.weights import fetch_version, publish_version, weights_digest
 from trimtab.weights.manifest import manifest_blobs
@@ -205,3 +205,42 @@ def test_killed_server_loses_nothing_acknowledged(tmp_path: Path) -> None:
     finally:
         process.terminate()
         assert process.wait(15) == 0
+
+
+def test_a_version_that_is_committed_during_a_prune_keeps_its_blobs(tmp_path: Path) -> None:
+    files = LocalFiles(tmp_path)
+    store = Store("busy", files=files, blob_grace_s=0)
+    _publish(store, 0)
+    _publish(store, 1)
+    again, _ = _request(0)  # the blobs of the version that the prune removes; nobody asked whether they are there
+    again.publish_id = "again"
+    looking, go_on = threading.Event(), threading.Event()
+    size = files.size
+
+    def slow_size(path: str) -> int | None:
+        if threading.current_thread().name == "prune":
+            looking.set()
+            go_on.wait(10)
+        return size(path)
+
+    files.size = slow_size  # type: ignore[method-assign]
+    pruning = threading.Thread(target=store.prune, args=(pb.PruneRequest(keep_last=1),), name="prune")
+    pruning.start()
+    assert looking.wait(10)
+    outcome: list[object] = []
+
+    def publish() -> None:
+        try:
+            outcome.append(store.publish(again).version)
+        except FailedPrecondition as error:
+            outcome.append(error.reason)
+
+    publishing = threading.Thread(target=publish)
+    publishing.start()
+    publishing.join(1.0)  # held up by the prune, or through before it removes anything
+    go_on.set()
+    pruning.join(10)
+    publishing.join(10)
+    assert outcome in ([3], [Reason.BLOB_MISSING])
+    _check_consistent(store)
+    store.close()

@@ -102,6 +102,20 @@ class Chains:
             digest, holder, step = step.base_digest, step.base_version, None
         return Recipe(entry, held, tuple(reversed(deltas)))
 
+    def check_base(self, version: int, entry: Entry) -> None:
+        """Checks that the version which a difference is encoded against has the tensor, whatever is at hand.
+
+        Args:
+            version: that the entry belongs to.
+            entry: of a difference.
+
+        Raises:
+            CorruptData: it has not, or it is no earlier version.
+        """
+        if not 0 < entry.base_version < version:
+            raise _broken(entry, f"version {version} is encoded against version {entry.base_version}, not one before")
+        self._entry(entry.base_version, entry, entry.base_digest)
+
     def _entry(self, version: int, wanted: Entry, digest: str) -> Entry:
         """The entry of a tensor in an earlier version."""
         if version not in self._entries:

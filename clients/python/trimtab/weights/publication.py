@@ -77,13 +77,13 @@ class _Published:
         manifest: as it was committed.
         tensors: by name, their bytes.
         entries: by name, as in its manifest.
-        delta_bytes: bytes of all differences sent since a version was whole.
+        sent_bytes: bytes of tensors sent since a version was whole, in differences or not.
     """
 
     manifest: weights_pb2.Manifest
     tensors: dict[str, TensorData]
     entries: dict[str, weights_pb2.TensorEntry]
-    delta_bytes: int
+    sent_bytes: int
 
 
 @dataclass
@@ -93,20 +93,20 @@ class _Draft:
     Attributes:
         entries: of its manifest.
         blobs: digest -> parts, of those that the store may lack.
-        delta_bytes: bytes of its differences.
+        sent_bytes: bytes of tensors in these.
     """
 
     entries: list[weights_pb2.TensorEntry] = field(default_factory=list)
     blobs: dict[str, list[memoryview]] = field(default_factory=dict)
-    delta_bytes: int = 0
+    sent_bytes: int = 0
 
 
 class Publisher:
     """Publishes one model again and again, each time only what changed since the last time.
 
     A tensor is sent as its difference to the last published bytes, or whole where that is smaller; one that has not
-    changed is not sent. After `max_chain` such versions, or once their differences add up to a whole model, all of it
-    is sent whole, so that a reader that comes late never reads more than two models.
+    changed is not sent. After `max_chain` such versions, or where all that was sent since would add up to a model, a
+    version is sent whole, so that a reader that comes late never reads more than two models.
 
     Args:
         client: of the weights service; the HTTP side is reached with its token and TLS.
@@ -188,10 +188,7 @@ class Publisher:
     def _base(self) -> _Published | None:
         """What to encode against; None when the next version is to be whole."""
         last = self._last
-        if last is None or last.manifest.chain_length >= self._max_chain:
-            return None
-        dense = sum(tensor.data.nbytes for tensor in last.tensors.values())
-        return last if last.delta_bytes < dense else None
+        return last if last is not None and last.manifest.chain_length < self._max_chain else None
 
     def _publish(
         self,
@@ -203,6 +200,9 @@ class Publisher:
     ) -> Publication:
         began = time.monotonic()
         draft = _draft(tensors, base)
+        dense = sum(tensor.data.nbytes for tensor in tensors)
+        if base is not None and base.sent_bytes + draft.sent_bytes >= dense:
+            draft, base = _draft(tensors, None), None
         manifest = request.manifest
         del manifest.tensors[:], manifest.files[:]
         manifest.tensors.extend(draft.entries)
@@ -216,12 +216,12 @@ class Publisher:
                 committed,
                 {tensor.name: tensor for tensor in tensors},
                 {entry.name: entry for entry in committed.tensors},
-                draft.delta_bytes + (base.delta_bytes if base is not None else 0),
+                draft.sent_bytes + base.sent_bytes if base is not None else 0,
             )
         return Publication(
             committed,
             payload_bytes=payload,
-            dense_bytes=sum(tensor.data.nbytes for tensor in tensors),
+            dense_bytes=dense,
             encode_seconds=encoded - began,
             upload_seconds=time.monotonic() - encoded,
         )
@@ -276,10 +276,8 @@ def _draft(tensors: Sequence[TensorData], base: _Published | None) -> _Draft:
         if before.digest == entry.digest:
             entry.CopyFrom(before)
             continue
-        part = _difference(tensor, entry, base, before)
-        if entry.encoding == weights_pb2.ENCODING_DELTA:
-            draft.delta_bytes += part.nbytes
-        to_pack.append((entry, part))
+        to_pack.append((entry, _difference(tensor, entry, base, before)))
+    draft.sent_bytes = sum(part.nbytes for _, part in to_pack)
     for group in _groups(to_pack):
         _pack(group, draft.blobs)
     return draft
