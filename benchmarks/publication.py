@@ -90,7 +90,7 @@ def payload(work: Path, policy: Path, reward: Path) -> dict[str, Any]:
                 reward,
                 learning_rate=rate,
                 steps_per_publication=steps,
-                iterations=6 if steps == 1 else 4,
+                iterations=5 if steps == 1 else 3,
             )
             with LocalServices(directory / "services", settings=settings) as services:
                 endpoints = read_endpoints(services.directory)
