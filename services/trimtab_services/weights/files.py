@@ -1,4 +1,4 @@
-"""The few file operations that the store needs, and a local folder that has them; `remote` has those over fsspec.
+"""The few file operations that the store needs, and a local folder that has them; `remote` and `s3` have them too.
 
 A write appears whole or not at all: locally a temporary file is flushed to disk and renamed, and its folder flushed
 too; an object store's own write has that property.
@@ -27,7 +27,6 @@ __all__ = [
     "Stamped",
     "Upload",
     "missing",
-    "open_files",
     "sizes",
 ]
 
@@ -137,22 +136,6 @@ class SharedFiles(Files, Protocol):
             FileChanged: it is something else.
         """
         ...
-
-
-def open_files(store: str) -> Files:
-    """Opens a store by folder or URL.
-
-    Raises:
-        ConfigError: the folder cannot be made; fsspec does not know the URL or lacks a package for it; or the object
-            store cannot be reached or used.
-    """
-    if "://" not in store:
-        return LocalFiles(Path(store))
-    if store.startswith(("file://", "local://")):
-        return LocalFiles(Path(store.partition("://")[2]))
-    from trimtab_services.weights.remote import open_remote  # a local store needs no fsspec
-
-    return open_remote(store)
 
 
 class LocalFiles:

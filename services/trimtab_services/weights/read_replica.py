@@ -10,7 +10,8 @@ import logging
 
 from trimtab.errors import TrimtabError
 from trimtab_services.weights.catalog import Catalog
-from trimtab_services.weights.files import Files, open_files
+from trimtab_services.weights.files import Files
+from trimtab_services.weights.opening import open_files
 from trimtab_services.weights.state import StoreState
 from trimtab_services.weights.state_file import read_state
 

@@ -15,12 +15,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-import fsspec
+from trimtab.errors import NotFound, TrimtabError, Unavailable
+from trimtab_services.weights.files import CHUNK_BYTES, TEMPORARY, FileChanged, Stamped, Upload, missing
 
-from trimtab.errors import ConfigError, NotFound, TrimtabError, Unavailable
-from trimtab_services.weights.files import CHUNK_BYTES, TEMPORARY, FileChanged, Files, Stamped, Upload, missing
-
-__all__ = ["PART_BYTES", "RemoteFiles", "open_remote"]
+__all__ = ["PART_BYTES", "RemoteFiles"]
 
 _log = logging.getLogger(__name__)
 
@@ -29,25 +27,6 @@ PART_BYTES = 16 * CHUNK_BYTES
 
 _READ_BYTES = 8 * CHUNK_BYTES
 """Bytes of one request of a download."""
-
-
-def open_remote(store: str) -> Files:
-    """Opens a store by URL.
-
-    Raises:
-        ConfigError: fsspec does not know the URL or lacks a package for it, or the store cannot be reached or used.
-    """
-    try:
-        # Listings that are kept would hide what another process has written; an instance that is shared keeps them.
-        filesystem, root = fsspec.core.url_to_fs(store, use_listings_cache=False, skip_instance_cache=True)
-        if store.startswith(("s3://", "s3a://")):
-            from trimtab_services.weights.s3 import S3Files  # needs the extra `s3`
-
-            return S3Files(filesystem, root)
-    except Exception as error:  # each file system has its own exceptions
-        message = error.message if isinstance(error, TrimtabError) else f"{type(error).__name__}: {error}"
-        raise ConfigError(f"store: {store}: {message}", field="store", value=store) from error
-    return RemoteFiles(filesystem, root)
 
 
 class RemoteFiles:

@@ -24,8 +24,9 @@ from trimtab.weights.manifest import check_channel, check_digest, decoded_bytes,
 from trimtab_services.weights import leases
 from trimtab_services.weights.catalog import Catalog, no_version
 from trimtab_services.weights.decoded import DecodedTensors
-from trimtab_services.weights.files import Files, Upload, open_files, sizes
+from trimtab_services.weights.files import Files, Upload, sizes
 from trimtab_services.weights.lock import WriterLock
+from trimtab_services.weights.opening import open_files
 from trimtab_services.weights.reading import OpenBlob
 from trimtab_services.weights.requests import (
     check_bases,

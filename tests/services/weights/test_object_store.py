@@ -21,7 +21,7 @@ from running import FREE_PORTS
 from trimtab.client import Client
 from trimtab.errors import ConfigError, LeaseHeld, NotFound, Unavailable
 from trimtab.v1 import weights_pb2 as pb
-from trimtab_services.weights.files import open_files
+from trimtab_services.weights.opening import open_files
 from trimtab_services.weights.remote import PART_BYTES
 from trimtab_services.weights.store import Store
 

@@ -20,8 +20,9 @@ from trimtab.client import Client
 from trimtab.errors import ConfigError, LeaseHeld, TrimtabError, Unavailable
 from trimtab.v1 import weights_pb2 as pb
 from trimtab_services.weights import lock as lock_module
-from trimtab_services.weights.files import SharedFiles, open_files
+from trimtab_services.weights.files import SharedFiles
 from trimtab_services.weights.lock import WriterLock
+from trimtab_services.weights.opening import open_files
 from trimtab_services.weights.store import Store
 
 from .conftest import running
@@ -124,7 +125,7 @@ def test_a_writer_that_was_taken_for_dead_and_wakes_up_changes_nothing(s3: S3) -
             assert publish(its_client, 2) == 3
             for seed in (3, 4):
                 with pytest.raises(Unavailable, match="another process has taken the store over"):
-                    publish(client, seed, timeout_s=2)
+                    publish(client, seed, timeout_s=5)
             with pytest.raises(TrimtabError, match="another process has taken the store over"):
                 client.prune(pb.PruneRequest(keep_last=1))
             assert publish(its_client, 5) == 4
