@@ -1,7 +1,9 @@
 """What publishing a policy costs: bytes sent, time until the last replica serves, pause of generation.
 
-Three parts, each by real processes over the loopback:
+Four parts, all but the first by real processes over the loopback:
 
+- `codec`: sizes and speeds of the codec alone, on 4 million weights that AdamW has moved on simulated gradients, and
+  how fast a weights service sends a blob of 256 MiB.
 - `payload`: PPO-ptx runs of SmolLM2-135M at learning rates 1e-6 and 1e-5, with 1 and 8 optimizer steps to a
   publication, published in bfloat16. What a publication sends over the dense bytes, beside three other ways to send the
   same pair of versions: zstd of the dense bytes, zstd of their XOR, and int32 index + bfloat16 value of each changed
@@ -11,7 +13,7 @@ Three parts, each by real processes over the loopback:
 - `large`: 1 billion random parameters, one replica that serves and seven readers that fetch, decode, verify and
   discard. Wants 24 GiB of memory and 40 GiB of disk, so it runs when it is asked for.
 
-    python benchmarks/publication.py [--parts payload fleet large] [--replicas 8]
+    python benchmarks/publication.py [--parts codec payload fleet large] [--replicas 8]
 
 Claim: a publication at learning rate 1e-6 with one step is at most 5 % of dense. The last line is one JSON object, and
 `ratio` is that share.
@@ -20,36 +22,40 @@ Claim: a publication at learning rate 1e-6 with one step is at most 5 % of dense
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import statistics
 import tempfile
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import torch
 import yaml
 import zstandard
-from prometheus_client.parser import text_string_to_metric_families
+from workloads.codec import codec_figures
 from workloads.language_model import ppo_ptx_spec, smollm2, untrained_reward_model
+from workloads.metrics import metric, samples
 from workloads.readers import LargeModel, read_versions
 
 from trimtab import Client
 from trimtab.local import CHANNELS, LocalServices, read_endpoints
 from trimtab.types import GenerateRequest, GenerationPrompt, SamplingParams, ServiceState
 from trimtab.v1 import trainer_pb2, weights_pb2
-from trimtab.weights import FetchedVersion, fetch_version
+from trimtab.weights import BlobClient, FetchedVersion, fetch_version
 from trimtab_models.loading import load_policy
 from trimtab_models.versions import ModelPublisher
 from trimtab_trainer.reporter import step_metrics
 
 GOAL = 0.05
+PARTS = ("codec", "payload", "fleet", "large")
+BLOB_BYTES = 256 * 1024 * 1024
 RATES = (1e-6, 1e-5)
 STEPS = (1, 8)
 CHANNEL = CHANNELS["generation"]
@@ -74,8 +80,39 @@ def other_ways(before: FetchedVersion, after: FetchedVersion) -> dict[str, float
     return {"changed": share(changed * 2, dense), **{name: share(size, dense) for name, size in sizes.items()}}
 
 
-def payload(work: Path, policy: Path, reward: Path) -> dict[str, Any]:
+def codec(work: Path) -> dict[str, Any]:
+    """The part `codec`."""
+    figures: dict[str, Any] = {}
+    for key, row in codec_figures():
+        figures[key] = row
+        print(f"codec, learning rate x steps {key}: {row}", flush=True)
+    with LocalServices(
+        work / "codec", replicas={"generation": 0, "reward": 0, "reference": 0, "trainer": 0}
+    ) as services:
+        endpoint = read_endpoints(services.directory)["weights"][0]
+        content = os.urandom(BLOB_BYTES)
+        url = f"http://{endpoint['http'].removeprefix('http://')}/blobs/"
+        digest = hashlib.sha256(content).hexdigest()
+        with BlobClient(url) as blobs:
+            blobs.put(digest, [memoryview(content)])
+        seconds = [read_seconds(url + digest) for _ in range(5)]
+    figures["one_reader_mb_per_s"] = round(len(content) / statistics.median(seconds) / 1e6)
+    print(f"codec, one reader of a blob: {figures['one_reader_mb_per_s']} MB/s", flush=True)
+    return figures
+
+
+def read_seconds(url: str) -> float:
+    began = time.perf_counter()
+    with urllib.request.urlopen(url) as reply:
+        while reply.read(1 << 20):
+            pass
+    return time.perf_counter() - began
+
+
+def payload(work: Path) -> dict[str, Any]:
     """The part `payload`."""
+    policy, tokenizer = smollm2(work / "policy")
+    reward = untrained_reward_model(policy, tokenizer, work / "reward")
     threads = torch.get_num_threads()
     settings: dict[str, dict[str, Any]] = {name: {"threads": threads} for name in ("generation", "reward", "reference")}
     settings["generation"]["slots"] = 16
@@ -134,13 +171,14 @@ def _is_phase(key: str) -> bool:
     return key.startswith("seconds_") and not key.startswith("seconds_publication")
 
 
-def fleet(work: Path, policy: Path, replicas: int) -> dict[str, Any]:
+def fleet(work: Path, replicas: int) -> dict[str, Any]:
     """The part `fleet`."""
+    policy, tokenizer = smollm2(work / "policy")
     settings = {"generation": {"threads": 1, "slots": 4, "max_sequence_tokens": 512}}
     with LocalServices(work / "fleet", replicas={"generation": replicas}, settings=settings) as services:
         endpoints = read_endpoints(services.directory)
         with Client(endpoints["weights"][0]["grpc"], timeout_s=600) as weights:
-            model, tokenizer = load_policy(policy), smollm2(policy)[1]
+            model = load_policy(policy)
             publisher = ModelPublisher(weights, model, tokenizer, channels=[CHANNEL], serving_dtype="bfloat16")
             generation = endpoints["generation"]
             clients = [Client(replica["grpc"], timeout_s=60) for replica in generation]
@@ -249,21 +287,6 @@ def sampling(client: Client) -> Iterator[None]:
         thread.join()
 
 
-def samples(address: str, name: str) -> list[tuple[dict[str, str], float]]:
-    """The samples of a Prometheus metric."""
-    text = httpx.get(f"http://{address}/metrics", trust_env=False).text
-    return [
-        (sample.labels, sample.value)
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-        if sample.name == name
-    ]
-
-
-def metric(address: str, name: str) -> float:
-    return sum(value for _, value in samples(address, name))
-
-
 def pause_quantile(address: str) -> float:
     """Upper bound of the bucket that the 95 % quantile of a replica's pauses lies in, in seconds."""
     buckets = [(float(labels["le"]), value) for labels, value in samples(address, "trimtab_swap_pause_seconds_bucket")]
@@ -315,17 +338,17 @@ def large(work: Path, readers: int) -> dict[str, Any]:
 def main() -> None:
     """Runs the parts that are asked for and prints the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", choices=["payload", "fleet", "large"], default=["payload", "fleet"])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS[:-1])
     parser.add_argument("--replicas", type=int, default=8, help="of the parts fleet and large")
     args = parser.parse_args()
     began, load = time.monotonic(), os.getloadavg()[0]
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as name:
         work = Path(name)
-        policy, tokenizer = smollm2(work / "policy")
         parts: dict[str, Callable[[], dict[str, Any]]] = {
-            "payload": lambda: payload(work, policy, untrained_reward_model(policy, tokenizer, work / "reward")),
-            "fleet": lambda: fleet(work, policy, args.replicas),
+            "codec": lambda: codec(work),
+            "payload": lambda: payload(work),
+            "fleet": lambda: fleet(work, args.replicas),
             "large": lambda: large(work, args.replicas - 1),
         }
         for part in args.parts:

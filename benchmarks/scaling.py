@@ -28,8 +28,8 @@ from typing import Any
 
 import httpx
 import torch
-from prometheus_client.parser import text_string_to_metric_families
 from workloads.fleet_model import Measured, efficiencies
+from workloads.metrics import metric
 from workloads.models import VOCAB, make_folders
 
 from trimtab import AsyncClient, Client
@@ -110,7 +110,7 @@ def pin(pid: int, cores: Iterable[int]) -> None:
         os.sched_setaffinity(int(thread.name), set(cores))
 
 
-def efficiency(work: Path, policy: Path, repeats: int) -> dict[str, Any]:
+def efficiency(work: Path, policy: Path, repeats: int, samples: int) -> dict[str, Any]:
     """The part `efficiency`."""
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2:
@@ -124,7 +124,7 @@ def efficiency(work: Path, policy: Path, repeats: int) -> dict[str, Any]:
         for turn in range(repeats + 1):
             for count, generation in ((1, one), (2, two)):
                 pin(os.getpid(), cores[:count])
-                rate, seconds = generation.collect(count * SAMPLES, seed=turn)
+                rate, seconds = generation.collect(count * samples, seed=turn)
                 if turn:  # the first turn warms up
                     rates[count].append(rate)
                     own.append(seconds)
@@ -171,7 +171,7 @@ def timeline(work: Path, policy: Path, hold_s: float, plot: Path) -> dict[str, A
             before = sum(counters.values())
             replicas = generation.endpoints("generation")
             for replica in replicas:
-                counters[replica["grpc"]] = max(counters.get(replica["grpc"], 0.0), decoded_tokens(replica["metrics"]))
+                counters[replica["grpc"]] = max(counters.get(replica["grpc"], 0.0), sampled_tokens(replica["metrics"]))
             rows.append((now, sum(counters.values()) - before, len(replicas)))
             time.sleep(1.0)
         ended.set()
@@ -196,14 +196,12 @@ def mean_rate(rates: Sequence[tuple[float, float]], start: float, stop: float) -
     return round(statistics.fmean(rate for at, rate in rates if start < at < stop))
 
 
-def decoded_tokens(address: str) -> float:
+def sampled_tokens(address: str) -> float:
     """Tokens that a replica has sampled; 0 where it does not answer any more."""
     try:
-        text = httpx.get(f"http://{address}/metrics", trust_env=False, timeout=2.0).text
+        return metric(address, "trimtab_generated_tokens_total")
     except httpx.HTTPError:
         return 0.0
-    families = text_string_to_metric_families(text)
-    return sum(s.value for f in families for s in f.samples if s.name == "trimtab_generated_tokens_total")
 
 
 def draw(
@@ -275,6 +273,7 @@ def main() -> None:
     everything = ["efficiency", "timeline", "model"]
     parser.add_argument("--parts", nargs="+", choices=everything, default=everything)
     parser.add_argument("--repeats", type=int, default=5, help="measured turns of efficiency, after one that warms up")
+    parser.add_argument("--samples", type=int, default=SAMPLES, help="completions of a replica in a turn of efficiency")
     parser.add_argument("--hold", type=float, default=30.0, help="seconds of each step of the timeline")
     parser.add_argument("--plot", type=Path, default=Path("scaling.png"), help="where the timeline's plot goes")
     parser.add_argument("--publish-s", type=float, default=1.0, help="for the model: `publication`'s published_s")
@@ -287,7 +286,7 @@ def main() -> None:
         work = Path(name)
         policy, _ = make_folders(work)
         if "efficiency" in args.parts:
-            figures["efficiency"] = efficiency(work, policy, args.repeats)
+            figures["efficiency"] = efficiency(work, policy, args.repeats, args.samples)
         if "timeline" in args.parts:
             figures["timeline"] = timeline(work, policy, args.hold, args.plot)
         if "model" in args.parts:

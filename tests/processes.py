@@ -17,7 +17,7 @@ import yaml
 from running import FREE_PORTS
 from trimtab.client import Client
 
-__all__ = ["ServiceProcess", "serving"]
+__all__ = ["ServiceProcess", "run_process", "serving"]
 
 _START_S = 60.0
 
@@ -75,3 +75,9 @@ def serving(kind: str, folder: Path, **settings: object) -> Iterator[ServiceProc
         yield service
     finally:
         service.kill()
+
+
+def run_process(spec: Path, *options: str) -> subprocess.Popen[str]:
+    """`trimtab run SPEC`, started."""
+    command = [sys.executable, "-m", "trimtab", "run", str(spec), *options]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

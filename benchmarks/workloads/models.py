@@ -35,11 +35,16 @@ def policy_model() -> LlamaForCausalLM:
 
 def make_folders(folder: Path) -> tuple[Path, Path]:
     """Folders of the policy and of a reward model made from it, with a tokenizer that only names its ids."""
-    words = {f"w{i}": i for i in range(2, VOCAB)} | {"<pad>": PAD, "<eos>": EOS}
-    by_word = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
-    by_word.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=by_word, pad_token="<pad>", eos_token="<eos>")
+    tokenizer = id_tokenizer(VOCAB)
     save_model(policy_model(), tokenizer, folder / "policy")
     reward = reward_model_from_policy(folder / "policy", tokenizer=tokenizer, seed=7)
     save_model(reward, tokenizer, folder / "reward")
     return folder / "policy", folder / "reward"
+
+
+def id_tokenizer(vocab: int) -> PreTrainedTokenizerFast:
+    """A tokenizer that only names its ids: `w17` is 17."""
+    words = {f"w{i}": i for i in range(2, vocab)} | {"<pad>": PAD, "<eos>": EOS}
+    by_word = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
+    by_word.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=by_word, pad_token="<pad>", eos_token="<eos>")

@@ -12,8 +12,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, models
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM
+from workloads.models import EOS, PAD, id_tokenizer
 
 from trimtab import Client
 from trimtab.v1 import weights_pb2
@@ -41,16 +41,14 @@ class LargeModel:
             num_attention_heads=16,
             num_key_value_heads=4,
             max_position_embeddings=512,
-            pad_token_id=0,
-            eos_token_id=1,
+            pad_token_id=PAD,
+            eos_token_id=EOS,
             bos_token_id=None,
             tie_word_embeddings=True,
             dtype=torch.bfloat16,
         )
         self.model = LlamaForCausalLM._from_config(config, dtype=torch.bfloat16).eval()
-        words = {f"w{i}": i for i in range(2, _VOCAB)} | {"<pad>": 0, "<eos>": 1}
-        by_word = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
-        self.tokenizer = PreTrainedTokenizerFast(tokenizer_object=by_word, pad_token="<pad>", eos_token="<eos>")
+        self.tokenizer = id_tokenizer(_VOCAB)
         sizes = [parameter.numel() for parameter in self.model.parameters()]
         self.parameters = sum(sizes)
         self.largest_tensor_bytes = 2 * max(sizes)

@@ -12,12 +12,10 @@ from typing import Any
 
 from trimtab import Client
 from trimtab.v1 import weights_pb2
+from trimtab_trainer.ppo_metrics import WORK
 from trimtab_trainer.reporter import EventKind, read_events
 
 __all__ = ["RunRecord"]
-
-_WORK = ("seconds_", "tokens_per_second", "publication_share", "hedged_samples")
-"""Metrics of what an iteration took, in time, bytes sent and samples asked for twice: no two runs have the same."""
 
 Sample = tuple[str, int, str]
 """prompt_id, sample index, digest of all that the services said of it."""
@@ -52,7 +50,7 @@ class RunRecord:
         for event in read_events(directory / "events.jsonl"):
             if event.event is EventKind.STEP_DONE:
                 told = event.fields["metrics"].items()
-                metrics[event.step].append({name: value for name, value in told if not name.startswith(_WORK)})
+                metrics[event.step].append({name: value for name, value in told if not name.startswith(WORK)})
                 times.append(event.time)
         with Client(weights_address, timeout_s=60) as client:
             versions = dict(_versions(client))

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trimtab.client import Client
 from trimtab.errors import ConfigError, ModelFolderError
 from trimtab.v1 import weights_pb2
-from trimtab.weights import FetchedVersion, Publication, Publisher, TensorData, publish_version
+from trimtab.weights import MAX_CHAIN, FetchedVersion, Publication, Publisher, TensorData, publish_version
 from trimtab_models.anatomy import named_parameter_tensors
 from trimtab_models.files import sync, sync_folder
 from trimtab_models.loading import DTYPES
@@ -80,7 +80,7 @@ class ModelPublisher:
         *,
         channels: list[str],
         serving_dtype: str | None = None,
-        max_chain: int = 16,
+        max_chain: int = MAX_CHAIN,
     ) -> None:
         if serving_dtype is not None and serving_dtype not in DTYPES:
             allowed = ", ".join(DTYPES)

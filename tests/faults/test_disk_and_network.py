@@ -6,7 +6,6 @@ import json
 import os
 import resource
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,7 @@ import pytest
 import torch
 import yaml
 
-from processes import ServiceProcess, serving
+from processes import ServiceProcess, run_process, serving
 from small_disks import SmallDisk, small_disk
 from trimtab.client import Client
 from trimtab.errors import TrimtabError
@@ -66,11 +65,6 @@ def write_sft(folder: Path, directory: Path, model: Path) -> Path:
     return path
 
 
-def run(spec: Path, *options: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "trimtab", "run", str(spec), *options]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
 def fill_after_a_checkpoint(disk: SmallDisk, checkpoints: CheckpointStore, process: subprocess.Popen[str]) -> str:
     """Leaves room for what a run says, not for its next checkpoint; returns what it wrote on standard error."""
     until(lambda: len(checkpoints.steps()) > 0 or process.poll() is not None)
@@ -83,7 +77,7 @@ def test_a_run_whose_disk_is_full_says_so_and_is_resumed(tmp_path: Path, llama_f
         directory = disk.folder / "run"
         spec = write_sft(tmp_path, directory, llama_folder)
         checkpoints = CheckpointStore(directory / "checkpoints" / "sft")
-        process = run(spec)
+        process = run_process(spec)
         errors = fill_after_a_checkpoint(disk, checkpoints, process)
         assert process.returncode == 2 and "Traceback" not in errors, errors
         for words in (f"error: {checkpoints.folder}/step-", "No space left on device", "make space", "--resume"):
@@ -95,7 +89,7 @@ def test_a_run_whose_disk_is_full_says_so_and_is_resumed(tmp_path: Path, llama_f
         assert whole is not None and 0 < whole.step < STEPS and told == []
         assert not list(checkpoints.folder.glob(".partial*"))
         disk.make_space()
-        process = run(spec, "--resume")
+        process = run_process(spec, "--resume")
         output = process.communicate(timeout=80)
         assert process.returncode == 0, output
         events = list(read_events(directory / "events.jsonl"))

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from processes import run_process
 from tiny_models import make_policy, make_tokenizer
 from trimtab.client import Client
 from trimtab.local import CHANNELS, LocalServices, read_endpoints, request_scale
@@ -98,11 +98,6 @@ def write_ppo(
     return path
 
 
-def run(spec: Path, *options: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "trimtab", "run", str(spec), *options]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
 def wait_for_step(events: Path, step: int, process: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + 90
     while not (events.exists() and f'"step": {step}, {STEP_DONE}' in events.read_text()):
@@ -125,7 +120,7 @@ def test_a_reward_model_with_another_tokenizer(
     tmp_path: Path, services: LocalServices, other_folder: Path, reward_folder: Path
 ) -> None:
     digests = [tokenizer_digest(load_tokenizer(folder)) for folder in (other_folder, reward_folder)]
-    refused(run(write_ppo(tmp_path, other_folder, reward_folder, services)), "ppo.reward_model", *digests)
+    refused(run_process(write_ppo(tmp_path, other_folder, reward_folder, services)), "ppo.reward_model", *digests)
 
 
 def test_a_service_with_another_tokenizer(
@@ -136,7 +131,7 @@ def test_a_service_with_another_tokenizer(
     save_model(reward_model_from_policy(other_folder, tokenizer=tokenizer, seed=1), tokenizer, reward)
     served = tokenizer_digest(load_tokenizer(llama_folder))
     address = read_endpoints(services.directory)["generation"][0]["grpc"]
-    refused(run(write_ppo(tmp_path, other_folder, reward, services)), f"generation at {address}", served)
+    refused(run_process(write_ppo(tmp_path, other_folder, reward, services)), f"generation at {address}", served)
 
 
 def test_a_policy_that_runs_away_is_rolled_back(
@@ -146,7 +141,7 @@ def test_a_policy_that_runs_away_is_rolled_back(
     spec = write_ppo(
         tmp_path, llama_folder, reward_folder, services, kl_limit=0.5, optimizer=optimizer, checkpoint_every=1
     )
-    refused(run(spec), "mean KL of the batch is", "ppo.kl_limit: 0.5")
+    refused(run_process(spec), "mean KL of the batch is", "ppo.kl_limit: 0.5")
     iterations = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
     metrics = [row["metrics"] for row in iterations if row["event"] == "step_done"]
     assert any("generation is back on version" in row.get("text", "") for row in iterations)
@@ -165,7 +160,7 @@ def test_a_service_that_dies_for_good_ends_the_run_and_loses_nothing(
 ) -> None:
     spec = write_ppo(tmp_path, llama_folder, reward_folder, services, checkpoint_every=1)
     events = tmp_path / "run" / "events.jsonl"
-    process = run(spec)
+    process = run_process(spec)
     wait_for_step(events, 2, process)
     wanted = services.directory / "replicas.json"
     before = wanted.read_text()
@@ -176,7 +171,7 @@ def test_a_service_that_dies_for_good_ends_the_run_and_loses_nothing(
 
     wanted.write_text(before)
     done = events.read_text().count(STEP_DONE)
-    process = run(spec, "--resume")
+    process = run_process(spec, "--resume")
     wait_for_step(events, done + 2, process)
     process.send_signal(signal.SIGINT)
     output = process.communicate(timeout=60)
@@ -190,7 +185,7 @@ def test_a_weights_service_that_comes_back_ends_nothing(
 ) -> None:
     spec = write_ppo(tmp_path, llama_folder, reward_folder, services, waits={"patience_s": 30.0})
     events = tmp_path / "run" / "events.jsonl"
-    process = run(spec)
+    process = run_process(spec)
     try:
         wait_for_step(events, 2, process)
         killed = read_endpoints(services.directory)["weights"][0]["pid"]
@@ -217,7 +212,7 @@ def test_a_run_goes_on_while_generation_scales_and_a_replica_falls_silent(
 ) -> None:
     spec = write_ppo(tmp_path, llama_folder, reward_folder, services)
     events = tmp_path / "run" / "events.jsonl"
-    process, silent = run(spec), 0
+    process, silent = run_process(spec), 0
     try:
         wait_for_step(events, 2, process)
         request_scale(services.directory, "generation", 2)
@@ -246,7 +241,7 @@ def test_ctrl_c_ends_a_wait_for_a_service(
     content = yaml.safe_load(spec.read_text())
     content["services"]["reward"] = {"addresses": ["127.0.0.1:9"]}
     spec.write_text(yaml.safe_dump(content))
-    process = run(spec)
+    process = run_process(spec)
     try:
         events = tmp_path / "run" / "events.jsonl"
         deadline = time.monotonic() + 60

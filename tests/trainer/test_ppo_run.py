@@ -34,6 +34,7 @@ from trimtab_trainer.checkpoint import CheckpointStore
 from trimtab_trainer.config import RunSpec
 from trimtab_trainer.context import Orders, StageContext
 from trimtab_trainer.ppo_data import PPOData, RolloutSampler
+from trimtab_trainer.ppo_metrics import WORK
 from trimtab_trainer.prompts import prompt_examples
 from trimtab_trainer.reporter import Reporter, RunState, step_metrics
 from trimtab_trainer.run import RunOutcome
@@ -138,10 +139,9 @@ def spec(directory: Path, services: LocalServices, policy: Path, reward: Path, *
 
 
 def figures(directory: Path) -> dict[int, dict[str, float]]:
-    """The metrics of every step but for what its work took, in time and in bytes sent."""
-    work = ("seconds_", "tokens_per_second", "publication_share", "hedged_samples")
+    """The metrics of every step but for what its work took."""
     return {
-        step: {name: value for name, value in metrics.items() if not name.startswith(work)}
+        step: {name: value for name, value in metrics.items() if not name.startswith(WORK)}
         for step, metrics in step_metrics(directory / "events.jsonl", "ppo").items()
     }
 

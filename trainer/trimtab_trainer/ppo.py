@@ -197,7 +197,7 @@ class PPOState:
         missing_eos_score: set by the first batch; None keeps scores.
         passages_used: pretraining passages used so far.
         stopped_by_kl: the bound on KL was passed.
-        rollout_version: version that samples the next iteration's rollouts; 0 before the first.
+        rollout_version: at `max_lag` 1, version that samples the next iteration's rollouts; 0 before the first.
         negative_kl_iterations: iterations in a row with a KL estimate below 0 beyond chance.
         normalizer: of rewards, where the spec asks for one.
     """

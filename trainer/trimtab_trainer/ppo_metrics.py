@@ -19,7 +19,11 @@ from trimtab_trainer.experience import Experience
 from trimtab_trainer.miniature.gold import gold
 from trimtab_trainer.rollouts import Rollout
 
-__all__ = ["Clock", "check_age", "iteration_metrics", "mean_gold", "mean_kl"]
+__all__ = ["WORK", "Clock", "check_age", "iteration_metrics", "mean_gold", "mean_kl"]
+
+WORK = ("seconds_", "tokens_per_second", "publication_share", "hedged_samples")
+"""How the names of those figures begin that say what an iteration took: time, bytes sent, samples asked for twice. All
+others are the same in two runs of one deterministic spec."""
 
 
 @dataclass

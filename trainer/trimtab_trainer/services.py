@@ -8,15 +8,14 @@ the run here, with both values, before a model is trained.
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trimtab import AsyncClient, Client, TLSConfig, Token
-from trimtab.errors import ConfigError, DeadlineExceeded, InvalidRequest, Mismatch, Reason, Unavailable
+from trimtab.errors import ConfigError, Mismatch, Unavailable
 from trimtab.local import CHANNELS
 from trimtab.resolver import DNSResolver, FileResolver, Resolver, StaticResolver
 from trimtab.types import ServiceInfo, ServiceState
@@ -24,29 +23,17 @@ from trimtab.v1 import weights_pb2
 from trimtab.weights import Publication, TensorData
 from trimtab_models.tokenizer import tokenizer_digest
 from trimtab_models.versions import ModelPublisher, publish_folder
+from trimtab_trainer.channels import Name, RunChannels
 from trimtab_trainer.config import ServiceAddresses, ServicesConfig
 from trimtab_trainer.context import StageContext, StageStopped
 from trimtab_trainer.fleet import Fleet
-from trimtab_trainer.lease import LeaseKeeper
 from trimtab_trainer.rollouts import RolloutDispatcher
 
 __all__ = ["Services", "connect"]
 
-T = TypeVar("T")
-
-
-class _Published(Protocol):
-    @property
-    def version(self) -> int: ...
-
-
-PublishedT = TypeVar("PublishedT", bound=_Published)
-
-_MAX_CHAIN = 16
 _SWAP_TIMEOUT_S = 300.0
 _PUBLISH_TIMEOUT_S = 600.0
 _TELL_AFTER_S = 5.0
-_MOST_ID = 200
 
 
 def connect(context: StageContext, *, rollout_timeout_s: float) -> Services:
@@ -112,23 +99,20 @@ class Services:
     ) -> None:
         self._config = config
         self._tell, self._stop_asked = tell, stop_asked
-        self._run, self._stage = run, stage
+        self._stage = stage
         self._token = Token(file=config.token_file) if config.token_file else None
         self._tls = TLSConfig(**config.tls.model_dump()) if config.tls else None
         self.weights = Client(self._weights_address(), token=self._token, tls=self._tls, timeout_s=_PUBLISH_TIMEOUT_S)
-        self._patiently(lambda: self.weights.info(timeout_s=10.0), patience_s=config.start_timeout_s)
+        self._channels = RunChannels(
+            self.weights, run=run, stage=stage, patience_s=config.patience_s, tell=tell, pause=self._pause
+        )
+        self._channels.patiently(lambda: self.weights.info(timeout_s=10.0), patience_s=config.start_timeout_s)
         self.rollouts = RolloutDispatcher(self._fleets, timeout_s=rollout_timeout_s, on_queue=on_queue)
-        self._leases: dict[str, LeaseKeeper] = {}
         try:
             self._check_answering()
             if deterministic:
                 self._check_deterministic()
-            for channel in CHANNELS.values():  # nobody else moves what this run samples from or is judged by
-                prefix = f"{channel.partition('/')[0]}/"
-                kept_in = lease_folder / f".lease-{prefix.rstrip('/')}" if lease_folder is not None else None
-                self._leases[channel] = LeaseKeeper(
-                    self.weights, prefix, run, kept_in=kept_in, tell=tell, pause=self._pause
-                )
+            self._channels.lease(lease_folder)
         except BaseException:
             self.close()
             raise
@@ -136,12 +120,8 @@ class Services:
     def close(self) -> None:
         """Closes every connection and gives the lease back."""
         self.rollouts.close()
-        self._give_leases_back()
+        self._channels.close()
         self.weights.close()
-
-    def _give_leases_back(self) -> None:
-        for lease in self._leases.values():
-            lease.close()
 
     def __enter__(self) -> Services:
         return self
@@ -155,18 +135,15 @@ class Services:
         return self.publish_snapshot(publisher, publisher.snapshot(), step=step, name=name).version
 
     def model_publisher(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        serving_dtype: str | None = None,
-        max_chain: int = _MAX_CHAIN,
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **options: Any
     ) -> ModelPublisher:
-        """A publisher of a policy to the channel that generation follows; its snapshots go to `publish_snapshot`."""
-        channels = [CHANNELS["generation"]]
-        return ModelPublisher(
-            self.weights, model, tokenizer, channels=channels, serving_dtype=serving_dtype, max_chain=max_chain
-        )
+        """A publisher of a policy to the channel that generation follows; its snapshots go to `publish_snapshot`.
+
+        Args:
+            model, tokenizer: of the policy.
+            options: further arguments of `ModelPublisher`.
+        """
+        return ModelPublisher(self.weights, model, tokenizer, channels=[CHANNELS["generation"]], **options)
 
     def publish_snapshot(
         self, publisher: ModelPublisher, snapshot: list[TensorData], *, step: int, name: str = ""
@@ -177,20 +154,13 @@ class Services:
         the version that it made then, and the channel goes to it.
 
         Raises:
-            TrimtabError: the store refused it, or cannot be reached. Nothing half-done is visible then.
+            TrimtabError: as `RunChannels.published`.
         """
 
-        def publication(publish_id: str) -> Publication:
-            return publisher.publish(
-                snapshot,
-                lease_id=self._lease(CHANNELS["generation"]),
-                run=self._run,
-                stage=self._stage,
-                step=step,
-                publish_id=publish_id,
-            )
+        def publish(named: Name) -> Publication:
+            return publisher.publish(snapshot, step=step, **named)
 
-        return self._published(publication, CHANNELS["generation"], name or str(step))
+        return self._channels.published(CHANNELS["generation"], name or str(step), publish)
 
     def check_policy(self, tokenizer: PreTrainedTokenizerBase, version: int, *, longest: int) -> None:
         """Waits until every generation replica serves a version, then compares tokenizers and lengths with the run's.
@@ -209,13 +179,11 @@ class Services:
         Raises:
             Unavailable: a replica does not come to serve it.
         """
-        request = weights_pb2.GetManifestRequest(version=version)
-        manifest = self._patiently(lambda: self.weights.get_manifest(request, timeout_s=30.0)).manifest
-        self._wait_served(self._fleet("generation"), manifest.weights_digest, version)
+        self._wait_served(self._fleet("generation"), self._channels.weights_digest(version), version)
 
     def policy_version(self) -> int:
         """The version that generation's channel points to now; 0 when it does not exist."""
-        return self._channel_version(CHANNELS["generation"])
+        return self._channels.version(CHANNELS["generation"])
 
     def point_policy_to(self, version: int) -> None:
         """Points the channel that generation follows to a version that exists.
@@ -223,7 +191,7 @@ class Services:
         Raises:
             TrimtabError: the weights service refused it, or cannot be reached.
         """
-        self._point(CHANNELS["generation"], version)
+        self._channels.point(CHANNELS["generation"], version)
 
     def serve(self, service: str, folder: Path) -> int:
         """Publishes a model folder to the channel of `reward` or `reference` and waits until every replica serves it.
@@ -234,18 +202,10 @@ class Services:
             Unavailable: a replica did not serve it in time; the message has its state and its last swap error.
         """
 
-        def publication(publish_id: str) -> weights_pb2.Manifest:
-            return publish_folder(
-                self.weights,
-                folder,
-                channels=[CHANNELS[service]],
-                lease_id=self._lease(CHANNELS[service]),
-                run=self._run,
-                stage=self._stage,
-                publish_id=publish_id,
-            )
+        def publish(named: Name) -> weights_pb2.Manifest:
+            return publish_folder(self.weights, folder, channels=[CHANNELS[service]], **named)
 
-        manifest = self._published(publication, CHANNELS[service], f"{service}/{folder.parent.name}/{folder.name}")
+        manifest = self._channels.published(CHANNELS[service], f"{service}/{folder.parent.name}/{folder.name}", publish)
         self._wait_served(self._fleet(service), manifest.weights_digest, manifest.version)
         return int(manifest.version)
 
@@ -300,55 +260,6 @@ class Services:
         """GetInfo of every replica of a service that answers, by address."""
         return self.rollouts.run(self._fleet(service).infos())
 
-    def _published(self, publication: Callable[[str], PublishedT], channel: str, name: str) -> PublishedT:
-        """Makes a publication under its name, or a new one where other weights have that; the channel points to it."""
-        try:
-            publish_id = f"{self._run}/{self._stage}/{name}"[:_MOST_ID]
-            published = self._patiently(lambda: publication(publish_id))
-        except InvalidRequest as error:
-            if error.reason is not Reason.DUPLICATE_ID:
-                raise
-            another = uuid.uuid4().hex  # a run that is not deterministic came to other weights after a resume
-            published = self._patiently(lambda: publication(another))
-        if self._channel_version(channel) != published.version:
-            self._point(channel, published.version)
-        return published
-
-    def _channel_version(self, channel: str) -> int:
-        request = weights_pb2.ListChannelsRequest(prefix=channel)
-        found = self._patiently(lambda: self.weights.list_channels(request, timeout_s=30.0)).channels
-        return next((row.version for row in found if row.name == channel), 0)
-
-    def _point(self, channel: str, version: int) -> None:
-        def point() -> None:
-            lease_id = self._lease(channel)  # asked for each time: one that ran out meanwhile is taken again
-            request = weights_pb2.SetChannelRequest(
-                channel=channel, version=version, expected_previous_version=-1, lease_id=lease_id
-            )
-            self.weights.set_channel(request, timeout_s=30.0)
-
-        self._patiently(point)
-
-    def _patiently(self, call: Callable[[], T], *, patience_s: float | None = None) -> T:
-        """Makes a call to the weights service that is safe to repeat, again and again while the service is away.
-
-        Raises:
-            Unavailable, DeadlineExceeded: it was away for `patience_s`, else for that of the spec.
-            StageStopped: a stop was asked for meanwhile.
-        """
-        give_up = time.monotonic() + (self._config.patience_s if patience_s is None else patience_s)
-        told = False
-        while True:
-            try:
-                return call()
-            except (Unavailable, DeadlineExceeded) as error:  # one that is stopped or overloaded says nothing
-                if time.monotonic() > give_up:
-                    raise
-                if not told:
-                    self._tell(f"waits for the weights service: {error.message}")
-                    told = True
-                self._pause(0.5)
-
     def _pause(self, seconds: float) -> None:
         """Sleeps in a wait that a stop order ends."""
         if self._stop_asked():
@@ -396,12 +307,6 @@ class Services:
                         value=False,
                         limit=True,
                     )
-
-    def _lease(self, channel: str) -> str:
-        """Id of the lease on a channel; raises what its renewal met."""
-        keeper = self._leases[channel]
-        keeper.check()
-        return keeper.lease_id
 
     def _fleets(self) -> tuple[Fleet, Fleet, Fleet]:
         def fleet(name: str) -> Fleet:

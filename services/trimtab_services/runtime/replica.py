@@ -31,7 +31,7 @@ from trimtab.client import Client
 from trimtab.errors import TrimtabError
 from trimtab.v1 import weights_pb2
 from trimtab.weights import BlobCache, FetchedVersion, fetch_version
-from trimtab.weights.manifest import manifest_blobs, tensor_digest
+from trimtab.weights.manifest import manifest_blobs
 from trimtab_services.runtime.config import ModelServiceConfig, WeightsSource
 from trimtab_services.runtime.state import Runtime, State
 from trimtab_services.runtime.threads import in_own_thread
@@ -245,10 +245,9 @@ class Follower:
         _log.info("version served", extra=extra)
 
     def _base_of(self, wanted: int) -> FetchedVersion | None:
-        """What a version is read against: itself, where it was served before. Blocks while that is checked."""
-        previous = self._previous
-        if previous is not None and previous.version == wanted and _is_intact(previous):
-            return previous
+        """What a version is read against: itself, where it was served before."""
+        if self._previous is not None and self._previous.version == wanted:
+            return self._previous
         self._previous = None  # whole bytes of two versions at a time, on the disk of the cache
         return self._served
 
@@ -271,11 +270,6 @@ class Follower:
         for folder in (directory / _VERSIONS).glob("*-*"):
             if folder.name.partition("-")[0] not in numbers:
                 shutil.rmtree(folder, ignore_errors=True)
-
-
-def _is_intact(version: FetchedVersion) -> bool:
-    """Whether nobody, this process or the disk, has changed the bytes of a version since they were checked."""
-    return all(tensor_digest(version.tensors[entry.name]) == entry.digest for entry in version.manifest.tensors)
 
 
 def _reason(error: Exception, directory: Path) -> str:

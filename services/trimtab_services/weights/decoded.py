@@ -17,11 +17,12 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from trimtab.errors import CorruptData, FailedPrecondition, NotFound, Reason
+from trimtab.errors import CorruptData, NotFound
 from trimtab.v1 import weights_pb2
 from trimtab.weights.chains import Chains
 from trimtab_services.weights.files import Files
 from trimtab_services.weights.reading import OpenBlob, open_blob, open_file
+from trimtab_services.weights.requests import base_missing
 from trimtab_services.weights.state import blob_path
 
 __all__ = ["DecodedTensors"]
@@ -63,7 +64,7 @@ class DecodedTensors:
         """Opens a tensor of the newest versions by its own digest; None where it is not to be had."""
         entry = self._wholes.get(digest)
         if entry is None:
-            return open_file(self._files, self._folder / digest)
+            return open_file(self._folder / digest)
         path, start = blob_path(entry.blob_digest), entry.blob_offset_bytes
         return open_blob(self._files, path, start=start, length=entry.blob_length_bytes)
 
@@ -96,7 +97,7 @@ class DecodedTensors:
                 chains.check_base(number, entry)
                 data = chains.recipe(number, entry).made(self._part)
             except (CorruptData, NotFound) as error:
-                raise _base_missing(f"manifest.tensors[{index}].base_version", entry, error.message) from error
+                raise base_missing(index, entry, error.message) from error
             found = hashlib.sha256(data).hexdigest()
             if found != entry.digest:
                 raise CorruptData(
@@ -152,13 +153,3 @@ class DecodedTensors:
 
 def _differences(manifest: weights_pb2.Manifest) -> list[weights_pb2.TensorEntry]:
     return [entry for entry in manifest.tensors if entry.encoding == weights_pb2.ENCODING_DELTA]
-
-
-def _base_missing(field: str, entry: weights_pb2.TensorEntry, why: str) -> FailedPrecondition:
-    return FailedPrecondition(
-        f"{field}: {entry.name!r} cannot be built on version {entry.base_version}: {why}; publish it whole",
-        reason=Reason.BASE_MISSING,
-        field=field,
-        value=entry.base_version,
-        limit="a version of the store with base_digest",
-    )

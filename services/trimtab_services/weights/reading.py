@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -16,29 +17,23 @@ class OpenBlob:
     """Readable until it is closed, on a local disk even when it is pruned meanwhile.
 
     Args:
-        files: the store's files.
-        path: of the object among them.
-        file: the open file instead; None in an object store.
-        start: first byte that belongs to it.
+        read: returns bytes [start, start + length) of the object that it is a part of, in pieces.
+        start: first byte of that which belongs to it.
         size: its bytes.
+        file: the object, where it is an open file on this host's disk.
     """
 
-    def __init__(self, files: Files, path: str, file: IO[bytes] | None, *, start: int, size: int) -> None:
+    def __init__(
+        self, read: Callable[[int, int], Iterator[bytes]], *, start: int, size: int, file: IO[bytes] | None = None
+    ) -> None:
         self.file = file
         self.start = start
         self.size = size
-        self._files = files
-        self._path = path
+        self._read = read
 
     def chunks(self, start: int, length: int) -> Iterator[bytes]:
         """Its bytes [start, start + length), in pieces."""
-        start += self.start
-        if self.file is None:
-            yield from self._files.chunks(self._path, start, length)
-            return
-        while length > 0 and (chunk := os.pread(self.file.fileno(), min(CHUNK_BYTES, length), start)):
-            start, length = start + len(chunk), length - len(chunk)
-            yield chunk
+        return self._read(self.start + start, length)
 
     def close(self) -> None:
         """Lets go of the file."""
@@ -55,24 +50,25 @@ def open_blob(files: Files, path: str, *, start: int = 0, length: int | None = N
         start, length: the part of it that is to be read; None: to its end.
     """
     local = files.local_path(path)
-    file = None
-    if local is None:
-        size = files.size(path)
-    else:
-        try:
-            file = local.open("rb")
-        except FileNotFoundError:
-            return None
-        size = os.fstat(file.fileno()).st_size
+    if local is not None:
+        return open_file(local, start=start, length=length)
+    size = files.size(path)
     if size is None:
         return None
-    return OpenBlob(files, path, file, start=start, size=size - start if length is None else length)
+    return OpenBlob(partial(files.chunks, path), start=start, size=size - start if length is None else length)
 
 
-def open_file(files: Files, path: Path) -> OpenBlob | None:
-    """Opens a file that lies beside the store's; None when it is not there."""
+def open_file(path: Path, *, start: int = 0, length: int | None = None) -> OpenBlob | None:
+    """As `open_blob`, of a file on this host's disk."""
     try:
         file = path.open("rb")
     except FileNotFoundError:
         return None
-    return OpenBlob(files, "", file, start=0, size=os.fstat(file.fileno()).st_size)
+    size = os.fstat(file.fileno()).st_size
+    return OpenBlob(partial(_pieces, file), start=start, size=size - start if length is None else length, file=file)
+
+
+def _pieces(file: IO[bytes], start: int, length: int) -> Iterator[bytes]:
+    while length > 0 and (piece := os.pread(file.fileno(), min(CHUNK_BYTES, length), start)):
+        start, length = start + len(piece), length - len(piece)
+        yield piece

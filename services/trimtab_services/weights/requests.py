@@ -9,7 +9,16 @@ from trimtab.v1 import weights_pb2
 from trimtab.weights.manifest import check_channel, check_manifest
 from trimtab_services.weights.state import StoreState
 
-__all__ = ["check_bases", "check_chain", "check_expected", "check_least", "check_publish", "invalid", "request_digest"]
+__all__ = [
+    "base_missing",
+    "check_bases",
+    "check_chain",
+    "check_expected",
+    "check_least",
+    "check_publish",
+    "invalid",
+    "request_digest",
+]
 
 _MOST_TEXT = 200
 _MOST_CHAIN = 64
@@ -79,14 +88,7 @@ def check_bases(state: StoreState, manifest: weights_pb2.Manifest) -> None:
     """
     for index, entry in enumerate(manifest.tensors):
         if entry.base_version and entry.base_version not in state.versions:
-            field = f"manifest.tensors[{index}].base_version"
-            raise FailedPrecondition(
-                f"{field}: version {entry.base_version} does not exist; publish {entry.name!r} whole",
-                reason=Reason.BASE_MISSING,
-                field=field,
-                value=entry.base_version,
-                limit="a version of the store",
-            )
+            raise base_missing(index, entry, "it does not exist")
 
 
 def check_chain(manifest: weights_pb2.Manifest) -> None:
@@ -104,6 +106,24 @@ def check_chain(manifest: weights_pb2.Manifest) -> None:
             value=manifest.chain_length,
             limit=_MOST_CHAIN,
         )
+
+
+def base_missing(index: int, entry: weights_pb2.TensorEntry, why: str) -> FailedPrecondition:
+    """The error of a tensor that is encoded against what the store does not have.
+
+    Args:
+        index: of the entry in its manifest.
+        entry: of the tensor.
+        why: what is wrong with its base.
+    """
+    field = f"manifest.tensors[{index}].base_version"
+    return FailedPrecondition(
+        f"{field}: {entry.name!r} cannot be built on version {entry.base_version}: {why}; publish it whole",
+        reason=Reason.BASE_MISSING,
+        field=field,
+        value=entry.base_version,
+        limit="a version of the store with base_digest",
+    )
 
 
 def check_least(field: str, value: int, least: int) -> None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from trimtab.errors import InvalidRequest, Reason, TrimtabError, Unsupported
 from trimtab.v1 import weights_pb2
@@ -195,7 +195,7 @@ class Store(Catalog):
         """Removes old versions, their blobs, and every other blob that is past its grace; errors as in the proto."""
         check_least("keep_last", request.keep_last, 1)
         with self._file.writing:
-            return self._prune(request, lambda: self.files.list(BLOBS))
+            return self._prune(request, self.files.list(BLOBS))
 
     def _tidy(self, manifest: weights_pb2.Manifest) -> None:
         """After a commit: what is not needed any more goes. The version counts, whatever this meets."""
@@ -214,23 +214,21 @@ class Store(Catalog):
         with self._file.writing:
             if prunable_versions(self._file.current(), request.keep_last, run):
                 is_local = self.files.local_path(BLOBS) is not None  # elsewhere listing is dear, and left to `prune`
-                self._prune(request, lambda: self.files.list(BLOBS) if is_local else [])
+                self._prune(request, self.files.list(BLOBS) if is_local else [])
 
-    def _prune(
-        self, request: weights_pb2.PruneRequest, others: Callable[[], Iterable[str]]
-    ) -> weights_pb2.PruneResponse:
+    def _prune(self, request: weights_pb2.PruneRequest, others: Iterable[str]) -> weights_pb2.PruneResponse:
         """The state goes first, so that nothing ever points to bytes that are gone.
 
         Args:
             request: what to keep.
-            others: lists paths of further blobs that may go when nobody needs them and their grace is over.
+            others: paths of further blobs that may go when nobody needs them and their grace is over.
         """
         state = self._file.current().copied()
         removed = prunable_versions(state, request.keep_last, request.run)
         theirs = {blob_path(d) for version in removed for d in manifest_blobs(self.read_manifest(state, version))}
         for version in removed:
             del state.versions[version]
-        blobs = self._unneeded_blobs(state, theirs, others())
+        blobs = self._unneeded_blobs(state, theirs, others)
         if not request.dry_run:
             self._file.write(state, always=True)
             for version in removed:

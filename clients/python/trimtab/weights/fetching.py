@@ -25,7 +25,7 @@ from trimtab.client import Client
 from trimtab.errors import CorruptData, InvalidRequest, NotFound
 from trimtab.v1 import weights_pb2
 from trimtab.weights.chains import Chains, Recipe
-from trimtab.weights.manifest import TensorData, check_manifest, decoded_bytes
+from trimtab.weights.manifest import TensorData, check_manifest, decoded_bytes, tensor_digest
 from trimtab.weights.transfer import BlobCache, BlobClient, blob_client, time_left
 
 __all__ = ["FetchedVersion", "fetch_version"]
@@ -131,7 +131,7 @@ def _tensors(
     folder: Path,
 ) -> dict[str, TensorData]:
     """The tensors of a version. What does not come out right is tried once more, trusting nothing but the chain."""
-    if base is not None and base.weights_digest == reply.manifest.weights_digest:
+    if base is not None and base.weights_digest == reply.manifest.weights_digest and _is_intact(base):
         return base.tensors
     try:
         return _Reader(reply.manifest, blobs, earlier, base, decoded=reply.decoded).tensors(folder)
@@ -140,6 +140,11 @@ def _tensors(
             raise
         _log.warning("a version is read once more from its chain alone", extra={"error": error.message})
         return _Reader(reply.manifest, blobs, earlier, None, decoded=False).tensors(folder)
+
+
+def _is_intact(version: FetchedVersion) -> bool:
+    """Whether nobody, this process or the disk, has changed the bytes of a version since they were checked."""
+    return all(tensor_digest(version.tensors[entry.name]) == entry.digest for entry in version.manifest.tensors)
 
 
 class _Blobs:

@@ -34,12 +34,15 @@ from trimtab.weights.manifest import (
 )
 from trimtab.weights.transfer import blob_client, time_left
 
-__all__ = ["BLOB_BYTES", "Publication", "Publisher", "publish_version"]
+__all__ = ["BLOB_BYTES", "MAX_CHAIN", "Publication", "Publisher", "publish_version"]
 
 _log = logging.getLogger(__name__)
 
 BLOB_BYTES = 64 * 1024 * 1024
 """Most bytes of tensors packed into one blob; a larger tensor is a blob of its own."""
+
+MAX_CHAIN = 16
+"""Most differences between a version and whole bytes, unless a publisher is told otherwise."""
 
 _PAGE = 10_000
 _PUBLISH_TRIES = 3
@@ -113,7 +116,7 @@ class Publisher:
         max_chain: most differences between a version and whole bytes; 0 sends every version whole.
     """
 
-    def __init__(self, client: Client, *, max_chain: int = 16) -> None:
+    def __init__(self, client: Client, *, max_chain: int = MAX_CHAIN) -> None:
         self._client = client
         self._max_chain = max_chain
         self._last: _Published | None = None
