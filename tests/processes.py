@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,16 +28,17 @@ class ServiceProcess:
     Args:
         kind: such as `weights`.
         folder: for its configuration, log and ready file; others may use it after one another.
+        within: a command that runs the service's own, such as `ip netns exec NAME`.
         settings: of its configuration.
     """
 
-    def __init__(self, kind: str, folder: Path, **settings: object) -> None:
+    def __init__(self, kind: str, folder: Path, *, within: Sequence[str] = (), **settings: object) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         ready, config = folder / "ready.json", folder / "config.yaml"
         ready.unlink(missing_ok=True)
         config.write_text(yaml.safe_dump({**FREE_PORTS, "drain_s": 2.0, "ready_file": str(ready), **settings}))
         self._log = folder / "log"
-        command = [sys.executable, "-m", "trimtab", "serve", kind, "--config", str(config)]
+        command = [*within, sys.executable, "-m", "trimtab", "serve", kind, "--config", str(config)]
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log)
         give_up = time.monotonic() + _START_S
@@ -68,9 +69,9 @@ class ServiceProcess:
 
 
 @contextmanager
-def serving(kind: str, folder: Path, **settings: object) -> Iterator[ServiceProcess]:
+def serving(kind: str, folder: Path, *, within: Sequence[str] = (), **settings: object) -> Iterator[ServiceProcess]:
     """A process that is killed in the end."""
-    service = ServiceProcess(kind, folder, **settings)
+    service = ServiceProcess(kind, folder, within=within, **settings)
     try:
         yield service
     finally:

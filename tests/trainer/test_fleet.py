@@ -256,6 +256,31 @@ def test_a_replica_that_ends_what_it_has_while_it_takes_no_newcomers_is_not_sile
     assert asyncio.run(work()) == "trimtab.v1.ReferenceService"
 
 
+def test_an_idle_replica_that_is_gone_is_told_and_one_that_has_left_is_not(
+    server: RunningServer, other: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleets, "_PULSE_EVERY_S", 0.2)
+    monkeypatch.setattr(fleets, "_REFRESH_S", 0.1)
+
+    async def work(stays: bool) -> list[str]:
+        with socket.create_server(("127.0.0.1", 0)) as closed:
+            nowhere = f"127.0.0.1:{closed.getsockname()[1]}"
+        addresses, told = Addresses(server.target, other.target), list[str]()
+        replicas = fleet(addresses, told=told)
+        await wait_for_both(replicas)
+        gone = next(replica for replica in await replicas.well() if replica.address == other.target)
+        before, gone.client = gone.client, AsyncClient(nowhere)
+        addresses.now = [server.target, other.target] if stays else [server.target]
+        await asyncio.sleep(1.5)
+        await before.close()
+        await replicas.close()
+        return told
+
+    (sentence,) = asyncio.run(work(stays=True))
+    assert sentence.startswith(f"reference at {other.target}: ") and "cannot be reached" in sentence
+    assert asyncio.run(work(stays=False)) == []
+
+
 def test_nobody_there_is_told_with_every_address() -> None:
     async def work() -> None:
         replicas = fleet(Addresses("127.0.0.1:9", "127.0.0.1:11"), patience_s=1.0)

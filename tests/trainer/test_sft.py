@@ -231,6 +231,11 @@ def test_a_row_that_is_too_long_is_an_error_or_told(tmp_path: Path, llama_folder
     assert f"{left:.0f} of 24" in (tmp_path / "left" / "events.jsonl").read_text()
 
 
+def test_rows_that_are_all_held_out_are_an_error(tmp_path: Path, llama_folder: Path, data: Path, go: Go) -> None:
+    with pytest.raises(DataError, match="all 24 are held out.*sft.held_out_fraction, which is 0.99999"):
+        go(spec(tmp_path / "run", llama_folder, data, held_out_fraction=0.99999))
+
+
 def test_a_loss_that_is_not_finite_ends_the_run_with_its_batch(
     tmp_path: Path, llama_folder: Path, data: Path, go: Go
 ) -> None:

@@ -181,7 +181,7 @@ class Fleet:
 
     async def _forget(self, replica: Replica) -> None:
         for task in (replica.greeting, replica.watch):
-            if task is not None:
+            if task is not None and task is not asyncio.current_task():
                 task.cancel()
         del self._replicas[replica.address]
         await replica.client.close()
@@ -266,9 +266,10 @@ class Fleet:
     async def _watch(self, replica: Replica) -> None:
         """Notes that a replica which is well, or has work, takes connections and answers nothing.
 
-        One that cannot be reached at all is no silent one: it may drain, closed to newcomers, and end what it has.
+        One that cannot be reached at all is no silent one: it may drain, closed to newcomers, and end what it has. With
+        nothing to end, and still named by the resolver, it has failed too.
         """
-        while True:
+        while self._replicas.get(replica.address) is replica:
             await asyncio.sleep(_PULSE_EVERY_S)
             if replica.info is None and not replica.calls:
                 continue  # it will be greeted
@@ -279,8 +280,9 @@ class Fleet:
                 for call in replica.calls:
                     if not call.silent.done():
                         call.silent.set_result(None)
-            except TrimtabError:
-                continue
+            except TrimtabError as error:
+                if not replica.calls and replica in await self.replicas():
+                    self.failed(replica, error)
 
     def _silence(self, replica: Replica) -> Unavailable:
         return Unavailable(

@@ -20,7 +20,18 @@ from trimtab import AsyncClient
 from trimtab.errors import InternalError, TrimtabError, Unavailable
 from trimtab.types import Completion, GenerateRequest, GenerationPrompt, SamplingParams, VersionRequirement
 from trimtab_trainer.fleet import Call, Fleet, Replica, counts_as_try, worth_another_replica
-from trimtab_trainer.rollout_work import RolloutPrompt, Sample, Work, free_slots, left_of, most_items, samples_of, take
+from trimtab_trainer.rollout_work import (
+    RolloutPrompt,
+    Sample,
+    Work,
+    free_slots,
+    left_of,
+    most_items,
+    needs_more,
+    samples_of,
+    slots_of,
+    take,
+)
 
 __all__ = ["Handout"]
 
@@ -77,6 +88,8 @@ class Handout:
         self._waiting = deque(Work(prompt, 0, prompt.num_samples) for prompt in prompts)
         self._chunks: list[_Chunk] = []
         self._done: set[Sample] = set()
+        self._needed = asyncio.Event()
+        """A replica is about to run out of work while some waits."""
 
     async def run(self) -> None:
         """Returns once every sample is made.
@@ -101,11 +114,14 @@ class Handout:
             self._tell_queue(len(await self._fleet.replicas()))
 
     def _spread(self, waiting: deque[Work], replicas: Sequence[Replica]) -> list[_Chunk]:
-        """Gives out what waits, to each replica as much as to the others where all have room for it."""
+        """Gives out what waits, so that each replica has as much to do as the others where all have room for it."""
         given: list[_Chunk] = []
-        for position, replica in enumerate(sorted(replicas, key=self._room)):
-            share = -(-_count(waiting) // (len(replicas) - position))
-            room = min(share, self._room(replica))
+        ahead = _count(waiting) > sum(map(slots_of, replicas))
+        order = sorted(replicas, key=lambda replica: self._room(replica, ahead))
+        for position, replica in enumerate(order):
+            rest = order[position:]
+            level = -(-(_count(waiting) + sum(one.outstanding for one in rest)) // len(rest))
+            room = min(level - replica.outstanding, self._room(replica, ahead))
             while works := take(waiting, min(room, most_items(replica, _MOST_SEQUENCES))):
                 room -= _count(works)
                 given.append(self._start(replica, works))
@@ -121,8 +137,8 @@ class Handout:
         given = self._spread(again, [replica for replica in replicas if replica not in slow])
         self.hedged += sum(len(chunk.left) for chunk in given)
 
-    def _room(self, replica: Replica) -> int:
-        return free_slots(replica, self._fleet.slowness(replica))
+    def _room(self, replica: Replica, ahead: bool) -> int:
+        return free_slots(replica, self._fleet.slowness(replica), ahead=ahead)
 
     def _start(self, replica: Replica, works: Sequence[Work]) -> _Chunk:
         chunk = _Chunk(works, {sample for work in works for sample in samples_of(work)})
@@ -168,14 +184,22 @@ class Handout:
             if holder is not chunk and not holder.left:
                 holder.call.task.cancel()
         self._on_completion(prompt, completion)
+        if self._waiting and needs_more(chunk.call.replica):
+            self._needed.set()
 
     async def _wait(self) -> None:
-        """Until a call has ended, or a moment; what a failed one had not answered, and nobody else has, waits again."""
+        """Until a call has ended, a replica needs more, or a moment.
+
+        What a failed call had not answered, and nobody else has, waits again.
+        """
         if not self._chunks:
             await asyncio.sleep(0.1)
             return
+        needed = asyncio.ensure_future(self._needed.wait())
         tasks = [chunk.call.task for chunk in self._chunks]
-        await asyncio.wait(tasks, timeout=_TICK_S, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([needed, *tasks], timeout=_TICK_S, return_when=asyncio.FIRST_COMPLETED)
+        needed.cancel()
+        self._needed.clear()
         for chunk in [chunk for chunk in self._chunks if chunk.call.task.done()]:
             self._chunks.remove(chunk)
             if not chunk.left:

@@ -11,7 +11,18 @@ from dataclasses import dataclass, replace
 
 from trimtab_trainer.fleet import Replica
 
-__all__ = ["RolloutPrompt", "Sample", "Work", "free_slots", "left_of", "most_items", "samples_of", "take"]
+__all__ = [
+    "RolloutPrompt",
+    "Sample",
+    "Work",
+    "free_slots",
+    "left_of",
+    "most_items",
+    "needs_more",
+    "samples_of",
+    "slots_of",
+    "take",
+]
 
 Sample = tuple[str, int]
 """One completion to make: prompt_id and sample index."""
@@ -47,19 +58,29 @@ class Work:
     tries: int = 0
 
 
-def free_slots(replica: Replica, slowness: float = 1.0) -> int:
-    """Sequences that a replica can be given now.
+def slots_of(replica: Replica) -> int:
+    """Sequences that a replica runs at a time, as it said when it was greeted."""
+    return max(1, replica.info.limits.max_concurrent_sequences if replica.info else 0)
 
-    That is its slots and half as many waiting, so that none stands empty; of a slow one its share of the slots, at
-    least one, by which it can show that it is slow no more.
+
+def free_slots(replica: Replica, slowness: float = 1.0, *, ahead: bool = True) -> int:
+    """Sequences that a replica can be given now; of a slow one a share, by which it can show that it is slow no more.
 
     Args:
         replica: well.
         slowness: as `Fleet.slowness`.
+        ahead: half as many as it has slots may wait there, so that none stands empty. Not for the last of a collection:
+            one that ends early would find them given away.
     """
-    slots = max(1, replica.info.limits.max_concurrent_sequences if replica.info else 0)
-    wanted = slots * 3 // 2 if slowness == 1 else max(1, int(slots / slowness))
-    return wanted - replica.outstanding
+    slots = slots_of(replica)
+    if slowness != 1:
+        return max(1, int(slots / slowness)) - replica.outstanding
+    return (slots * 3 // 2 if ahead else slots) - replica.outstanding
+
+
+def needs_more(replica: Replica) -> bool:
+    """Whether the next sequence of a replica to end leaves a slot empty."""
+    return replica.outstanding <= slots_of(replica)
 
 
 def most_items(replica: Replica, most: int) -> int:

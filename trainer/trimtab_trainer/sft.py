@@ -17,6 +17,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from trimtab.errors import DataError
 from trimtab_models.loading import load_policy, max_sequence_tokens, save_model
 from trimtab_models.tokenizer import leading_ids, load_tokenizer
 from trimtab_trainer.checkpoint import Snapshot, capture_random_state, restore_random_state
@@ -185,6 +186,14 @@ def _read(context: StageContext, config: SFTConfig, tokenizer: PreTrainedTokeniz
     path = context.spec.path(config.demonstrations)
     rows = read_demonstrations(path, skip_bad_rows=config.skip_bad_rows, warn=context.warn)
     sides = split_by_prompt(rows, config.held_out_fraction, seed=seed)
+    if not sides[0]:
+        raise DataError(
+            f"{path}: no row is left to train on: all {len(rows)} are held out, a prompt with all of its rows; lower "
+            f"sft.held_out_fraction, which is {config.held_out_fraction}",
+            field="sft.held_out_fraction",
+            value=config.held_out_fraction,
+            limit="at least 1 row to train on",
+        )
     train, held_out = (demonstration_examples(path, side, reading) for side in sides)
     pretraining = []
     if config.pretraining is not None and (

@@ -53,6 +53,7 @@ class VersionRow(_Row):
         manifest_digest: SHA-256 of the manifest's file.
         base_versions: those that its tensors are encoded against.
         chain_length: as in its manifest.
+        stored_bytes: size of its tensors as they lie in blobs; 0: committed before this was counted.
     """
 
     parent_version: int
@@ -67,6 +68,7 @@ class VersionRow(_Row):
     manifest_digest: str
     base_versions: tuple[int, ...] = ()
     chain_length: int = 0
+    stored_bytes: int = 0
 
 
 class ChannelRow(_Row):
@@ -147,6 +149,8 @@ def summary(state: StoreState, version: int) -> weights_pb2.VersionSummary:
         weights_bytes=row.weights_bytes,
         pinned=version in state.pinned,
         channels=sorted(name for name, channel in state.channels.items() if channel.version == version),
+        stored_bytes=row.stored_bytes,
+        chain_length=row.chain_length,
     )
     line.create_time.FromNanoseconds(row.create_time_ns)
     return line

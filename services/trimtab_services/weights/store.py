@@ -263,6 +263,7 @@ class Store(Catalog):
             manifest_digest=hashlib.sha256(content).hexdigest(),
             base_versions=tuple(bases),
             chain_length=manifest.chain_length,
+            stored_bytes=sum(entry.blob_length_bytes for entry in manifest.tensors),
         )
         for channel in request.channels:
             state.move_channel(channel, manifest.version)

@@ -30,7 +30,7 @@ def weights() -> None:
 @connection_options
 def list_versions(run: str, limit: int | None, as_json: bool, **connection: Any) -> None:
     """The versions, newest first."""
-    keys = ("version", "run", "stage", "step", "MB", "pinned", "channels", "digest")
+    keys = ("version", "run", "stage", "step", "MB", "stored", "pinned", "channels", "digest")
     with client_of("weights", **connection) as client:
         rows = ((_row(one), _row_for_people(one)) for one in _all_versions(client, run))
         print_rows(keys, rows, as_json=as_json, limit=limit)
@@ -54,6 +54,8 @@ def _row(one: pb.VersionSummary) -> dict[str, Any]:
         "create_time": one.create_time.ToJsonString(),
         "weights_digest": one.weights_digest,
         "weights_bytes": one.weights_bytes,
+        "stored_bytes": one.stored_bytes,
+        "chain_length": one.chain_length,
         "pinned": one.pinned,
         "channels": list(one.channels),
     }
@@ -63,10 +65,18 @@ def _row_for_people(one: pb.VersionSummary) -> dict[str, Any]:
     return {
         **_row(one),
         "MB": f"{one.weights_bytes / 1e6:.1f}",
+        "stored": _stored(one),
         "pinned": "yes" if one.pinned else "",
         "channels": ", ".join(one.channels),
         "digest": one.weights_digest[:12],
     }
+
+
+def _stored(one: pb.VersionSummary) -> str:
+    """Whether a version lies there whole, or as differences to others, and how large they are beside it."""
+    if not one.chain_length:
+        return "whole"
+    return f"{100 * one.stored_bytes / one.weights_bytes:.1f} %"
 
 
 @weights.command("import")

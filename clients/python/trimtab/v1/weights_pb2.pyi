@@ -631,6 +631,8 @@ class VersionSummary(_message.Message):
     WEIGHTS_BYTES_FIELD_NUMBER: _builtins.int
     PINNED_FIELD_NUMBER: _builtins.int
     CHANNELS_FIELD_NUMBER: _builtins.int
+    STORED_BYTES_FIELD_NUMBER: _builtins.int
+    CHAIN_LENGTH_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """The number, at least 1."""
     parent_version: _builtins.int
@@ -647,6 +649,12 @@ class VersionSummary(_message.Message):
     """Decoded size of its tensors, in bytes."""
     pinned: _builtins.bool
     """True when pinned: Prune leaves it alone."""
+    stored_bytes: _builtins.int
+    """Size of its tensors as they lie in blobs, in bytes: less than `weights_bytes` where they are differences. 0 for a
+    version that was published before the store counted.
+    """
+    chain_length: _builtins.int
+    """As in its manifest."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was committed, by the store's clock."""
@@ -668,10 +676,12 @@ class VersionSummary(_message.Message):
         weights_bytes: _builtins.int = ...,
         pinned: _builtins.bool = ...,
         channels: _abc.Iterable[_builtins.str] | None = ...,
+        stored_bytes: _builtins.int = ...,
+        chain_length: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["channels", b"channels", "create_time", b"create_time", "parent_version", b"parent_version", "pinned", b"pinned", "run", b"run", "stage", b"stage", "step", b"step", "version", b"version", "weights_bytes", b"weights_bytes", "weights_digest", b"weights_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain_length", b"chain_length", "channels", b"channels", "create_time", b"create_time", "parent_version", b"parent_version", "pinned", b"pinned", "run", b"run", "stage", b"stage", "step", b"step", "stored_bytes", b"stored_bytes", "version", b"version", "weights_bytes", b"weights_bytes", "weights_digest", b"weights_digest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
