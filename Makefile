@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.trimtab-installed
 DEV_STAMP := $(VENV)/.trimtab-dev-installed
 
-.PHONY: setup setup-dev quickstart test test-slow lint types layers check protos stubs-fresh oldest-protobuf bench clean
+.PHONY: setup setup-dev quickstart test test-slow lint types layers check protos stubs-fresh oldest-protobuf typescript
+.PHONY: typescript-stubs foreign-clients bench clean
 
 setup: $(STAMP)
 
@@ -59,6 +60,17 @@ stubs-fresh: setup-dev
 # The SDK on the oldest protobuf and gRPC that pyproject.toml allows; installs them in a temporary folder.
 oldest-protobuf: setup-dev
 	$(BIN)/pytest -m slow tests/clients/test_oldest_protobuf.py
+
+# The TypeScript client from its lock file: build, lint, freshness, its own tests against real servers; needs Node 20+ and npm.
+typescript: setup-dev
+	$(BIN)/pytest -m "slow or not slow" tests/clients/test_typescript.py
+
+# Fronts against the clients of others that need an environment of their own: text-generation, lm-eval, tritonclient, kserve.
+foreign-clients: setup-dev
+	$(BIN)/pytest -m "slow or not slow" tests/services/generation/test_foreign_clients.py tests/services/reward/test_foreign_clients.py
+
+typescript-stubs:
+	cd clients/typescript && npm ci && npm run generate
 
 bench: setup-dev
 	@test -n "$(NAME)" || { echo "usage: make bench NAME=x, one of: $(basename $(notdir $(wildcard benchmarks/*.py)))"; exit 2; }

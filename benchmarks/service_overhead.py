@@ -12,18 +12,15 @@ import json
 import os
 import random
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from workloads.models import VOCAB, make_folders
+from workloads.served import served
 
 from trimtab import Client
 from trimtab.types import (
@@ -34,7 +31,6 @@ from trimtab.types import (
     SamplingParams,
     ScoreItem,
     ScoreRequest,
-    ServiceState,
 )
 from trimtab_models.heads import hidden_states, read_rewards
 from trimtab_models.loading import load_policy, load_reward_model
@@ -47,37 +43,6 @@ BATCH_TOKENS = 8192
 GOALS = {"generation": 0.03, "reward": 0.05, "reference": 0.05}
 
 Sequences = list[tuple[int, ...]]
-
-
-@contextmanager
-def service(name: str, model_folder: Path, directory: Path, threads: int) -> Iterator[Client]:
-    """One service as a process, once it serves."""
-    ready = directory / f"{name}.json"
-    config = {
-        "model_folder": str(model_folder),
-        "threads": threads,
-        "ready_file": str(ready),
-        **{f"{port}_port": 0 for port in ("grpc", "health", "http", "metrics")},
-    }
-    path = directory / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(config))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "trimtab", "serve", name, "--config", str(path)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        while not ready.exists():
-            if process.poll() is not None:
-                raise SystemExit(f"{name} ended with exit code {process.returncode}")
-            time.sleep(0.05)
-        with Client(json.loads(ready.read_text())["grpc"], timeout_s=600) as client:
-            while client.info().state is not ServiceState.SERVING:
-                time.sleep(0.05)
-            yield client
-    finally:
-        process.terminate()
-        process.wait()
 
 
 def generation_sides(
@@ -184,7 +149,8 @@ def main() -> None:
         for kind, folder in (("generation", policy), ("reward", reward), ("reference", policy)):
             if args.only not in (None, kind):
                 continue
-            with service(kind, folder, directory, threads) as client:
+            serving = served(kind, directory, model_folder=str(folder), threads=threads)
+            with serving as process, Client(process.grpc, timeout_s=600) as client:
                 if kind == "generation":
                     sides = generation_sides(folder, client, work)
                 elif kind == "reward":

@@ -51,6 +51,8 @@ def running(kind: str, *, serving: bool = True, **settings: Any) -> Iterator[Run
     main = importlib.import_module(f"trimtab_services.{kind}.main")
     if kind == "generation":
         from trimtab_services.generation.config import GenerationConfig as Config
+    elif kind == "reward":
+        from trimtab_services.reward.config import RewardConfig as Config
     else:
         from trimtab_services.runtime.config import FrozenModelConfig as Config
     full_name = {

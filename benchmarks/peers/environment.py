@@ -7,6 +7,8 @@ import json
 import subprocess
 import sys
 import venv
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,18 @@ def run_peer(script: str, requirements: list[str], arguments: dict[str, Any], *,
         raise SystemExit(f"{script} failed:\n{done.stderr[-4000:]}")
     result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return result
+
+
+@contextmanager
+def peer_process(script: str, requirements: list[str], arguments: dict[str, Any]) -> Iterator[None]:
+    """Runs a script of this folder for as long as the context lasts; arguments as in `run_peer`."""
+    command = [str(_environment(requirements)), str(Path(__file__).parent / script), json.dumps(arguments)]
+    process = subprocess.Popen(command)
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait(30)
 
 
 def _environment(requirements: list[str]) -> Path:

@@ -19,6 +19,6 @@ def samples(address: str, name: str) -> list[tuple[dict[str, str], float]]:
     ]
 
 
-def metric(address: str, name: str) -> float:
-    """Sum of a metric over its labels."""
-    return sum(value for _, value in samples(address, name))
+def metric(address: str, name: str, **labels: str) -> float:
+    """Sum of a metric over its labels, or over the samples that have some."""
+    return sum(value for found, value in samples(address, name) if labels.items() <= found.items())

@@ -82,11 +82,18 @@ def max_sequence_tokens(model: PreTrainedModel) -> int:
     for key in _CONTEXT_KEYS:
         value = getattr(model.config, key, None)
         if isinstance(value, int) and value > 0:
-            return value
+            return value - _positions_of_padding(model)
     raise ModelFolderError(
         f"{type(model).__name__}: its configuration has none of {', '.join(_CONTEXT_KEYS)}",
         field="max_position_embeddings",
     )
+
+
+def _positions_of_padding(model: PreTrainedModel) -> int:
+    """Positions that no token can have: models as RoBERTa count from behind the padding's."""
+    table = getattr(getattr(backbone(model), "embeddings", None), "position_embeddings", None)
+    padding = table.padding_idx if isinstance(table, nn.Embedding) else None
+    return 0 if padding is None else padding + 1
 
 
 def vocab_size(model: PreTrainedModel) -> int:

@@ -46,6 +46,7 @@ from trimtab_models.logprobs import check_logprobs
 __all__ = [
     "DTYPES",
     "enable_gradient_checkpointing",
+    "load_classifier",
     "load_policy",
     "load_reward_model",
     "max_sequence_tokens",
@@ -109,6 +110,24 @@ def load_reward_model(
     Raises:
         ModelFolderError: as `load_policy`; also when the folder holds another kind of model or several labels.
     """
+    return load_classifier(folder, dtype=dtype, device=device)
+
+
+def load_classifier(
+    folder: str | Path, *, logit: int | None = None, dtype: str = "float32", device: str | torch.device = "cpu"
+) -> PreTrainedModel:
+    """Loads any sequence classifier to score with, in evaluation mode, dropout off.
+
+    Args:
+        folder: a Hugging Face folder.
+        logit: which of several outputs is the score; None: the model must have one.
+        dtype: of the weights.
+        device: where it goes.
+
+    Raises:
+        ModelFolderError: as `load_policy`; also when the folder holds another kind of model, several labels without
+            `logit`, or no such label.
+    """
     folder = Path(folder)
     config = _config(folder)
     architectures = list(config.architectures or [])
@@ -120,12 +139,20 @@ def load_reward_model(
             value=architectures,
             limit="*ForSequenceClassification",
         )
-    if config.num_labels != 1:
+    labels: int = config.num_labels or 0
+    if logit is None and labels != 1:
         raise ModelFolderError(
-            f"{folder}: num_labels is {config.num_labels}; a reward model has 1",
+            f"{folder}: num_labels is {labels}; a reward model has 1, or `logit` says which it is",
             field="num_labels",
-            value=config.num_labels,
+            value=labels,
             limit=1,
+        )
+    if logit is not None and not 0 <= logit < labels:
+        raise ModelFolderError(
+            f"{folder}: logit is {logit}; the model has {labels} labels, counted from 0",
+            field="logit",
+            value=logit,
+            limit=f"0..{labels - 1}",
         )
     return _load(AutoModelForSequenceClassification, folder, dtype=dtype, device=device, dropout=0.0)
 

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import jinja2
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from trimtab.errors import InvalidRequest, Mismatch, ModelFolderError, Reason
@@ -65,6 +66,8 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
         raise ModelFolderError(
             f"{folder}: its tokenizer has no tokenizer.json (fast backend)", field="folder", value=folder
         )
+    if tokenizer.eos_token is None and tokenizer.sep_token is not None:
+        tokenizer.eos_token = tokenizer.sep_token  # an encoder's separator is what ends a text
     if not isinstance(tokenizer.eos_token_id, int):
         raise ModelFolderError(f"{folder}: its tokenizer has no EOS token", field="eos_token", value=folder)
     _flag_declared_tokens(tokenizer)
@@ -209,9 +212,12 @@ def _render(
 def _template_text(
     tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], add_generation_prompt: bool
 ) -> str:
-    return cast(
-        str, tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
-    )
+    try:
+        return cast(
+            str, tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+        )
+    except jinja2.TemplateError as error:  # as templates refuse roles in an order that they do not know
+        raise InvalidRequest(f"messages: the chat template refuses them: {error}", field="messages") from None
 
 
 def _spells_control_token(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:

@@ -14,8 +14,12 @@ ROOT = Path(__file__).parents[2]
 def test_stubs_are_fresh(tmp_path: Path) -> None:
     done = subprocess.run([ROOT / "protos/generate.sh", tmp_path], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    made, kept = tmp_path / "trimtab/v1", ROOT / "clients/python/trimtab/v1"
-    names = {path.name for path in made.iterdir()}
-    assert names and names == {path.name for path in kept.glob("*_pb2*.py*")}
-    _, different, failed = filecmp.cmpfiles(made, kept, names, shallow=False)
-    assert not different and not failed, f"stale: {different or failed}; `make protos` makes them anew"
+    inference = "trimtab_services/reward/fronts/inference"
+    for made, kept in (
+        (tmp_path / "trimtab/v1", ROOT / "clients/python/trimtab/v1"),
+        (tmp_path / inference, ROOT / "services" / inference),
+    ):
+        names = {path.name for path in made.iterdir()}
+        assert names and names == {path.name for path in kept.glob("*_pb2*.py*")}
+        _, different, failed = filecmp.cmpfiles(made, kept, names, shallow=False)
+        assert not different and not failed, f"stale: {different or failed}; `make protos` makes them anew"

@@ -285,7 +285,7 @@ def test_metrics_count_the_work(reward: RunningServer) -> None:
     with client(reward) as connection:
         connection.score(ScoreRequest(items=(ScoreItem(token_ids=(5, 6)),)))
     text = urllib.request.urlopen(reward.metrics_url, timeout=5).read().decode()
-    assert 'trimtab_request_total{code="OK",method="Score"}' in text
+    assert 'trimtab_request_total{caller="127.0.0.1",code="OK",method="Score"}' in text
     assert "trimtab_computed_tokens_total" in text
 
 

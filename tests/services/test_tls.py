@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import datetime
-import ipaddress
 import json
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import yaml
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
+from certificate_files import Pair, make_pair
 from running import FREE_PORTS, RunningServer, client, running
 from trimtab import Client, TLSConfig
 from trimtab.errors import PermissionDenied, Reason, Unauthenticated, Unavailable
@@ -28,38 +23,6 @@ from trimtab_services.trainer import main
 from trimtab_services.trainer.config import TrainerServiceConfig
 
 REQUEST = ScoreRequest(items=(ScoreItem(token_ids=(5, 6)),))
-
-
-@dataclass(frozen=True)
-class Pair:
-    """PEM files of a certificate and its key."""
-
-    certificate: Path
-    key: Path
-
-
-def make_pair(folder: Path, name: str) -> Pair:
-    """A self-signed certificate for this machine; it is its own root."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
-    now = datetime.datetime.now(datetime.UTC)
-    hosts = x509.SubjectAlternativeName([x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(minutes=5))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(hosts, critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    pair = Pair(folder / f"{name}.pem", folder / f"{name}.key")
-    pair.certificate.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    plain = serialization.NoEncryption()
-    pair.key.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain))
-    return pair
 
 
 @pytest.fixture(scope="module")

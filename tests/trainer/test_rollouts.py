@@ -224,7 +224,7 @@ def test_replicas_that_drain_and_come_are_used_as_they_are_there(
     outcome = collector.collect(120, fault=lambda: request_scale(services.directory, "generation", 2))
     assert healthy.samples.items() <= outcome.samples.items()
     with urllib.request.urlopen(f"http://{endpoint(services, 'generation', 1)['metrics']}/metrics") as page:
-        assert 'trimtab_request_total{code="OK",method="Generate"}' in page.read().decode()
+        assert 'trimtab_request_total{caller="127.0.0.1",code="OK",method="Generate"}' in page.read().decode()
 
 
 @pytest.mark.parametrize("service", ["reward", "reference"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import random
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,8 +101,20 @@ class Token:
 
 
 def call_metadata(token: Token | None) -> tuple[tuple[str, str | bytes], ...]:
-    """What travels with each call."""
-    return (("authorization", f"Bearer {token.value()}"),) if token is not None else ()
+    """What travels with each call: the token, and the span that is active, so that traces go on in the server."""
+    authorization = (("authorization", f"Bearer {token.value()}"),) if token is not None else ()
+    return authorization + _trace_context()
+
+
+def _trace_context() -> tuple[tuple[str, str], ...]:
+    """The active span as W3C Trace Context; nothing in a program that never imported OpenTelemetry."""
+    if "opentelemetry.trace" not in sys.modules:
+        return ()
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+    carrier: dict[str, str] = {}
+    TraceContextTextMapPropagator().inject(carrier)
+    return tuple(carrier.items())
 
 
 def open_channel(target: str, tls: TLSConfig | None, token: Token | None, insecure: bool) -> grpc.Channel:

@@ -100,6 +100,7 @@ class Reason(StrEnum):
     UNSUPPORTED = "UNSUPPORTED"
     INTERNAL = "INTERNAL"
     BASE_MISSING = "BASE_MISSING"
+    QUOTA_EXCEEDED = "QUOTA_EXCEEDED"
 
 
 class TrimtabError(Exception):
@@ -287,6 +288,7 @@ REASONS: Mapping[Reason, tuple[grpc.StatusCode, type[TrimtabError]]] = {
     Reason.RUN_STATE: (grpc.StatusCode.FAILED_PRECONDITION, FailedPrecondition),
     Reason.NOT_FOUND: (grpc.StatusCode.NOT_FOUND, NotFound),
     Reason.QUEUE_FULL: (grpc.StatusCode.RESOURCE_EXHAUSTED, Overloaded),
+    Reason.QUOTA_EXCEEDED: (grpc.StatusCode.RESOURCE_EXHAUSTED, Overloaded),
     Reason.DRAINING: (grpc.StatusCode.UNAVAILABLE, Unavailable),
     Reason.WAITING_FOR_VERSION: (grpc.StatusCode.UNAVAILABLE, Unavailable),
     Reason.UNREACHABLE: (grpc.StatusCode.UNAVAILABLE, Unavailable),

@@ -1,4 +1,4 @@
-"""The engine's thread: commands in from the event loop, finished sequences out to it.
+"""The engine's thread: commands in from the event loop, tokens and finished sequences out to it.
 
 An engine may be touched by one thread only. The host owns that thread: it runs what callers ask for between two steps,
 steps as long as there is work, and hands each finished sequence to the call that waits for it. Admission and the
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from trimtab.errors import DeadlineExceeded, InternalError, Overloaded, Reason
 from trimtab.types import FinishReason
-from trimtab_services.generation.engines.base import Engine, EngineLoad, FinishedSequence, SequenceRequest
+from trimtab_services.generation.engines.base import Engine, EngineLoad, FinishedSequence, SampledToken, SequenceRequest
 from trimtab_services.generation.pace import Pace
 from trimtab_services.runtime.threads import in_own_thread
 
@@ -38,6 +38,7 @@ T = TypeVar("T")
 
 
 Receive = Callable[[FinishedSequence], None]
+ReceiveToken = Callable[[SampledToken], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,7 @@ class EngineHost:
         self._on_fault = on_fault
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._held: dict[int, _Held] = {}
+        self._deliveries: list[Callable[[], None]] = []
         self._next_id = 0
         self._closing = False
         self._fault: BaseException | None = None
@@ -120,6 +122,7 @@ class EngineHost:
         receive: Receive,
         check: Callable[[Engine], None],
         deadline: float | None = None,
+        receive_token: ReceiveToken | None = None,
     ) -> list[int]:
         """Admits sequences, all or none; cancelled, none.
 
@@ -128,6 +131,8 @@ class EngineHost:
             receive: gets each finished sequence, in the event loop.
             check: run in the same command just before; raises when they must not be admitted now.
             deadline: `time.monotonic()` after which the last of them is worthless; None: never.
+            receive_token: gets each token after the step that sampled it, in the event loop and before the finished
+                sequence; None: nobody waits for single tokens.
 
         Returns:
             The sequence ids, in order.
@@ -139,6 +144,8 @@ class EngineHost:
             TrimtabError: what `check` or the engine raised.
         """
 
+        on_token = None if receive_token is None else partial(self._note, receive_token)
+
         def admit(engine: Engine) -> list[int]:
             check(engine)
             self._refuse_overload(engine, requests)
@@ -148,7 +155,7 @@ class EngineHost:
             try:
                 for request in requests:
                     self._next_id += 1
-                    engine.submit(replace(request, sequence_id=self._next_id))
+                    engine.submit(replace(request, sequence_id=self._next_id, on_token=on_token))
                     ids.append(self._next_id)
             except BaseException:
                 for sequence_id in ids:
@@ -252,12 +259,11 @@ class EngineHost:
     def _commands_now(self, *, wait: bool) -> None:
         if wait:
             self._commands.get()()
-        while not self._closing:
-            try:
-                command = self._commands.get_nowait()
-            except queue.Empty:
-                break
-            command()
+        for _ in range(
+            self._commands.qsize()
+        ):  # what comes meanwhile waits for the next step: nobody holds up sampling
+            if not self._closing:
+                self._commands.get_nowait()()
         self._load = self._engine.load()
 
     def _step(self) -> None:
@@ -271,14 +277,17 @@ class EngineHost:
             self._pace.note_step(seconds)
             self._rate = 0.9 * self._rate + 0.1 * tokens / seconds if self._rate else tokens / seconds
         self._on_step(seconds, tokens, self._load)
-        deliveries: list[tuple[Receive, FinishedSequence]] = []
         for one in finished:
             held = self._held.pop(one.sequence_id)
-            deliveries.append((held.receive, one))
+            self._deliveries.append(partial(held.receive, one))
             if one.error is None:
                 self._pace.note_finished(len(one.token_ids), held.allowed_tokens)
-        if deliveries:
+        if self._deliveries:
+            deliveries, self._deliveries = self._deliveries, []
             self._post(partial(_deliver, deliveries))
+
+    def _note(self, receive_token: ReceiveToken, token: SampledToken) -> None:
+        self._deliveries.append(partial(receive_token, token))
 
     def _fail(self, fault: BaseException) -> None:
         """After a fault of the engine: every caller is told, nobody waits for ever, nothing new is taken."""
@@ -286,7 +295,7 @@ class EngineHost:
         held, self._held = self._held, {}
         nothing = np.empty(0, np.float32)
         deliveries = [
-            (one.receive, FinishedSequence(sequence_id, (), nothing, FinishReason.CANCELLED, (), _failed(fault)))
+            partial(one.receive, FinishedSequence(sequence_id, (), nothing, FinishReason.CANCELLED, (), _failed(fault)))
             for sequence_id, one in held.items()
         ]
         self._post(partial(_deliver, deliveries))
@@ -303,6 +312,6 @@ def _failed(fault: BaseException) -> InternalError:
     return InternalError(f"the engine has failed: {type(fault).__name__}: {fault}")
 
 
-def _deliver(deliveries: Sequence[tuple[Receive, FinishedSequence]]) -> None:
-    for receive, finished in deliveries:
-        receive(finished)
+def _deliver(deliveries: Sequence[Callable[[], None]]) -> None:
+    for deliver in deliveries:
+        deliver()

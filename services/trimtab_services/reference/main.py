@@ -25,12 +25,12 @@ async def build(runtime: Runtime[FrozenModelConfig]) -> Service:
     config = runtime.config
     load = partial(load_policy, dtype=config.dtype, device=config.device)
     slot = ModelSlot(config.model_name or "reference", load, canary)
-    service = FrozenModelService(runtime, slot, LogProbScorer(BatchShapes.of(config)).compute)
-    servicer = ReferenceServicer(config, service)
+    service = FrozenModelService(runtime, [(slot, config.source)], LogProbScorer(BatchShapes.of(config)).compute)
+    servicer = ReferenceServicer(config, slot, service.scheduler)
     return Service(
         handlers=[partial(reference_pb2_grpc.add_ReferenceServiceServicer_to_server, servicer)],
         describe=service.describe,
-        background=[service.follower.run],
+        background=service.background,
         close=service.scheduler.close,
     )
 

@@ -32,9 +32,9 @@ from trimtab.v1 import reference_pb2, reference_pb2_grpc, types_pb2
 from trimtab_services.reference.scorer import Options, Scored, TargetSequence
 from trimtab_services.runtime.calls import rename_call
 from trimtab_services.runtime.config import FrozenModelConfig
-from trimtab_services.runtime.frozen import FrozenModelService
-from trimtab_services.runtime.scheduler import Done
+from trimtab_services.runtime.scheduler import Done, Scheduler
 from trimtab_services.runtime.scoring import check_count, check_token_ids, compute_items
+from trimtab_services.runtime.slots import ModelSlot
 from trimtab_services.runtime.streams import answer_stream
 
 __all__ = ["ReferenceServicer"]
@@ -45,12 +45,16 @@ class ReferenceServicer(reference_pb2_grpc.ReferenceServiceServicer):
 
     Args:
         config: of the service.
-        service: slot and scheduler.
+        slot: holds the policy.
+        scheduler: computes.
     """
 
-    def __init__(self, config: FrozenModelConfig, service: FrozenModelService) -> None:
+    def __init__(
+        self, config: FrozenModelConfig, slot: ModelSlot, scheduler: Scheduler[TargetSequence, Scored]
+    ) -> None:
         self._config = config
-        self._service = service
+        self._slot = slot
+        self._scheduler = scheduler
 
     async def LogProbs(
         self, request: reference_pb2.LogProbsRequest, context: grpc.aio.ServicerContext
@@ -86,14 +90,14 @@ class ReferenceServicer(reference_pb2_grpc.ReferenceServiceServicer):
         per_item_errors: bool,
     ) -> LogProbsResult:
         check_count(len(items), self._config.max_items_per_request)
-        served = self._service.slot.admit(model, version)
+        served = self._slot.admit(model, version)
 
         def prepare(item: LogProbsItem) -> tuple[TargetSequence, int]:
             check_token_ids(item.token_ids, served)
             return TargetSequence(item.token_ids, item.start_index), len(item.token_ids)
 
         done = await compute_items(
-            self._service.scheduler,
+            self._scheduler,
             items,
             prepare,
             group=Options(served, options.temperature, options.entropy, options.top_n),

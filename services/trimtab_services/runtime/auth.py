@@ -4,9 +4,11 @@ The tokens file is a YAML or JSON mapping, usually a mounted Secret:
 
     9f2c...e1: {name: trainer, scopes: [generate, score, logprobs, weights.read, weights.publish]}
     77ab...04: {name: dashboard, scopes: [runs]}
+    03de...77: {name: filter, scopes: [score], quota: {requests_per_s: 20, tokens_per_s: 50000}}
 
-It is re-read when it changes. A file that has become unreadable or wrong leaves the last good table in force and is
-reported in the log. Scope `admin` includes every other one.
+The keys of a token's `quota` lie over those of the service's configuration; null lifts a limit. The file is re-read
+when it changes. One that has become unreadable or wrong leaves the last good table in force and is reported in the log.
+Scope `admin` includes every other one.
 """
 
 from __future__ import annotations
@@ -14,14 +16,16 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
+from pydantic import ValidationError
 
 from trimtab.errors import ConfigError, PermissionDenied, Reason, Unauthenticated
+from trimtab_services.runtime.quota import Quota
+from trimtab_services.runtime.watched import WatchedFiles
 
 __all__ = ["METHODS", "SCOPES", "Identity", "MethodPolicy", "TokenTable", "check_scope", "policy_of"]
 
@@ -67,6 +71,13 @@ METHODS: Mapping[str, MethodPolicy] = {
     **_methods("trimtab.v1.GenerationService", "generate", "Generate"),
     **_methods("trimtab.v1.RewardService", "score", "Score Rank"),
     **_methods("trimtab.v1.RewardService", "score", "ScoreStream", has_default_deadline=False),
+    **_methods("inference.GRPCInferenceService", "score", "ModelInfer"),
+    **_methods(
+        "inference.GRPCInferenceService",
+        "",
+        "ServerLive ServerReady ModelReady ServerMetadata ModelMetadata",
+        is_work=False,
+    ),
     **_methods("trimtab.v1.ReferenceService", "logprobs", "LogProbs"),
     **_methods("trimtab.v1.ReferenceService", "logprobs", "LogProbsStream", has_default_deadline=False),
     **_methods("trimtab.v1.WeightsService", "weights.read", "GetManifest ListVersions ListChannels"),
@@ -94,10 +105,12 @@ class Identity:
     Attributes:
         name: for logs, fairness and people.
         scopes: what it may do; None where no tokens are asked: everything.
+        quota: its own quota, laid over the service's; None: none.
     """
 
     name: str
     scopes: frozenset[str] | None = None
+    quota: Quota | None = None
 
 
 def check_scope(identity: Identity, scope: str) -> None:
@@ -129,10 +142,8 @@ class TokenTable:
 
     def __init__(self, path: Path, *, recheck_s: float = 1.0) -> None:
         self._path = path
-        self._recheck_s = recheck_s
-        self._stamp = self._read_stamp()
-        self._identities = _read_tokens(path)
-        self._looked_at = time.monotonic()
+        self._watched = WatchedFiles([path], recheck_s=recheck_s)
+        self._take(_read_tokens(path))
 
     def identify(self, authorization: str | None) -> Identity:
         """Identity behind the value of an `authorization` header.
@@ -155,24 +166,19 @@ class TokenTable:
             raise Unauthenticated("the bearer token is not known", reason=Reason.TOKEN_UNKNOWN, field="authorization")
         return found
 
-    def _read_stamp(self) -> tuple[int, int, int]:
-        try:
-            status = self._path.stat()
-        except OSError:
-            return (0, 0, 0)
-        return (status.st_mtime_ns, status.st_size, status.st_ino)
+    def quota_of(self, name: str) -> Quota | None:
+        """The quota that the file gives to a name; None: none of its own."""
+        return self._quotas.get(name)
+
+    def _take(self, identities: dict[bytes, Identity]) -> None:
+        self._identities = identities
+        self._quotas = {known.name: known.quota for known in identities.values() if known.quota is not None}
 
     def _reread_if_changed(self) -> None:
-        now = time.monotonic()
-        if now - self._looked_at < self._recheck_s:
+        if not self._watched.changed():
             return
-        self._looked_at = now
-        stamp = self._read_stamp()
-        if stamp == self._stamp:
-            return
-        self._stamp = stamp
         try:
-            self._identities = _read_tokens(self._path)
+            self._take(_read_tokens(self._path))
             _log.info("tokens re-read", extra={"tokens": len(self._identities)})
         except ConfigError as error:
             _log.error("tokens file is wrong, the last good one stays in force: %s", error)
@@ -193,15 +199,24 @@ def _read_tokens(path: Path) -> dict[bytes, Identity]:
             f"tokens_file: {path}: must map at least one token to its name and scopes", field="tokens_file"
         )
     identities: dict[bytes, Identity] = {}
+    quotas: dict[str, Quota | None] = {}
     for number, (token, entry) in enumerate(content.items(), start=1):
-        identities[_digest(str(token))] = _read_identity(path, number, entry)
+        identity = _read_identity(path, number, entry)
+        if quotas.setdefault(identity.name, identity.quota) != identity.quota:
+            raise ConfigError(
+                f"tokens_file: {path}: entry {number} ({identity.name}): another token of the same name has another "
+                "`quota`; both are charged to one account",
+                field="tokens_file",
+                value=identity.name,
+            )
+        identities[_digest(str(token))] = identity
     return identities
 
 
 def _read_identity(path: Path, number: int, entry: object) -> Identity:
     where = f"tokens_file: {path}: entry {number}"
-    if not isinstance(entry, dict) or set(entry) != {"name", "scopes"}:
-        raise ConfigError(f"{where}: must have exactly the keys `name` and `scopes`", field="tokens_file")
+    if not isinstance(entry, dict) or set(entry) - {"quota"} != {"name", "scopes"}:
+        raise ConfigError(f"{where}: must have the keys `name` and `scopes`, `quota` if need be", field="tokens_file")
     name, scopes = entry["name"], entry["scopes"]
     if not isinstance(name, str) or not name:
         raise ConfigError(f"{where}: `name` must be a text that is not empty", field="tokens_file")
@@ -215,4 +230,20 @@ def _read_identity(path: Path, number: int, entry: object) -> Identity:
             value=unknown[0],
             limit=", ".join(SCOPES),
         )
-    return Identity(name, frozenset(scopes))
+    return Identity(
+        name, frozenset(scopes), _read_quota(f"{where} ({name})", entry["quota"]) if "quota" in entry else None
+    )
+
+
+def _read_quota(where: str, entry: object) -> Quota:
+    try:
+        return Quota.model_validate(entry)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(["quota", *map(str, problem["loc"])])
+        raise ConfigError(
+            f"{where}: {key}: {problem['msg']}; found {problem['input']!r}",
+            field="tokens_file",
+            value=problem["input"],
+            limit=", ".join(Quota.model_fields),
+        ) from None

@@ -11,6 +11,8 @@ import uuid
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 
+from trimtab_services.runtime.tracing import CallTrace
+
 __all__ = ["Call", "begin_call", "current_call", "limit_call", "new_request_id", "rename_call"]
 
 
@@ -23,12 +25,14 @@ class Call:
         request_id: name in logs and traces.
         caller: name of the token, the client certificate's subject, or the peer's address without its port.
         deadline: `time.monotonic()` at which the answer is worthless; None when the call has no end, as a watch.
+        trace: its span; None without tracing.
     """
 
     method: str
     request_id: str
     caller: str
     deadline: float | None
+    trace: CallTrace | None = None
 
     @property
     def remaining_s(self) -> float | None:

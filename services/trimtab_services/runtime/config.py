@@ -16,21 +16,25 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError
 
 from trimtab.errors import ConfigError
+from trimtab_services.runtime.config_errors import allowed_keys, explain
+from trimtab_services.runtime.quota import Quota
+from trimtab_services.runtime.tracing import TracingConfig
 
 __all__ = [
     "FrozenModelConfig",
     "LogConfig",
     "ModelServiceConfig",
+    "ModelSource",
     "ServerTLS",
     "ServiceConfig",
     "WeightsSource",
     "ClientTLS",
     "check_exposure",
+    "check_one_source",
     "is_loopback",
     "load_config",
 ]
@@ -43,7 +47,10 @@ class _Section(BaseModel):
 
 
 class ServerTLS(_Section):
-    """Certificates of a server; setting them turns TLS on for gRPC and HTTP, never for health and metrics."""
+    """Certificates of a server; setting them turns TLS on for gRPC and HTTP, never for health and metrics.
+
+    The files are read again when they change: new connections get the new certificates.
+    """
 
     certificate_file: Path = Field(description="PEM chain, leaf first.")
     key_file: Path = Field(description="PEM private key of the leaf.")
@@ -75,7 +82,10 @@ class LogConfig(_Section):
     level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least level logged.")
     format: Literal["json", "text"] = Field(default="json", description="One JSON object, or one text line, a record.")
     calls: bool = Field(default=True, description="One record for each finished call.")
-    prompts: bool = Field(default=False, description="Adds prompts and completions. Off: they are never logged.")
+    prompts: bool = Field(
+        default=False,
+        description="Shows the messages of all faults, which may quote prompts and completions. Off: none of these.",
+    )
 
 
 class ServiceConfig(BaseSettings):
@@ -96,8 +106,9 @@ class ServiceConfig(BaseSettings):
     tls: ServerTLS | None = Field(default=None, description="TLS for gRPC and HTTP. Unset: plaintext.")
     tokens_file: Path | None = Field(
         default=None,
-        description="YAML or JSON: token -> {name, scopes}. Re-read on change. Unset: no tokens are asked.",
+        description="YAML or JSON: token -> {name, scopes, quota}. Re-read on change. Unset: no tokens are asked.",
     )
+    quota: Quota | None = Field(default=None, description="What each caller may ask for. Unset: no limit.")
     insecure: bool = Field(default=False, description="Allows to listen beyond loopback without TLS and tokens.")
     replica: str = Field(default="", description="Name of this replica. Empty: service name, host and process id.")
     ready_file: Path | None = Field(
@@ -110,6 +121,12 @@ class ServiceConfig(BaseSettings):
     max_request_bytes: int = Field(
         default=64 * MEBIBYTE, ge=1024, le=2**31 - 1, description="Most bytes of one message in either direction."
     )
+    http_idle_s: float = Field(
+        default=60.0,
+        gt=0,
+        le=3600,
+        description="Seconds for the whole header of an HTTP request, and for its JSON body.",
+    )
     threads: int = Field(
         default=0,
         ge=0,
@@ -120,6 +137,7 @@ class ServiceConfig(BaseSettings):
         default=False, description="Equal requests get bit-equal answers whatever the load, at equal `threads`."
     )
     log: LogConfig = Field(default_factory=LogConfig, description="What is logged.")
+    tracing: TracingConfig | None = Field(default=None, description="OpenTelemetry traces. Unset: none.")
 
     @classmethod
     def settings_customise_sources(
@@ -141,6 +159,21 @@ class ServiceConfig(BaseSettings):
         return socket.gethostname() if self.host in ("0.0.0.0", "::") else self.host
 
 
+class ModelSource(_Section):
+    """Where a model comes from."""
+
+    model_folder: Path | None = Field(default=None, description="Hugging Face folder to serve, as version 0.")
+    weights: WeightsSource | None = Field(default=None, description="Channel to follow instead of a fixed folder.")
+    cache_directory: Path | None = Field(
+        default=None, description="Where fetched versions are staged, one model's alone. Unset: a temporary folder."
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ModelSource:
+        check_one_source(self.model_folder, self.weights)
+        return self
+
+
 class ModelServiceConfig(ServiceConfig):
     """What every service takes that computes with one model."""
 
@@ -155,11 +188,14 @@ class ModelServiceConfig(ServiceConfig):
     dtype: Literal["float32", "bfloat16", "float16"] = Field(default="float32", description="dtype of the weights.")
     device: str = Field(default="cpu", min_length=1, description="torch device, such as `cpu` or `cuda:0`.")
 
+    @property
+    def source(self) -> ModelSource:
+        """Where the service's own model comes from."""
+        return ModelSource(model_folder=self.model_folder, weights=self.weights, cache_directory=self.cache_directory)
+
     @model_validator(mode="after")
     def _one_source(self) -> ModelServiceConfig:
-        if (self.model_folder is None) == (self.weights is None):
-            found = "neither" if self.model_folder is None else "both"
-            raise ValueError(f"set exactly one of `model_folder` and `weights`; found {found}")
+        check_one_source(self.model_folder, self.weights)
         return self
 
 
@@ -210,7 +246,7 @@ def load_config(
     try:
         config = config_class(**merged)
     except ValidationError as error:
-        raise _explain(config_class, service, error, layers) from None
+        raise explain(config_class, service, error, layers) from None
     except TypeError as error:
         raise ConfigError(f"{service} configuration: keys must be strings: {error}") from None
     check_exposure(config)
@@ -225,6 +261,17 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
+
+
+def check_one_source(model_folder: Path | None, weights: WeightsSource | None) -> None:
+    """Refuses a model with no source, and one with two.
+
+    Raises:
+        ValueError: as a validator must.
+    """
+    if (model_folder is None) == (weights is None):
+        found = "neither" if model_folder is None else "both"
+        raise ValueError(f"set exactly one of `model_folder` and `weights`; found {found}")
 
 
 def check_exposure(config: ServiceConfig) -> None:
@@ -277,10 +324,10 @@ def _read_environment(config_class: type[ServiceConfig], prefix: str, variables:
         name = key[len(prefix) :].split("__")[0].lower()
         if name not in config_class.model_fields:
             raise ConfigError(
-                f"environment variable {key}: unknown key {name!r}; allowed: {_allowed(config_class)}",
+                f"environment variable {key}: unknown key {name!r}; allowed: {allowed_keys(config_class)}",
                 field=key,
                 value=ours[key],
-                limit=_allowed(config_class),
+                limit=allowed_keys(config_class),
             )
 
     class _Environment(EnvSettingsSource):
@@ -314,55 +361,3 @@ def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
         else:
             merged[key] = value
     return merged
-
-
-def _explain(
-    config_class: type[ServiceConfig],
-    service: str,
-    error: ValidationError,
-    layers: list[tuple[str, dict[str, Any]]],
-) -> ConfigError:
-    """One line for the first wrong key; says how many more there are."""
-    # an unknown key first: it is often the misspelt name of one that is missing
-    details = sorted(error.errors(), key=lambda detail: detail["type"] != "extra_forbidden")
-    first = details[0]
-    key = ".".join(str(part) for part in first["loc"])
-    source = next((name for name, layer in reversed(layers) if _holds(layer, first["loc"])), layers[0][0])
-    more = f" ({len(details) - 1} more wrong keys)" if len(details) > 1 else ""
-    allowed = _allowed_for(config_class, first)
-    if first["type"] == "extra_forbidden":
-        message = f"{service} configuration ({source}): unknown key {key!r}; allowed: {allowed}{more}"
-    elif not key:
-        message = f"{service} configuration: {first['msg'].removeprefix('Value error, ')}{more}"
-    elif first["type"] == "missing":
-        message = f"{service} configuration ({source}): key {key!r} is missing{more}"
-    else:
-        reason = first["msg"][0].lower() + first["msg"][1:]
-        message = f"{service} configuration ({source}): key {key!r} has value {first['input']!r}: {reason}{more}"
-    value = "" if first["type"] == "missing" or not key else first["input"]
-    return ConfigError(message, field=key, value=value, limit=allowed)
-
-
-def _holds(layer: dict[str, Any], location: tuple[int | str, ...]) -> bool:
-    at: Any = layer
-    for part in location:
-        if not isinstance(at, dict) or part not in at:
-            return False
-        at = at[part]
-    return bool(location)
-
-
-def _allowed_for(config_class: type[ServiceConfig], details: ErrorDetails) -> str:
-    """The keys allowed beside an unknown one, or what pydantic says about a wrong value."""
-    if details["type"] != "extra_forbidden":
-        return details["msg"]
-    model: Any = config_class
-    for part in details["loc"][:-1]:
-        annotation = model.model_fields[str(part)].annotation
-        choices = [annotation, *getattr(annotation, "__args__", ())]
-        model = next((c for c in choices if isinstance(c, type) and issubclass(c, BaseModel)), config_class)
-    return _allowed(model)
-
-
-def _allowed(model: type[BaseModel]) -> str:
-    return ", ".join(sorted(model.model_fields))

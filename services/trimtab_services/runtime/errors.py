@@ -1,4 +1,4 @@
-"""Around every gRPC call: name, caller, scope, state, deadline, metrics, log, and errors with their reason.
+"""Around every gRPC call: name, caller, scope, state, quota, deadline, errors with their reason, and what is observed.
 
 One interceptor does all of it, so that a servicer only raises `trimtab.errors`. A `TrimtabError` becomes a status with
 `google.rpc.ErrorInfo`; anything else is a fault of ours: INTERNAL, with the trace in the log under the request's id.
@@ -18,17 +18,18 @@ from urllib.parse import unquote
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 
-from trimtab.errors import REASONS, DeadlineExceeded, InternalError, Overloaded, TrimtabError
+from trimtab.errors import REASONS, DeadlineExceeded, InternalError, InvalidRequest, Overloaded, TrimtabError
 from trimtab.rpc_errors import to_status
-from trimtab_services.runtime.auth import Identity, MethodPolicy, TokenTable, check_scope, policy_of
+from trimtab_services.runtime.auth import Identity, MethodPolicy, check_scope, policy_of
 from trimtab_services.runtime.calls import Call, begin_call, current_call, new_request_id
+from trimtab_services.runtime.observation import Observation
 from trimtab_services.runtime.state import Runtime
 
 __all__ = ["CallInterceptor", "as_trimtab_error"]
 
 _log = logging.getLogger(__name__)
-_calls = logging.getLogger("trimtab_services.calls")
 
 _USED_UP = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE)
 
@@ -38,12 +39,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     Args:
         runtime: of the server.
-        tokens: the tokens file; None asks for no tokens.
     """
 
-    def __init__(self, runtime: Runtime[Any], tokens: TokenTable | None) -> None:
+    def __init__(self, runtime: Runtime[Any]) -> None:
         self._runtime = runtime
-        self._tokens = tokens
 
     async def intercept_service(
         self,
@@ -56,20 +55,21 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             return handler
         method = handler_call_details.method
         make, inner = _constructor_of(handler)
-        wrapped = self._wrap_generator(inner, method) if _generates(inner) else self._wrap_coroutine(inner, method)
-        return make(wrapped, handler.request_deserializer, handler.response_serializer)
+        wrap = self._wrap_generator if _generates(inner) else self._wrap_coroutine
+        # requests come in as bytes: grpc's own answer to what cannot be decoded is UNKNOWN, without a reason
+        return make(wrap(inner, method, _reader_of(handler)), None, handler.response_serializer)
 
-    def _wrap_coroutine(self, inner: Callable[..., Any], method: str) -> Callable[..., Any]:
+    def _wrap_coroutine(self, inner: Callable[..., Any], method: str, read: Callable[[Any], Any]) -> Callable[..., Any]:
         async def call(request: Any, context: Any) -> Any:
             async with self._around(context, method):
-                return await inner(request, context)
+                return await inner(read(request), context)
 
         return call
 
-    def _wrap_generator(self, inner: Callable[..., Any], method: str) -> Callable[..., Any]:
+    def _wrap_generator(self, inner: Callable[..., Any], method: str, read: Callable[[Any], Any]) -> Callable[..., Any]:
         async def call(request: Any, context: Any) -> AsyncIterator[Any]:
             async with self._around(context, method):
-                async with aclosing(inner(request, context)) as responses:
+                async with aclosing(inner(read(request), context)) as responses:
                     async for response in responses:
                         yield response
 
@@ -78,13 +78,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     @asynccontextmanager
     async def _around(self, context: Any, method: str) -> AsyncIterator[None]:
         policy = policy_of(method)
-        started = time.monotonic()
         code = grpc.StatusCode.OK
         limit: asyncio.Timeout | None = None
-        self._runtime.metrics.in_flight.inc()
+        metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+        seen = Observation(self._runtime, method, metadata, is_work=policy.is_work)
         try:
             with self._runtime.activity if policy.is_work else nullcontext():
-                limit = asyncio.timeout(self._begin(context, method, policy))
+                limit = asyncio.timeout(self._begin(context, method, policy, metadata, seen))
                 async with limit:
                     yield
         except grpc.aio.AbortError:
@@ -108,38 +108,32 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             code = REASONS[known.reason][0]
             await context.abort_with_status(to_status(known, method))
         finally:
-            self._finish(method, policy, code, time.monotonic() - started)
+            seen.end(code)
 
-    def _begin(self, context: Any, method: str, policy: MethodPolicy) -> float | None:
-        """Names the call, checks the caller and the state; returns the default deadline where it applies."""
-        metadata = {key: value for key, value in context.invocation_metadata() or ()}
-        request_id = str(metadata.get("x-request-id") or new_request_id())[:200]
+    def _begin(
+        self, context: Any, method: str, policy: MethodPolicy, metadata: dict[str, str], seen: Observation
+    ) -> float | None:
+        """Names the call, checks caller, state and quota; returns the default deadline where it applies."""
+        request_id = (metadata.get("x-request-id") or new_request_id())[:200]
         remaining = context.time_remaining()
         default = self._runtime.config.default_deadline_s if policy.has_default_deadline else None
         left = default if remaining is None else remaining
         deadline = None if left is None else time.monotonic() + left
-        begin_call(Call(method, request_id, _host_of(context.peer()), deadline))
+        begin_call(Call(method, request_id, _host_of(context.peer()), deadline, seen.trace))
         identity = self._identify(context, metadata, policy)
-        begin_call(Call(method, request_id, identity.name, deadline))
+        seen.caller = identity.name
+        begin_call(Call(method, request_id, identity.name, deadline, seen.trace))
         check_scope(identity, policy.scope)
         if policy.is_work:
             self._runtime.refuse_unless_serving()
+            self._runtime.quotas.charge_request(identity.name)
         return default if remaining is None else None
 
-    def _identify(self, context: Any, metadata: dict[str, Any], policy: MethodPolicy) -> Identity:
-        if self._tokens is not None and policy.needs_token:
-            return self._tokens.identify(metadata.get("authorization"))
+    def _identify(self, context: Any, metadata: dict[str, str], policy: MethodPolicy) -> Identity:
+        if self._runtime.tokens is not None and policy.needs_token:
+            return self._runtime.tokens.identify(metadata.get("authorization"))
         names = context.auth_context().get("x509_common_name", [])
         return Identity(names[0].decode(errors="replace") if names else _host_of(context.peer()))
-
-    def _finish(self, method: str, policy: MethodPolicy, code: grpc.StatusCode, seconds: float) -> None:
-        metrics = self._runtime.metrics
-        metrics.in_flight.dec()
-        short = method.rsplit("/", 1)[-1]
-        metrics.requests.labels(short, code.name).inc()
-        metrics.request_seconds.labels(short).observe(seconds)
-        if policy.is_work and self._runtime.config.log.calls:
-            _calls.info("%s %s", method, code.name, extra={"code": code.name, "duration_ms": round(seconds * 1e3, 3)})
 
 
 def as_trimtab_error(error: Exception) -> TrimtabError:
@@ -157,6 +151,23 @@ def as_trimtab_error(error: Exception) -> TrimtabError:
         f"fault of the service ({type(error).__name__}); its log has the trace under request id {request_id}",
         metadata={"request_id": request_id},
     )
+
+
+def _reader_of(handler: Any) -> Callable[[Any], Any]:
+    """What makes the request, or the iterator of requests, out of what came over the wire."""
+    decode: Callable[[bytes], Any] = handler.request_deserializer
+
+    def read(content: bytes) -> Any:
+        try:
+            return decode(content)
+        except DecodeError:
+            raise InvalidRequest("request: its bytes are not the message of this method", field="request") from None
+
+    async def read_each(contents: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+        async for content in contents:
+            yield read(content)
+
+    return read_each if handler.request_streaming else read
 
 
 def _constructor_of(handler: Any) -> tuple[Callable[..., grpc.RpcMethodHandler], Callable[..., Any]]:

@@ -1,8 +1,8 @@
-"""What the services with a frozen model share: the wiring of slot, follower and scheduler."""
+"""What the services with frozen models share: the wiring of slots, followers and scheduler."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from trimtab.v1 import info_pb2
-from trimtab_services.runtime.config import FrozenModelConfig, ModelServiceConfig
+from trimtab_services.runtime.config import FrozenModelConfig, ModelServiceConfig, ModelSource
+from trimtab_services.runtime.readiness import Readiness
 from trimtab_services.runtime.replica import Follower
 from trimtab_services.runtime.scheduler import Scheduler
 from trimtab_services.runtime.slots import ModelSlot
@@ -21,31 +22,48 @@ __all__ = ["BatchShapes", "FrozenModelService"]
 
 
 class FrozenModelService:
-    """Slot, follower and scheduler of one server.
+    """Slots, followers and the one scheduler of a server.
 
     Args:
         runtime: of the server.
-        slot: holds the model.
+        models: each slot that holds a model, and where that comes from.
         compute: computes a batch in the compute thread.
+        readiness: told when a model is there; None: these are all of the server's.
+
+    Attributes:
+        slots: by name of the model.
+        scheduler: computes for all of them.
     """
 
     def __init__(
         self,
         runtime: Runtime[Any],
-        slot: ModelSlot,
+        models: Sequence[tuple[ModelSlot, ModelSource]],
         compute: Callable[[Any, list[Any]], Sequence[Any]],
+        *,
+        readiness: Readiness | None = None,
     ) -> None:
         self._config: FrozenModelConfig = runtime.config
-        self.slot = slot
-        self.follower = Follower(runtime, slot.load, model_name=slot.name)
+        self.slots = {slot.name: slot for slot, _ in models}
+        readiness = readiness if readiness is not None else Readiness(runtime, self.slots)
+        self._followers = {
+            slot.name: Follower(runtime, slot.load, model_name=slot.name, source=source, readiness=readiness)
+            for slot, source in models
+        }
         self.scheduler: Scheduler[Any, Any] = Scheduler(
             compute,
             max_batch_tokens=self._config.max_batch_tokens,
             max_queue_tokens=self._config.max_queue_tokens,
             metrics=runtime.metrics,
             prepare=self._set_threads,
+            charge=runtime.charge_tokens,
             on_fault=lambda error: runtime.fail(f"the compute thread has ended: {type(error).__name__}: {error}"),
         )
+
+    @property
+    def background(self) -> list[Callable[[], Awaitable[None]]]:
+        """What brings the models their versions, beside the calls."""
+        return [follower.run for follower in self._followers.values()]
 
     def describe(self, response: info_pb2.GetInfoResponse) -> None:
         """The service's part of GetInfo."""
@@ -55,11 +73,12 @@ class FrozenModelService:
         response.limits.max_batch_tokens = config.max_batch_tokens
         response.limits.max_queue_tokens = config.max_queue_tokens
         response.load.CopyFrom(self.scheduler.load())
-        model = response.models.add()
-        self.slot.describe(model, config.dtype)
-        model.channel = self.follower.channel
-        model.channel_version = self.follower.channel_version
-        model.last_swap_error = self.follower.last_swap_error
+        for name, slot in self.slots.items():
+            model, follower = response.models.add(), self._followers[name]
+            slot.describe(model, config.dtype)
+            model.channel = follower.channel
+            model.channel_version = follower.channel_version
+            model.last_swap_error = follower.last_swap_error
 
     def _set_threads(self) -> None:
         if self._config.threads:

@@ -1,7 +1,8 @@
-"""JSON logs on standard error: one object a line, with the request's id and caller.
+"""JSON logs on standard error: one object a line, with the request's id, caller and trace.
 
-Prompts and completions never appear unless `log.prompts` is set: code that may log one asks
-`Runtime.config.log.prompts`.
+Prompts and completions never appear unless `log.prompts` is set. That goes for the traces of faults too: an exception
+that tells of values (a ValueError of a parser, a KeyError, the ValidationError of a record) may quote a prompt, so a
+trace shows its type and place, and the message only of exceptions that tell of the process.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import traceback
 from datetime import UTC, datetime
 
 from trimtab_services.runtime.calls import current_call
@@ -18,13 +20,17 @@ __all__ = ["configure_logs"]
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
+_OF_THE_PROCESS = (OSError, RuntimeError, MemoryError, ImportError, NameError, AttributeError, TypeError)
+"""Exceptions whose messages tell of memory, devices, files and types, not of the values at hand."""
+
 
 class _Formatter(logging.Formatter):
-    """Writes time, level, logger, message, request_id, caller, what `extra` holds, and the trace of an exception."""
+    """Writes time, level, logger, message, the call's names, what `extra` holds, and the trace of an exception."""
 
-    def __init__(self, as_json: bool, replica: str) -> None:
+    def __init__(self, config: LogConfig, replica: str) -> None:
         super().__init__()
-        self._as_json = as_json
+        self._as_json = config.format == "json"
+        self._with_values = config.prompts
         self._replica = replica
 
     def format(self, record: logging.LogRecord) -> str:
@@ -38,14 +44,33 @@ class _Formatter(logging.Formatter):
         call = current_call()
         if call is not None:
             fields |= {"request_id": call.request_id, "caller": call.caller}
+            if call.trace is not None:
+                fields["trace_id"] = call.trace.trace_id
         fields |= {key: value for key, value in vars(record).items() if key not in _STANDARD}
-        if record.exc_info:
-            fields["trace"] = self.formatException(record.exc_info)
+        if record.exc_info and record.exc_info[1] is not None:
+            error = record.exc_info[1]
+            fields["trace"] = self.formatException(record.exc_info) if self._with_values else _trace(error)
         if self._as_json:
             return json.dumps(fields, default=str, ensure_ascii=False)
         shown = {k: v for k, v in fields.items() if k not in ("time", "level", "logger", "message", "replica", "trace")}
         line = f"{fields['time']} {fields['level']} {record.name}: {fields['message']} {shown or ''}".rstrip()
         return f"{line}\n{fields['trace']}" if "trace" in fields else line
+
+
+def _trace(error: BaseException) -> str:
+    """The trace of an exception and of those behind it, without messages that may quote a prompt."""
+    behind = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    before = f"{_trace(behind)}\n\nwhich led to:\n\n" if behind is not None else ""
+    places = "".join(traceback.format_tb(error.__traceback__))
+    parts = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
+    within = "".join(f"\n\nwith:\n\n{_trace(part)}" for part in parts)
+    return f"{before}Traceback (most recent call last):\n{places}{_told(error)}{within}"
+
+
+def _told(error: BaseException) -> str:
+    name = f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins.")
+    message = str(error) if isinstance(error, _OF_THE_PROCESS) else "(log.prompts would show the message)"
+    return f"{name}: {message}"
 
 
 class _Handler(logging.StreamHandler):
@@ -55,7 +80,7 @@ class _Handler(logging.StreamHandler):
 def configure_logs(config: LogConfig, replica: str) -> None:
     """Sends all logs of the process to standard error in the configured form; calling it again replaces the form."""
     handler = _Handler(sys.stderr)
-    handler.setFormatter(_Formatter(config.format == "json", replica))
+    handler.setFormatter(_Formatter(config, replica))
     root = logging.getLogger()
     root.handlers = [h for h in root.handlers if not isinstance(h, _Handler)] + [handler]
     root.setLevel(logging.WARNING)  # libraries

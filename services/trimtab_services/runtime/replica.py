@@ -32,8 +32,9 @@ from trimtab.errors import TrimtabError
 from trimtab.v1 import weights_pb2
 from trimtab.weights import BlobCache, FetchedVersion, fetch_version
 from trimtab.weights.manifest import manifest_blobs
-from trimtab_services.runtime.config import ModelServiceConfig, WeightsSource
-from trimtab_services.runtime.state import Runtime, State
+from trimtab_services.runtime.config import ModelServiceConfig, ModelSource, WeightsSource
+from trimtab_services.runtime.readiness import Readiness
+from trimtab_services.runtime.state import Runtime
 from trimtab_services.runtime.threads import in_own_thread
 
 if TYPE_CHECKING:
@@ -122,13 +123,26 @@ class Follower:
     Args:
         runtime: the server; its configuration says where the model comes from, its state follows.
         load: awaited for one version after the other, never two at once.
-        model_name: label of the metrics; empty: `model_name` of the configuration, else the service's name.
+        model_name: of the model, and label of the metrics; empty: `model_name` of the configuration, else the service's
+            name.
+        source: where the model comes from; None: the configuration says it.
+        readiness: told when the model is there; None: it is the server's only one.
     """
 
-    def __init__(self, runtime: Runtime[Any], load: Load, *, model_name: str = "") -> None:
+    def __init__(
+        self,
+        runtime: Runtime[Any],
+        load: Load,
+        *,
+        model_name: str = "",
+        source: ModelSource | None = None,
+        readiness: Readiness | None = None,
+    ) -> None:
         config: ModelServiceConfig = runtime.config
         self._label = model_name or config.model_name or runtime.name
-        self.channel = config.weights.channel if config.weights is not None else ""
+        self._source = source if source is not None else config.source
+        self._readiness = readiness if readiness is not None else Readiness(runtime, [self._label])
+        self.channel = self._source.weights.channel if self._source.weights is not None else ""
         """The channel that is followed; empty for a folder."""
         self.channel_version = 0
         """The version that the channel points to, as far as known; 0 for none and for a folder."""
@@ -149,17 +163,17 @@ class Follower:
         Raises:
             ModelFolderError, ConfigError: the configured folder or token file cannot be used.
         """
-        source = self._config.weights
+        source = self._source.weights
         if source is None:
-            model = ModelVersion(self._config.model_folder or Path())
+            model = ModelVersion(self._source.model_folder or Path())
             await self._load(model)
             self.version = model.version
             self._runtime.metrics.model_version.labels(self._label).set(model.version)
-            await self._runtime.set_state(State.SERVICE_STATE_SERVING)
+            await self._readiness.serves(self._label)
             return
-        await self._runtime.set_state(State.SERVICE_STATE_WAITING_FOR_VERSION, channel=self.channel)
+        await self._readiness.waits(self._label, channel=self.channel)
         with tempfile.TemporaryDirectory(prefix="trimtab-cache-", ignore_cleanup_errors=True) as temporary:
-            directory = self._config.cache_directory or Path(temporary)
+            directory = self._source.cache_directory or Path(temporary)
             token = Token(file=source.token_file) if source.token_file is not None else None
             client = AsyncClient(source.address, token=token, tls=_tls(source), insecure=self._config.insecure)
             try:
@@ -238,7 +252,7 @@ class Follower:
         await self._load(ModelVersion(folder, fetched=fetched, same_weights=same_weights))
         self.version, self.last_swap_error = fetched.version, ""
         self._previous, self._served = served, fetched
-        await self._runtime.set_state(State.SERVICE_STATE_SERVING)
+        await self._readiness.serves(self._label)
         self._runtime.metrics.model_version.labels(self._label).set(fetched.version)
         self._runtime.metrics.swaps.labels(self._label, "ok").inc()
         extra = {"channel": self.channel, "version": fetched.version, "same_weights": same_weights}
@@ -259,8 +273,7 @@ class Follower:
         extra = {"channel": self.channel, "version": wanted, "served_version": self.version, "error": reason}
         _log.error("version not served, the old one stays", extra=extra, exc_info=error if is_fault else None)
         if self.version is None:
-            state = State.SERVICE_STATE_WAITING_FOR_VERSION
-            await self._runtime.set_state(state, self.last_swap_error, channel=self.channel)
+            await self._readiness.waits(self._label, channel=self.channel, reason=self.last_swap_error)
 
     def _trim(self, directory: Path, fetched: FetchedVersion) -> None:
         """Bounds the cache: what is served and what was just fetched stays."""

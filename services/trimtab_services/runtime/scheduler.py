@@ -101,6 +101,7 @@ class Scheduler(Generic[PayloadT, ResultT]):
         prepare: run in the compute thread first, such as setting torch's number of threads.
         on_fault: called in the event loop when the compute thread has ended by an exception: nothing is computed after,
             and all work is refused with the exception as the reason.
+        charge: takes the tokens of admitted work off its caller's quota; raises where that has too few left.
         aging_s: seconds after which waiting work moves up one priority.
     """
 
@@ -113,6 +114,7 @@ class Scheduler(Generic[PayloadT, ResultT]):
         metrics: Metrics,
         prepare: Callable[[], None] = lambda: None,
         on_fault: Callable[[BaseException], object] = lambda error: None,
+        charge: Callable[[str, int], None] = lambda caller, tokens: None,
         aging_s: float = 20.0,
     ) -> None:
         self._compute = compute
@@ -120,6 +122,7 @@ class Scheduler(Generic[PayloadT, ResultT]):
         self._metrics = metrics
         self._prepare = prepare
         self._on_fault = on_fault
+        self._charge = charge
         self._loop = asyncio.get_running_loop()
         self._queue = WorkQueue(max_batch_tokens=max_batch_tokens, aging_s=aging_s)
         self._jobs: deque[_Job] = deque()
@@ -148,7 +151,7 @@ class Scheduler(Generic[PayloadT, ResultT]):
             What became of each item, in order.
 
         Raises:
-            Overloaded: the queue is full; `retry_after_s` says when there will be room.
+            Overloaded: the queue is full, or the caller's quota used up; `retry_after_s` says when there will be room.
             InvalidRequest: more tokens than the whole queue takes (TOO_MANY_ITEMS).
             DeadlineExceeded: the deadline passed, or could not have been met (DEADLINE_UNMEETABLE).
             Unavailable: the service drains.
@@ -206,6 +209,7 @@ class Scheduler(Generic[PayloadT, ResultT]):
         with self._condition:
             try:
                 self._check_room(total, level, deadline, caller, now)
+                self._charge(caller, total)
             except TrimtabError as error:
                 self._metrics.dropped_items.labels(error.reason.value.lower()).inc(len(works))
                 raise

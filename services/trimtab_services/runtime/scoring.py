@@ -5,15 +5,18 @@ An item that is wrong refuses the whole request, naming the item, unless the req
 
 from __future__ import annotations
 
+import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from typing import Any, TypeVar
 
 from trimtab.errors import InvalidRequest, Reason, SequenceTooLong, TrimtabError
 from trimtab.types import Priority
 from trimtab.v1 import types_pb2
-from trimtab_services.runtime.calls import current_call
+from trimtab_services.runtime.calls import Call, current_call
 from trimtab_services.runtime.scheduler import Done, Scheduler, Work
 from trimtab_services.runtime.slots import ServedVersion
+from trimtab_services.runtime.tracing import record_work
 
 __all__ = ["at_item", "check_count", "check_token_ids", "compute_items"]
 
@@ -102,7 +105,7 @@ async def compute_items(
             continue
         works.append(Work(payload, tokens, group))
         positions.append(index)
-    call = current_call()
+    call, submitted_at = current_call(), time.monotonic()
     found: Sequence[Done[Any]] = ()
     if works:
         submitted: Awaitable[list[Done[Any]]] = scheduler.submit(
@@ -112,6 +115,7 @@ async def compute_items(
             caller=call.caller if call else "",
         )
         found = await submitted
+    _trace(call, submitted_at, found)
     for index, done in zip(positions, found, strict=True):
         if isinstance(done.value, TrimtabError):
             error = at_item(index, done.value)
@@ -120,6 +124,19 @@ async def compute_items(
             done = Done(error, done.queue_s, done.compute_s, done.batch)
         outcomes[index] = done
     return outcomes
+
+
+def _trace(call: Call | None, submitted_at: float, found: Sequence[Done[Any]]) -> None:
+    """Adds each batch to the call's trace."""
+    items = Counter(done.batch for done in found)
+    for done in {done.batch: done for done in found}.values():
+        record_work(
+            call,
+            submitted=submitted_at,
+            queue_s=done.queue_s,
+            compute_s=done.compute_s,
+            batch_items=items[done.batch],
+        )
 
 
 def at_item(index: int, error: TrimtabError) -> TrimtabError:

@@ -37,10 +37,10 @@ from grpc_reflection.v1alpha import reflection
 
 from trimtab.errors import ConfigError, ModelFolderError
 from trimtab.v1 import info_pb2, info_pb2_grpc
-from trimtab_services.runtime.auth import TokenTable
-from trimtab_services.runtime.config import ServerTLS, ServiceConfig, load_config
+from trimtab_services.runtime.certificates import Certificates
+from trimtab_services.runtime.config import ServiceConfig, load_config
 from trimtab_services.runtime.errors import CallInterceptor
-from trimtab_services.runtime.http import Route, make_app, make_metrics_app, make_ssl_context
+from trimtab_services.runtime.http import Route, make_app, make_metrics_app, make_runner
 from trimtab_services.runtime.info import InfoServicer
 from trimtab_services.runtime.logs import configure_logs
 from trimtab_services.runtime.state import Ports, Runtime, State
@@ -55,6 +55,12 @@ _FLUSH_S = 1.0
 """Seconds that the last answers get to leave the process once nothing is in flight any more."""
 
 _LEAST_OPEN_FILES = 64
+
+_MOST_METADATA_BYTES = 16 * 1024
+"""Most bytes of a call's metadata; more is refused with RESOURCE_EXHAUSTED before a handler sees it."""
+
+_HANDSHAKE_MS = 10_000
+"""What a new gRPC connection has to get through TLS and HTTP/2's greeting."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,17 +120,20 @@ class Server(Generic[ConfigT]):
             ConfigError: a port is in use, a certificate or the tokens file is wrong.
         """
         config = self.runtime.config
-        tokens = TokenTable(config.tokens_file) if config.tokens_file is not None else None
+        certificates = Certificates(config.tls) if config.tls is not None else None
         options = [
             ("grpc.so_reuseport", 0),
             # clients ping a silent peer every 20 s; the default takes that for an attack on a stream without data
             ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
             ("grpc.max_receive_message_length", config.max_request_bytes),
             ("grpc.max_send_message_length", config.max_request_bytes),
+            ("grpc.max_metadata_size", _MOST_METADATA_BYTES),
+            ("grpc.absolute_max_metadata_size", _MOST_METADATA_BYTES),
+            ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MS),
         ]
-        self._grpc = grpc.aio.server(interceptors=[CallInterceptor(self.runtime, tokens)], options=options)
+        self._grpc = grpc.aio.server(interceptors=[CallInterceptor(self.runtime)], options=options)
         self._health = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-        sockets = self._bind(self._grpc, self._health)
+        sockets = self._bind(self._grpc, self._health, certificates)
         health_pb2_grpc.add_HealthServicer_to_server(self.runtime.health.servicer, self._health)
         await self.runtime.set_state(State.SERVICE_STATE_LOADING, "starting")
         await self._health.start()
@@ -135,8 +144,8 @@ class Server(Generic[ConfigT]):
             raise
         info = self._add_handlers(self._grpc, service)
         await self._grpc.start()
-        app = make_app(self.runtime, tokens, service.routes, info.describe)
-        await self._serve_http(app, sockets["http"], config.tls)
+        app = make_app(self.runtime, service.routes, info.describe)
+        await self._serve_http(app, sockets["http"], certificates)
         await self._serve_http(make_metrics_app(self.runtime.metrics), sockets["metrics"], None)
         if not service.background:
             await self.runtime.set_state(State.SERVICE_STATE_SERVING)
@@ -164,6 +173,8 @@ class Server(Generic[ConfigT]):
             await runner.cleanup()
         if self._service is not None and self._service.close is not None:
             await self._service.close()
+        if runtime.tracing is not None:
+            await runtime.tracing.close()
         if self._health is not None:
             await self._health.stop(0)
         if runtime.config.ready_file is not None:
@@ -192,12 +203,14 @@ class Server(Generic[ConfigT]):
         reflection.enable_server_reflection(names, server)
         return info
 
-    def _bind(self, server: grpc.aio.Server, health_server: grpc.aio.Server) -> dict[str, socket.socket]:
+    def _bind(
+        self, server: grpc.aio.Server, health_server: grpc.aio.Server, certificates: Certificates | None
+    ) -> dict[str, socket.socket]:
         """Takes all four ports, before anything slow; returns the sockets of the two HTTP servers."""
         config = self.runtime.config
         _probe(config.host, "grpc_port", config.grpc_port)
         _probe(config.host, "health_port", config.health_port)
-        credentials = _grpc_credentials(config.tls) if config.tls is not None else None
+        credentials = certificates.grpc_credentials() if certificates is not None else None
         grpc_port = _add_port(server, config.host, "grpc_port", config.grpc_port, credentials)
         health_port = _add_port(health_server, config.host, "health_port", config.health_port, None)
         http = _listen(config.host, "http_port", config.http_port)
@@ -205,10 +218,13 @@ class Server(Generic[ConfigT]):
         self.runtime.ports = Ports(grpc_port, health_port, http.getsockname()[1], metrics.getsockname()[1])
         return {"http": http, "metrics": metrics}
 
-    async def _serve_http(self, app: web.Application, listener: socket.socket, tls: ServerTLS | None) -> None:
-        runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=_FLUSH_S)
+    async def _serve_http(
+        self, app: web.Application, listener: socket.socket, certificates: Certificates | None
+    ) -> None:
+        runner = make_runner(app, idle_s=self.runtime.config.http_idle_s, shutdown_s=_FLUSH_S)
         await runner.setup()
-        await web.SockSite(runner, listener, ssl_context=make_ssl_context(tls) if tls is not None else None).start()
+        context = certificates.ssl_context() if certificates is not None else None
+        await web.SockSite(runner, listener, ssl_context=context).start()
         self._runners.append(runner)
 
     async def _run_background(self, work: Callable[[], Awaitable[None]]) -> None:
@@ -357,9 +373,3 @@ def _port_error(host: str, key: str, port: int, why: str) -> ConfigError:
         field=key,
         value=port,
     )
-
-
-def _grpc_credentials(tls: ServerTLS) -> grpc.ServerCredentials:
-    roots = tls.client_ca_file.read_bytes() if tls.client_ca_file is not None else None
-    pair = (tls.key_file.read_bytes(), tls.certificate_file.read_bytes())
-    return grpc.ssl_server_credentials([pair], root_certificates=roots, require_client_auth=roots is not None)

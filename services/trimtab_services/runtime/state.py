@@ -17,9 +17,12 @@ from typing import Generic, TypeVar
 
 from trimtab.errors import InternalError, Reason, Unavailable
 from trimtab.v1 import info_pb2
+from trimtab_services.runtime.auth import TokenTable
 from trimtab_services.runtime.config import ServiceConfig
 from trimtab_services.runtime.health import HealthBoard
 from trimtab_services.runtime.metrics import Metrics
+from trimtab_services.runtime.quota import Quotas
+from trimtab_services.runtime.tracing import Tracing
 
 __all__ = ["Activity", "Ports", "Runtime", "State"]
 
@@ -83,8 +86,14 @@ class Runtime(Generic[ConfigT]):
         replica: name of this replica.
         metrics: where it counts.
         activity: calls in flight.
+        tokens: who may call; None: no tokens are asked.
+        quotas: what each caller may ask for.
+        tracing: where spans go; None without tracing.
         draining: set once the server takes nothing new; long streams end themselves then.
         ports: what it listens on.
+
+    Raises:
+        ConfigError: the tokens file is wrong, or what the configuration asks for is not installed.
     """
 
     def __init__(self, config: ConfigT, name: str, full_name: str) -> None:
@@ -94,6 +103,15 @@ class Runtime(Generic[ConfigT]):
         self.replica = config.replica or f"{name}-{socket.gethostname()}-{getpid()}"
         self.metrics = Metrics()
         self.activity = Activity()
+        self.tokens = TokenTable(config.tokens_file) if config.tokens_file is not None else None
+        self.quotas = Quotas(
+            config.quota,
+            own=self.tokens.quota_of if self.tokens is not None else lambda caller: None,
+            refused=lambda resource: self.metrics.quota_refusals.labels(resource).inc(),
+        )
+        self.tracing = (
+            Tracing(config.tracing, service=name, replica=self.replica) if config.tracing is not None else None
+        )
         self.draining = asyncio.Event()
         self.health = HealthBoard(full_name)
         self.ports = Ports(0, 0, 0, 0)
@@ -154,6 +172,18 @@ class Runtime(Generic[ConfigT]):
             reason: one sentence for people.
         """
         self._failing = asyncio.ensure_future(self.set_state(State.SERVICE_STATE_FAILED, reason))
+
+    def charge_tokens(self, caller: str, tokens: int) -> None:
+        """Takes tokens that are about to be computed off the caller's quota, all or none.
+
+        Args:
+            caller: `Call.caller`.
+            tokens: of the request, both those that it brings and those that it asks to be sampled.
+
+        Raises:
+            Overloaded: the quota has too few left; `retry_after_s` says when it has enough.
+        """
+        self.quotas.charge_tokens(caller, tokens)
 
     def refuse_unless_serving(self) -> None:
         """Lets work through in state SERVING only.

@@ -1,4 +1,4 @@
-"""What the servicer lets out, whatever the engine hands it."""
+"""What is let out, whatever the engine hands over."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import pytest
 
 from trimtab.errors import InternalError, TrimtabError, VersionUnavailable
 from trimtab.types import FinishReason, VersionRequirement, VersionSpan
+from trimtab_services.generation.completions import Completions
 from trimtab_services.generation.config import GenerationConfig
 from trimtab_services.generation.engines.base import FinishedSequence
 from trimtab_services.generation.policy import PolicyHolder
-from trimtab_services.generation.servicer import GenerationServicer
 from trimtab_services.runtime.state import Runtime
 
 
@@ -44,7 +44,7 @@ def test_no_completion_of_a_wrong_version_gets_out(
     async def check() -> None:
         config = GenerationConfig(model_folder=tmp_path, deterministic=deterministic)
         runtime = Runtime(config, "generation", "trimtab.v1.GenerationService")
-        GenerationServicer(config, PolicyHolder(runtime))._check_spans(requirement, done)
+        Completions(config, PolicyHolder(runtime))._check_spans(requirement, done)
 
     if error is None:
         asyncio.run(check())

@@ -63,7 +63,7 @@ def test_re_read_when_changed_and_last_good_kept(tmp_path):
     [
         ("", "at least one token"),
         ("[a]", "at least one token"),
-        ("secret: {name: x}", "exactly the keys"),
+        ("secret: {name: x}", "must have the keys"),
         ("secret: {name: '', scopes: []}", "`name`"),
         ("secret: {name: x, scopes: all}", "`scopes` must be a list"),
         ("secret: {name: x, scopes: [scor]}", "'scor'"),

@@ -29,6 +29,8 @@ from trimtab_models.versions import read_folder_tensors, tensor_to_data
 from trimtab_services.reference.scorer import LogProbScorer
 from trimtab_services.reference.scorer import canary as reference_canary
 from trimtab_services.reference.servicer import ReferenceServicer
+from trimtab_services.reward.hosted import HostedModel
+from trimtab_services.reward.models import RewardModels
 from trimtab_services.reward.scorer import Scorer
 from trimtab_services.reward.scorer import canary as reward_canary
 from trimtab_services.reward.servicer import RewardServicer
@@ -79,8 +81,14 @@ class Bench:
         load, canary = (load_reward_model, reward_canary) if is_reward else (load_policy, reference_canary)
         self.slot = ModelSlot(self.kind, load, canary)
         self._scorer: Any = Scorer(shapes) if is_reward else LogProbScorer(shapes)
-        self.service = FrozenModelService(self.runtime, self.slot, self._compute)
-        self.servicer: Any = (RewardServicer if is_reward else ReferenceServicer)(config, self.service)
+        self.service = FrozenModelService(self.runtime, [(self.slot, config.source)], self._compute)
+        scheduler = self.service.scheduler
+        if is_reward:
+            hosted = HostedModel(self.slot, scheduler, logit=0)
+            models = RewardModels([hosted], max_items=config.max_items_per_request, metrics=self.runtime.metrics)
+            self.servicer: Any = RewardServicer(config, models)
+        else:
+            self.servicer = ReferenceServicer(config, self.slot, scheduler)
         self.computed, self.go_on = threading.Event(), threading.Event()
         self.go_on.set()
 

@@ -37,7 +37,7 @@ COMMANDS = {
     "runs": _Lazy("trimtab.cli.runs", "", "Start, list, watch, stop and resume runs of the trainer service."),
     "weights": _Lazy("trimtab.cli.weights", "", "List, import, export, promote and prune model versions."),
     "generate": _Lazy("trimtab.cli.calls", "", "Completions of prompts by the generation service."),
-    "score": _Lazy("trimtab.cli.calls", "", "Rewards of prompt-completion pairs by the reward service."),
+    "score": _Lazy("trimtab.cli.score", "", "Rewards by the reward service, of one pair or of a file of any length."),
     "logprobs": _Lazy("trimtab.cli.calls", "", "Per-token log-probs by the reference service."),
     "data": _Lazy("trimtab_trainer.cli", "trainer", "Check dataset files before any run uses them."),
     "report": _Lazy("trimtab_trainer.cli", "trainer", "Write report.html and report.json of a run's folder."),

@@ -1,17 +1,14 @@
-"""`trimtab generate`, `score` and `logprobs`: one call each, answers as text or as JSON lines."""
+"""`trimtab generate` and `logprobs`: one call each, answers as text or as JSON lines."""
 
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
 from typing import Any
 
 import click
 
 from trimtab.cli.connect import client_of, connection_options
 from trimtab.cli.rows import json_option
-from trimtab.errors import DataError
 from trimtab.types import (
     GenerateRequest,
     GenerationPrompt,
@@ -20,11 +17,9 @@ from trimtab.types import (
     LogProbsRequest,
     Priority,
     SamplingParams,
-    ScoreItem,
-    ScoreRequest,
 )
 
-__all__ = ["generate", "logprobs", "score"]
+__all__ = ["generate", "logprobs"]
 
 
 @click.command()
@@ -76,31 +71,6 @@ def generate(
 
 
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path), required=False)
-@click.option("--prompt", help="Score one pair instead of a file.")
-@click.option("--completion", help="Its completion.")
-@click.option("--batch", default=64, show_default=True, help="Rows of a request.")
-@connection_options
-def score(file: Path | None, prompt: str | None, completion: str | None, batch: int, **connection: Any) -> None:
-    """Score rows of FILE (JSON lines with prompt and completion; `-` is standard input), in order, as JSON lines."""
-    if prompt is not None and completion is not None:
-        rows: Any = [{"prompt": prompt, "completion": completion}]
-    elif file is not None:
-        rows = _rows(file)
-    else:
-        raise click.UsageError("give FILE, or --prompt with --completion")
-    with client_of("reward", **connection) as client:
-        pending: list[dict[str, Any]] = []
-        for row in rows:
-            pending.append(row)
-            if len(pending) == batch:
-                _score(client, pending)
-                pending = []
-        if pending:
-            _score(client, pending)
-
-
-@click.command()
 @click.argument("token_ids", nargs=-1, type=int, required=True)
 @click.option("--start-index", default=1, show_default=True, help="First token whose log-prob is wanted.")
 @click.option("--temperature", default=1.0, show_default=True)
@@ -124,24 +94,3 @@ def logprobs(
         return
     for token, logprob in zip(asked, found.logprobs.tolist(), strict=True):
         click.echo(f"{token}\t{logprob:.6f}")
-
-
-def _score(client: Any, rows: list[dict[str, Any]]) -> None:
-    items = tuple(ScoreItem(prompt=row["prompt"], completion=row["completion"]) for row in rows)
-    found = client.score(ScoreRequest(items=items, priority=Priority.BULK))
-    for row, one in zip(rows, found.scores, strict=True):
-        click.echo(json.dumps({**row, "reward": one.reward}))
-
-
-def _rows(file: Path) -> Any:
-    with sys.stdin if str(file) == "-" else file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise DataError(f"{file}:{number}: not a JSON object: {error}", field="line") from None
-            if not isinstance(row, dict) or not all(isinstance(row.get(k), str) for k in ("prompt", "completion")):
-                raise DataError(f"{file}:{number}: must have the texts `prompt` and `completion`", field="prompt")
-            yield row

@@ -105,6 +105,8 @@ def item_score_to_message(score: ItemScore) -> reward_pb2.ItemScore:
         token_count=score.token_count,
         truncated_token_count=score.truncated_token_count,
         error=item_error_to_message(score.error) if score.error is not None else None,
+        spread=score.spread,
+        parts=score.parts,
     )
 
 
@@ -116,6 +118,8 @@ def item_score_from_message(message: reward_pb2.ItemScore) -> ItemScore:
         truncated_token_count=message.truncated_token_count,
         item_id=message.item_id,
         error=item_error_from_message(message.error) if message.HasField("error") else None,
+        spread=message.spread,
+        parts=dict(message.parts),
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from pydantic import Field, model_validator
@@ -64,8 +65,8 @@ class ScoreItem(Record):
             check_prompt(self.prompt)
         if self.completion is not None and len(self.completion) == 0:
             raise InvalidRequest("completion: must not be empty", field="completion", value=self.completion)
-        if self.messages is not None and (not self.messages or self.messages[-1].role != "assistant"):
-            raise InvalidRequest("messages: must end in an assistant turn", field="messages")
+        if self.messages is not None and (len(self.messages) < 2 or self.messages[-1].role != "assistant"):
+            raise InvalidRequest("messages: must end in an assistant turn, and not begin in it", field="messages")
         return self
 
 
@@ -113,13 +114,20 @@ class RankRequest(Record):
 
 @dataclass(frozen=True, slots=True)
 class ItemScore:
-    """The raw reward of one item; `error` is set only with `per_item_errors` or in a stream."""
+    """The raw reward of one item; `error` is set only with `per_item_errors` or in a stream.
+
+    Attributes:
+        spread: population standard deviation of an ensemble's members; 0 for any other model.
+        parts: rewards of the models that a combined one was made from, by name.
+    """
 
     reward: float
     token_count: int
     truncated_token_count: int = 0
     item_id: str = ""
     error: TrimtabError | None = None
+    spread: float = 0.0
+    parts: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,6 +87,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """INTERNAL: a fault of the service itself. Its log has the trace under the same request id."""
     REASON_BASE_MISSING: _Reason.ValueType  # 31
     """FAILED_PRECONDITION: a tensor is encoded against bytes that the store does not have; publish it whole."""
+    REASON_QUOTA_EXCEEDED: _Reason.ValueType  # 32
+    """RESOURCE_EXHAUSTED: the caller's own quota is used up. google.rpc.RetryInfo says when there is enough of it again."""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Reason says why a call failed. The comment of each value names its gRPC status code."""
@@ -153,6 +155,8 @@ REASON_INTERNAL: Reason.ValueType  # 30
 """INTERNAL: a fault of the service itself. Its log has the trace under the same request id."""
 REASON_BASE_MISSING: Reason.ValueType  # 31
 """FAILED_PRECONDITION: a tensor is encoded against bytes that the store does not have; publish it whole."""
+REASON_QUOTA_EXCEEDED: Reason.ValueType  # 32
+"""RESOURCE_EXHAUSTED: the caller's own quota is used up. google.rpc.RetryInfo says when there is enough of it again."""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015
 
 @_typing.final

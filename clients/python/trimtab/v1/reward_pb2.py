@@ -26,33 +26,37 @@ from trimtab.v1 import errors_pb2 as trimtab_dot_v1_dot_errors__pb2
 from trimtab.v1 import types_pb2 as trimtab_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17trimtab/v1/reward.proto\x12\ntrimtab.v1\x1a\x17trimtab/v1/errors.proto\x1a\x16trimtab/v1/types.proto\"\x7f\n\x10PromptCompletion\x12\"\n\x06prompt\x18\x01 \x01(\x0b\x32\x12.trimtab.v1.Prompt\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12)\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x14.trimtab.v1.TokenIdsH\x00\x42\x0c\n\ncompletion\"\xac\x01\n\tScoreItem\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12,\n\x04pair\x18\x02 \x01(\x0b\x32\x1c.trimtab.v1.PromptCompletionH\x00\x12,\n\x08messages\x18\x03 \x01(\x0b\x32\x18.trimtab.v1.ChatMessagesH\x00\x12)\n\ttoken_ids\x18\x04 \x01(\x0b\x32\x14.trimtab.v1.TokenIdsH\x00\x42\x07\n\x05input\"\x86\x01\n\tItemScore\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\x0e\n\x06reward\x18\x02 \x01(\x02\x12\x13\n\x0btoken_count\x18\x03 \x01(\x05\x12\x1d\n\x15truncated_token_count\x18\x04 \x01(\x05\x12$\n\x05\x65rror\x18\x05 \x01(\x0b\x32\x15.trimtab.v1.ItemError\"\xf9\x01\n\x0cScoreRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12$\n\x05items\x18\x03 \x03(\x0b\x32\x15.trimtab.v1.ScoreItem\x12.\n\ntruncation\x18\x04 \x01(\x0e\x32\x1a.trimtab.v1.TruncationSide\x12\x17\n\x0fper_item_errors\x18\x05 \x01(\x08\x12&\n\x08priority\x18\x06 \x01(\x0e\x32\x14.trimtab.v1.Priority\x12/\n\x07version\x18\x07 \x01(\x0b\x32\x1e.trimtab.v1.VersionRequirement\"\x83\x01\n\rScoreResponse\x12%\n\x06scores\x18\x01 \x03(\x0b\x32\x15.trimtab.v1.ItemScore\x12\'\n\x06served\x18\x02 \x01(\x0b\x32\x17.trimtab.v1.ServedModel\x12\"\n\x06timing\x18\x03 \x01(\x0b\x32\x12.trimtab.v1.Timing\"\xd1\x01\n\x12ScoreStreamRequest\x12#\n\x04item\x18\x01 \x01(\x0b\x32\x15.trimtab.v1.ScoreItem\x12\r\n\x05model\x18\x02 \x01(\t\x12.\n\ntruncation\x18\x03 \x01(\x0e\x32\x1a.trimtab.v1.TruncationSide\x12&\n\x08priority\x18\x04 \x01(\x0e\x32\x14.trimtab.v1.Priority\x12/\n\x07version\x18\x05 \x01(\x0b\x32\x1e.trimtab.v1.VersionRequirement\"\x88\x01\n\x13ScoreStreamResponse\x12$\n\x05score\x18\x01 \x01(\x0b\x32\x15.trimtab.v1.ItemScore\x12\'\n\x06served\x18\x02 \x01(\x0b\x32\x17.trimtab.v1.ServedModel\x12\"\n\x06timing\x18\x03 \x01(\x0b\x32\x12.trimtab.v1.Timing\"\xee\x01\n\x0bRankRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\"\n\x06prompt\x18\x03 \x01(\x0b\x32\x12.trimtab.v1.Prompt\x12\x0f\n\x07\x61nswers\x18\x04 \x03(\t\x12.\n\ntruncation\x18\x05 \x01(\x0e\x32\x1a.trimtab.v1.TruncationSide\x12&\n\x08priority\x18\x06 \x01(\x0e\x32\x14.trimtab.v1.Priority\x12/\n\x07version\x18\x07 \x01(\x0b\x32\x1e.trimtab.v1.VersionRequirement\"\xb1\x01\n\x0cRankResponse\x12%\n\x06scores\x18\x01 \x03(\x0b\x32\x15.trimtab.v1.ItemScore\x12\r\n\x05order\x18\x02 \x03(\x05\x12\x1e\n\x16pairwise_probabilities\x18\x03 \x03(\x02\x12\'\n\x06served\x18\x04 \x01(\x0b\x32\x17.trimtab.v1.ServedModel\x12\"\n\x06timing\x18\x05 \x01(\x0b\x32\x12.trimtab.v1.Timing*f\n\x0eTruncationSide\x12\x1f\n\x1bTRUNCATION_SIDE_UNSPECIFIED\x10\x00\x12\x18\n\x14TRUNCATION_SIDE_LEFT\x10\x01\x12\x19\n\x15TRUNCATION_SIDE_RIGHT\x10\x02\x32\xdc\x01\n\rRewardService\x12<\n\x05Score\x12\x18.trimtab.v1.ScoreRequest\x1a\x19.trimtab.v1.ScoreResponse\x12R\n\x0bScoreStream\x12\x1e.trimtab.v1.ScoreStreamRequest\x1a\x1f.trimtab.v1.ScoreStreamResponse(\x01\x30\x01\x12\x39\n\x04Rank\x12\x17.trimtab.v1.RankRequest\x1a\x18.trimtab.v1.RankResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17trimtab/v1/reward.proto\x12\ntrimtab.v1\x1a\x17trimtab/v1/errors.proto\x1a\x16trimtab/v1/types.proto\"\x7f\n\x10PromptCompletion\x12\"\n\x06prompt\x18\x01 \x01(\x0b\x32\x12.trimtab.v1.Prompt\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12)\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x14.trimtab.v1.TokenIdsH\x00\x42\x0c\n\ncompletion\"\xac\x01\n\tScoreItem\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12,\n\x04pair\x18\x02 \x01(\x0b\x32\x1c.trimtab.v1.PromptCompletionH\x00\x12,\n\x08messages\x18\x03 \x01(\x0b\x32\x18.trimtab.v1.ChatMessagesH\x00\x12)\n\ttoken_ids\x18\x04 \x01(\x0b\x32\x14.trimtab.v1.TokenIdsH\x00\x42\x07\n\x05input\"\xf5\x01\n\tItemScore\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\x0e\n\x06reward\x18\x02 \x01(\x02\x12\x13\n\x0btoken_count\x18\x03 \x01(\x05\x12\x1d\n\x15truncated_token_count\x18\x04 \x01(\x05\x12$\n\x05\x65rror\x18\x05 \x01(\x0b\x32\x15.trimtab.v1.ItemError\x12\x0e\n\x06spread\x18\x06 \x01(\x02\x12/\n\x05parts\x18\x07 \x03(\x0b\x32 .trimtab.v1.ItemScore.PartsEntry\x1a,\n\nPartsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\"\xf9\x01\n\x0cScoreRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12$\n\x05items\x18\x03 \x03(\x0b\x32\x15.trimtab.v1.ScoreItem\x12.\n\ntruncation\x18\x04 \x01(\x0e\x32\x1a.trimtab.v1.TruncationSide\x12\x17\n\x0fper_item_errors\x18\x05 \x01(\x08\x12&\n\x08priority\x18\x06 \x01(\x0e\x32\x14.trimtab.v1.Priority\x12/\n\x07version\x18\x07 \x01(\x0b\x32\x1e.trimtab.v1.VersionRequirement\"\x83\x01\n\rScoreResponse\x12%\n\x06scores\x18\x01 \x03(\x0b\x32\x15.trimtab.v1.ItemScore\x12\'\n\x06served\x18\x02 \x01(\x0b\x32\x17.trimtab.v1.ServedModel\x12\"\n\x06timing\x18\x03 \x01(\x0b\x32\x12.trimtab.v1.Timing\"\xd1\x01\n\x12ScoreStreamRequest\x12#\n\x04item\x18\x01 \x01(\x0b\x32\x15.trimtab.v1.ScoreItem\x12\r\n\x05model\x18\x02 \x01(\t\x12.\n\ntruncation\x18\x03 \x01(\x0e\x32\x1a.trimtab.v1.TruncationSide\x12&\n\x08priority\x18\x04 \x01(\x0e\x32\x14.trimtab.v1.Priority\x12/\n\x07version\x18\x05 \x01(\x0b\x32\x1e.trimtab.v1.VersionRequirement\"\x88\x01\n\x13ScoreStreamResponse\x12$\n\x05score\x18\x01 \x01(\x0b\x32\x15.trimtab.v1.ItemScore\x12\'\n\x06served\x18\x02 \x01(\x0b\x32\x17.trimtab.v1.ServedModel\x12\"\n\x06timing\x18\x03 \x01(\x0b\x32\x12.trimtab.v1.Timing\"\xee\x01\n\x0bRankRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\"\n\x06prompt\x18\x03 \x01(\x0b\x32\x12.trimtab.v1.Prompt\x12\x0f\n\x07\x61nswers\x18\x04 \x03(\t\x12.\n\ntruncation\x18\x05 \x01(\x0e\x32\x1a.trimtab.v1.TruncationSide\x12&\n\x08priority\x18\x06 \x01(\x0e\x32\x14.trimtab.v1.Priority\x12/\n\x07version\x18\x07 \x01(\x0b\x32\x1e.trimtab.v1.VersionRequirement\"\xb1\x01\n\x0cRankResponse\x12%\n\x06scores\x18\x01 \x03(\x0b\x32\x15.trimtab.v1.ItemScore\x12\r\n\x05order\x18\x02 \x03(\x05\x12\x1e\n\x16pairwise_probabilities\x18\x03 \x03(\x02\x12\'\n\x06served\x18\x04 \x01(\x0b\x32\x17.trimtab.v1.ServedModel\x12\"\n\x06timing\x18\x05 \x01(\x0b\x32\x12.trimtab.v1.Timing*f\n\x0eTruncationSide\x12\x1f\n\x1bTRUNCATION_SIDE_UNSPECIFIED\x10\x00\x12\x18\n\x14TRUNCATION_SIDE_LEFT\x10\x01\x12\x19\n\x15TRUNCATION_SIDE_RIGHT\x10\x02\x32\xdc\x01\n\rRewardService\x12<\n\x05Score\x12\x18.trimtab.v1.ScoreRequest\x1a\x19.trimtab.v1.ScoreResponse\x12R\n\x0bScoreStream\x12\x1e.trimtab.v1.ScoreStreamRequest\x1a\x1f.trimtab.v1.ScoreStreamResponse(\x01\x30\x01\x12\x39\n\x04Rank\x12\x17.trimtab.v1.RankRequest\x1a\x18.trimtab.v1.RankResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'trimtab.v1.reward_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TRUNCATIONSIDE']._serialized_start=1687
-  _globals['_TRUNCATIONSIDE']._serialized_end=1789
+  _globals['_ITEMSCORE_PARTSENTRY']._loaded_options = None
+  _globals['_ITEMSCORE_PARTSENTRY']._serialized_options = b'8\001'
+  _globals['_TRUNCATIONSIDE']._serialized_start=1798
+  _globals['_TRUNCATIONSIDE']._serialized_end=1900
   _globals['_PROMPTCOMPLETION']._serialized_start=88
   _globals['_PROMPTCOMPLETION']._serialized_end=215
   _globals['_SCOREITEM']._serialized_start=218
   _globals['_SCOREITEM']._serialized_end=390
   _globals['_ITEMSCORE']._serialized_start=393
-  _globals['_ITEMSCORE']._serialized_end=527
-  _globals['_SCOREREQUEST']._serialized_start=530
-  _globals['_SCOREREQUEST']._serialized_end=779
-  _globals['_SCORERESPONSE']._serialized_start=782
-  _globals['_SCORERESPONSE']._serialized_end=913
-  _globals['_SCORESTREAMREQUEST']._serialized_start=916
-  _globals['_SCORESTREAMREQUEST']._serialized_end=1125
-  _globals['_SCORESTREAMRESPONSE']._serialized_start=1128
-  _globals['_SCORESTREAMRESPONSE']._serialized_end=1264
-  _globals['_RANKREQUEST']._serialized_start=1267
-  _globals['_RANKREQUEST']._serialized_end=1505
-  _globals['_RANKRESPONSE']._serialized_start=1508
-  _globals['_RANKRESPONSE']._serialized_end=1685
-  _globals['_REWARDSERVICE']._serialized_start=1792
-  _globals['_REWARDSERVICE']._serialized_end=2012
+  _globals['_ITEMSCORE']._serialized_end=638
+  _globals['_ITEMSCORE_PARTSENTRY']._serialized_start=594
+  _globals['_ITEMSCORE_PARTSENTRY']._serialized_end=638
+  _globals['_SCOREREQUEST']._serialized_start=641
+  _globals['_SCOREREQUEST']._serialized_end=890
+  _globals['_SCORERESPONSE']._serialized_start=893
+  _globals['_SCORERESPONSE']._serialized_end=1024
+  _globals['_SCORESTREAMREQUEST']._serialized_start=1027
+  _globals['_SCORESTREAMREQUEST']._serialized_end=1236
+  _globals['_SCORESTREAMRESPONSE']._serialized_start=1239
+  _globals['_SCORESTREAMRESPONSE']._serialized_end=1375
+  _globals['_RANKREQUEST']._serialized_start=1378
+  _globals['_RANKREQUEST']._serialized_end=1616
+  _globals['_RANKRESPONSE']._serialized_start=1619
+  _globals['_RANKRESPONSE']._serialized_end=1796
+  _globals['_REWARDSERVICE']._serialized_start=1903
+  _globals['_REWARDSERVICE']._serialized_end=2123
 # @@protoc_insertion_point(module_scope)

@@ -101,7 +101,7 @@ class ScoreItem(_message.Message):
 
     @_builtins.property
     def messages(self) -> _types_pb2.ChatMessages:
-        """A conversation that ends in an assistant turn, else FIELD_INVALID."""
+        """A conversation of at least two turns that ends in the assistant's, else FIELD_INVALID."""
 
     @_builtins.property
     def token_ids(self) -> _types_pb2.TokenIds:
@@ -131,11 +131,33 @@ class ItemScore(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class PartsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     ITEM_ID_FIELD_NUMBER: _builtins.int
     REWARD_FIELD_NUMBER: _builtins.int
     TOKEN_COUNT_FIELD_NUMBER: _builtins.int
     TRUNCATED_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    SPREAD_FIELD_NUMBER: _builtins.int
+    PARTS_FIELD_NUMBER: _builtins.int
     item_id: _builtins.str
     """The item's id. Empty where the item had none."""
     reward: _builtins.float
@@ -144,9 +166,15 @@ class ItemScore(_message.Message):
     """Tokens that the model read, after truncation. 0 with error set."""
     truncated_token_count: _builtins.int
     """Tokens cut off. 0 unless the request allowed truncation."""
+    spread: _builtins.float
+    """Population standard deviation of the rewards of an ensemble's members. 0 for any other model and with error set."""
     @_builtins.property
     def error(self) -> _errors_pb2.ItemError:
         """The item's error, only with per_item_errors or in a stream. Unset when it succeeded."""
+
+    @_builtins.property
+    def parts(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """Rewards of the models that a combined one (ensemble, formula) was made from, by name. Empty for any other model."""
 
     def __init__(
         self,
@@ -156,10 +184,12 @@ class ItemScore(_message.Message):
         token_count: _builtins.int = ...,
         truncated_token_count: _builtins.int = ...,
         error: _errors_pb2.ItemError | None = ...,
+        spread: _builtins.float = ...,
+        parts: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "item_id", b"item_id", "reward", b"reward", "token_count", b"token_count", "truncated_token_count", b"truncated_token_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "item_id", b"item_id", "parts", b"parts", "reward", b"reward", "spread", b"spread", "token_count", b"token_count", "truncated_token_count", b"truncated_token_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

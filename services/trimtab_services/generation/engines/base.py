@@ -7,7 +7,7 @@ reads the weights that serve and changes nothing else, so that sampling goes on 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -18,7 +18,26 @@ from torch import Tensor
 from trimtab.errors import TrimtabError
 from trimtab.types import FinishReason, SamplingParams, VersionSpan
 
-__all__ = ["Engine", "EngineLoad", "FinishedSequence", "SequenceRequest"]
+__all__ = ["Engine", "EngineLoad", "FinishedSequence", "SampledToken", "SequenceRequest"]
+
+
+@dataclass(frozen=True, slots=True)
+class SampledToken:
+    """A token of a sequence that goes on or has just ended.
+
+    Attributes:
+        sequence_id: as submitted.
+        token_id: of the token.
+        logprob: in nats, as in `FinishedSequence`.
+        version: of the weights that sampled it.
+        is_last: whether the sequence ends with it.
+    """
+
+    sequence_id: int
+    token_id: int
+    logprob: float
+    version: int
+    is_last: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +53,7 @@ class SequenceRequest:
         finish_on_version: a weight swap must not touch this sequence, running or waiting; it is sampled, whole, on the
             weights that served when it was submitted.
         priority: smaller starts sooner; equals start in order of arrival.
+        on_token: told each token the moment it is sampled, in the engine's thread; None where nobody waits for it.
     """
 
     sequence_id: int
@@ -43,6 +63,7 @@ class SequenceRequest:
     sample_index: int = 0
     finish_on_version: bool = False
     priority: int = 0
+    on_token: Callable[[SampledToken], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trimtab.errors import ConfigError, FailedPrecondition, InternalError, InvalidRequest, Reason
 from trimtab.types import FinishReason, VersionSpan
 from trimtab_models.loading import vocab_size
-from trimtab_services.generation.engines.base import EngineLoad, FinishedSequence, SequenceRequest
+from trimtab_services.generation.engines.base import EngineLoad, FinishedSequence, SampledToken, SequenceRequest
 from trimtab_services.generation.engines.checks import check_request, model_eos_token_ids, sequence_limit
 from trimtab_services.generation.engines.lane import Lane, LaneLimits, Running
 from trimtab_services.generation.engines.staging import staged_copy
@@ -331,7 +331,11 @@ class TransformersEngine:
         stopped = token in sequence.stop_ids
         if not stopped and sampling.stop_strings and self._tokenizer and n >= sampling.min_new_tokens:
             stopped = ends_with_stop_string(self._tokenizer, sequence.generated, sampling.stop_strings)
-        if stopped or n >= sampling.max_new_tokens:
+        ended = stopped or n >= sampling.max_new_tokens
+        if sequence.request.on_token is not None:
+            version = sequence.spans[-1][1]
+            sequence.request.on_token(SampledToken(sequence.request.sequence_id, token, logprob, version, ended))
+        if ended:
             lane.release(sequence)
             self._held.pop(sequence.request.sequence_id)
             self._finished.append(_finished(sequence, FinishReason.STOP if stopped else FinishReason.LENGTH))

@@ -1,0 +1,324 @@
+"""From a checked request to its completions: what the gRPC call and the HTTP fronts share.
+
+Checks what depends on the served model, waits for the version asked for, hands the sequences to the engine, lets no
+token out that a wrong version sampled, and gives the slots back when the caller goes away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from trimtab.errors import InternalError, InvalidRequest, NotFound, Reason, TrimtabError, VersionUnavailable
+from trimtab.types import (
+    Completion,
+    GenerateRequest,
+    GenerateResult,
+    GenerationPrompt,
+    Priority,
+    SamplingParams,
+    ServedModel,
+    VersionRequirement,
+)
+from trimtab_models.tokenizer import decode, encode_prompt
+from trimtab_services.generation.config import GenerationConfig
+from trimtab_services.generation.engines.base import Engine, FinishedSequence, SampledToken, SequenceRequest
+from trimtab_services.generation.host import EngineHost
+from trimtab_services.generation.policy import PolicyHolder
+from trimtab_services.runtime.calls import Call, current_call
+from trimtab_services.runtime.tracing import record_work
+
+__all__ = ["CompletionToken", "Completions"]
+
+_PRIORITIES = {Priority.INTERACTIVE: 0, Priority.ROLLOUT: 1, Priority.BULK: 2}
+
+_Event = SampledToken | FinishedSequence
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionToken:
+    """A token the moment it is sampled; with the last one the completion itself follows at once.
+
+    Attributes:
+        prompt_id, sample_index: of the completion.
+        token_id, logprob, version: as the completion has them in the end.
+        is_last: whether the completion ends with it.
+    """
+
+    prompt_id: str
+    sample_index: int
+    token_id: int
+    logprob: float
+    version: int
+    is_last: bool
+
+
+@dataclass(frozen=True)
+class _Sequence:
+    """What a finished sequence is answered with."""
+
+    prompt_id: str
+    sample_index: int
+    prompt_token_count: int
+
+
+class Completions:
+    """Samples completions from the policy.
+
+    Args:
+        config: of the service.
+        policy: the engine with its policy, once there is one.
+        charge: takes the tokens of a request, read and sampled at most, off its caller's quota; raises where that has
+            too few left.
+    """
+
+    def __init__(
+        self,
+        config: GenerationConfig,
+        policy: PolicyHolder,
+        charge: Callable[[str, int], None] = lambda caller, tokens: None,
+    ) -> None:
+        self._config = config
+        self._policy = policy
+        self._charge = charge
+
+    def check(self, request: GenerateRequest) -> None:
+        """Refuses what `sample` would refuse before it hands anything to the engine; errors as there."""
+        self._check(request)
+        self._sequences(request)
+
+    async def sample(self, request: GenerateRequest) -> AsyncGenerator[GenerateResult, None]:
+        """Samples every prompt of the request; each completion comes the moment it ends.
+
+        Raises:
+            TrimtabError: as the proto says of `Generate`.
+        """
+        async with aclosing(self._events(request, each_token=False)) as events:
+            async for event in events:
+                if isinstance(event, GenerateResult):
+                    yield event
+
+    def stream(self, request: GenerateRequest) -> AsyncGenerator[CompletionToken | GenerateResult, None]:
+        """As `sample`, and each token besides, once it is sampled and before the completion that it ends in."""
+        return self._events(request, each_token=True)
+
+    async def _events(
+        self, request: GenerateRequest, *, each_token: bool
+    ) -> AsyncGenerator[CompletionToken | GenerateResult, None]:
+        self._check(request)
+        sequences, known, refused = self._sequences(request)
+        for prompt_id, error in refused:
+            yield GenerateResult(prompt_id, self._policy.served, error=error)
+        if not sequences:
+            return
+        call = current_call()
+        asked = sum(len(one.prompt_token_ids) + one.sampling.max_new_tokens for one in sequences)
+        self._charge(call.caller if call is not None else "", asked)
+        events: asyncio.Queue[_Event] = asyncio.Queue()
+        arrived = time.monotonic()
+        host, ids = await self._admit(request, sequences, events, each_token)
+        waiting = dict(zip(ids, known, strict=True))
+        try:
+            while waiting:
+                event = await events.get()
+                sequence = waiting[event.sequence_id]
+                if isinstance(event, SampledToken):
+                    if not request.version.allows(event.version):
+                        raise self._wrong_version(request.version, event.version)
+                    yield _told(sequence, event)
+                    continue
+                if event.error is not None:
+                    raise event.error
+                self._check_spans(request.version, event)
+                del waiting[event.sequence_id]
+                result = self._result(request, sequence, event, arrived)
+                _trace(call, result, arrived)
+                yield result
+        finally:
+            host.cancel(list(waiting))  # a caller that went away frees its slots
+
+    def _check(self, request: GenerateRequest) -> None:
+        if request.model not in ("", self._policy.name):
+            raise NotFound(
+                f"model: {request.model!r} is not served; {self._policy.name!r} is", field="model", value=request.model
+            )
+        count = sum(prompt.num_samples for prompt in request.prompts)
+        if count > self._config.max_items_per_request:
+            raise InvalidRequest(
+                f"prompts: {count} completions are asked for; allowed in one request: "
+                f"{self._config.max_items_per_request}",
+                reason=Reason.TOO_MANY_ITEMS,
+                field="prompts",
+                value=count,
+                limit=self._config.max_items_per_request,
+            )
+
+    def _sequences(
+        self, request: GenerateRequest
+    ) -> tuple[list[SequenceRequest], list[_Sequence], list[tuple[str, TrimtabError]]]:
+        """The engine's requests, what each will be answered with, and the prompts that are refused one by one."""
+        sequences: list[SequenceRequest] = []
+        known: list[_Sequence] = []
+        refused: list[tuple[str, TrimtabError]] = []
+        for index, prompt in enumerate(request.prompts):
+            try:
+                ids = tuple(encode_prompt(self._policy.tokenizer, prompt.prompt))
+                made = self._of_prompt(request, prompt, ids)
+                self._policy.check_sequence(ids, made[0].sampling)
+            except TrimtabError as error:
+                if request.per_item_errors:
+                    refused.append((prompt.prompt_id, error))
+                    continue
+                raise _at(f"prompts[{index}]", error) from None
+            sequences += made
+            known += [_Sequence(prompt.prompt_id, one.sample_index, len(ids)) for one in made]
+        return sequences, known, refused
+
+    def _of_prompt(
+        self, request: GenerateRequest, prompt: GenerationPrompt, token_ids: tuple[int, ...]
+    ) -> list[SequenceRequest]:
+        sampling: SamplingParams = request.sampling
+        if prompt.max_new_tokens:
+            sampling = sampling.model_copy(update={"max_new_tokens": prompt.max_new_tokens})
+        pinned = request.version.exactly is not None or self._config.deterministic
+        return [
+            SequenceRequest(
+                sequence_id=0,  # the host gives one
+                prompt_token_ids=token_ids,
+                sampling=sampling,
+                seed=prompt.seed,
+                sample_index=prompt.first_sample_index + number,
+                finish_on_version=pinned,
+                priority=_PRIORITIES[request.priority],
+            )
+            for number in range(prompt.num_samples)
+        ]
+
+    async def _admit(
+        self,
+        request: GenerateRequest,
+        sequences: list[SequenceRequest],
+        events: asyncio.Queue[_Event],
+        each_token: bool,
+    ) -> tuple[EngineHost, list[int]]:
+        """Hands the sequences to the engine on a version that is allowed, waiting for it up to `max_wait_ms`.
+
+        Returns:
+            The host that took them, and their ids there.
+        """
+        give_up = time.monotonic() + request.max_wait_ms / 1000
+        call = current_call()
+        deadline = call.deadline if call is not None else None
+        receive_token = events.put_nowait if each_token else None
+
+        def check(engine: Engine) -> None:
+            if not request.version.allows(engine.version):
+                raise self._wrong_version(request.version, engine.version)
+
+        while True:
+            moved = self._policy.version_moved
+            try:
+                host = self._policy.host
+                return host, await host.submit(sequences, events.put_nowait, check, deadline, receive_token)
+            except VersionUnavailable:
+                wanted = request.version.exactly
+                too_late = wanted is not None and wanted < self._policy.served.version
+                if too_late or time.monotonic() >= give_up:
+                    raise
+            try:
+                async with asyncio.timeout_at(asyncio.get_running_loop().time() + give_up - time.monotonic()):
+                    await moved.wait()
+            except TimeoutError:
+                continue  # one last look, then the error
+
+    def _check_spans(self, requirement: VersionRequirement, done: FinishedSequence) -> None:
+        """Lets no token out that another version sampled than the request allows.
+
+        Raises:
+            VersionUnavailable: the replica was rolled back below `at_least` while the sequence ran or waited.
+            InternalError: the engine broke its promise that the sequence finishes on the version that it came under.
+        """
+        versions = [span.version for span in done.version_spans]
+        wrong = next((version for version in versions if not requirement.allows(version)), None)
+        if wrong is not None and requirement.at_least is not None:
+            raise self._wrong_version(requirement, wrong)
+        is_mixed = self._config.deterministic and len(set(versions)) > 1
+        if wrong is not None or is_mixed:
+            raise InternalError(
+                f"version: a completion was sampled by versions {versions} where {requirement} is asked for"
+                + (" and the service is deterministic" if is_mixed else ""),
+                field="version",
+                value=versions,
+                limit=requirement,
+            )
+
+    def _wrong_version(self, requirement: VersionRequirement, served: int) -> VersionUnavailable:
+        return VersionUnavailable(
+            f"version: {requirement} is asked for; this replica serves {served}",
+            field="version",
+            value=str(requirement),
+            limit=served,
+            metadata={"served_version": str(served)},
+        )
+
+    def _result(
+        self, request: GenerateRequest, sequence: _Sequence, done: FinishedSequence, arrived: float
+    ) -> GenerateResult:
+        started = done.slot_time or time.monotonic()
+        completion = Completion(
+            sample_index=sequence.sample_index,
+            token_ids=done.token_ids,
+            logprobs=done.logprobs,
+            finish_reason=done.finish_reason,
+            version_spans=done.version_spans,
+            text=decode(self._policy.tokenizer, done.token_ids) if request.return_text else "",
+            prompt_token_count=sequence.prompt_token_count,
+            queue_ms=(started - arrived) * 1000,
+            compute_ms=(time.monotonic() - started) * 1000,
+        )
+        served: ServedModel = self._policy.served
+        last = done.version_spans[-1].version if done.version_spans else served.version
+        return GenerateResult(
+            sequence.prompt_id,
+            served if served.version == last else replace(served, version=last, weights_digest=""),
+            completion=completion,
+        )
+
+
+def _told(sequence: _Sequence, token: SampledToken) -> CompletionToken:
+    logprob = float(np.float32(token.logprob))  # as the finished completion has it
+    return CompletionToken(
+        sequence.prompt_id, sequence.sample_index, token.token_id, logprob, token.version, token.is_last
+    )
+
+
+def _at(path: str, error: TrimtabError) -> TrimtabError:
+    """The same error with the item's path in front of its field."""
+    field = f"{path}.{error.field}" if error.field else path
+    message = error.message.removeprefix(f"{error.field}: ")
+    return type(error)(
+        f"{field}: {message}",
+        reason=error.reason,
+        field=field,
+        value=error.value or None,
+        limit=error.limit or None,
+        metadata=error.metadata,
+    )
+
+
+def _trace(call: Call | None, result: GenerateResult, arrived: float) -> None:
+    """Adds a completion's wait and its time in a slot to the call's trace."""
+    done = result.completion
+    if done is not None:
+        record_work(
+            call,
+            submitted=arrived,
+            queue_s=done.queue_ms / 1000,
+            compute_s=done.compute_ms / 1000,
+            batch_items=1,
+        )

@@ -1,0 +1,100 @@
+"""What every reward model of the service is to those who ask it, whatever computes it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from trimtab.errors import InternalError, Reason, TrimtabError, VersionUnavailable
+from trimtab.types import ItemScore, Priority, ScoreItem, ServedModel, TruncationSide, VersionRequirement
+from trimtab.v1 import info_pb2
+
+__all__ = ["Asked", "Found", "RewardModel", "checked_reward", "refuse_version"]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """How items are to be scored; fields as in `trimtab.types.ScoreRequest`."""
+
+    truncation: TruncationSide = TruncationSide.NONE
+    priority: Priority = Priority.ROLLOUT
+    version: VersionRequirement = VersionRequirement()
+    per_item_errors: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Scores of items.
+
+    Attributes:
+        scores: in the order of the items.
+        served: the model that computed them.
+        completion_tokens: tokens of each completion, as the model counts them; 0 where it cannot tell.
+        queue_s, compute_s: where the time went, in seconds.
+    """
+
+    scores: tuple[ItemScore, ...]
+    served: ServedModel
+    completion_tokens: tuple[int, ...]
+    queue_s: float = 0.0
+    compute_s: float = 0.0
+
+
+class RewardModel(Protocol):
+    """One reward model by name."""
+
+    @property
+    def name(self) -> str:
+        """Its name in requests."""
+        ...
+
+    async def score(self, items: Sequence[ScoreItem], asked: Asked) -> Found:
+        """Scores items, in order.
+
+        Raises:
+            TrimtabError: the first wrong item's, unless `asked.per_item_errors`; or what refuses all of them.
+        """
+        ...
+
+    def token_ids(self, text: str, *, control_tokens: bool) -> tuple[int, ...]:
+        """Token ids of a whole text, prompt and completion in one, as the version that is served now cuts it.
+
+        Args:
+            text: any.
+            control_tokens: True takes the text as rendered: a control token that it spells is one, and none is added.
+                False takes it as a document: BOS where the tokenizer has one, the text, EOS.
+
+        Raises:
+            InvalidRequest: the model reads no whole texts.
+            Unavailable: there is no version yet.
+        """
+        ...
+
+    def describe(self, response: info_pb2.GetInfoResponse) -> None:
+        """Adds the model to GetInfo."""
+        ...
+
+
+def checked_reward(reward: float) -> float | TrimtabError:
+    """The reward itself, or the error of one that is no finite number."""
+    if math.isfinite(reward):
+        return reward
+    return InternalError(f"the score is {reward}; scores must be finite", reason=Reason.NOT_FINITE, value=reward)
+
+
+def refuse_version(name: str, requirement: VersionRequirement) -> None:
+    """Lets requests through that any version may answer.
+
+    Raises:
+        VersionUnavailable: one is required of a model that has none.
+    """
+    if not requirement.allows(0):
+        raise VersionUnavailable(
+            f"version: {requirement} is asked for; {name!r} has no versions of its own, ask for any",
+            field="version",
+            value=str(requirement),
+            limit="any",
+            metadata={"served_version": "0"},
+        )

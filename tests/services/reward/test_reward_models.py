@@ -1,0 +1,352 @@
+"""Reward models of every kind behind one real server: by name, equal to their libraries, and apart from each other."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
+
+from running import FREE_PORTS, RunningServer, client, running
+from tiny_models import make_tokenizer
+from trimtab import Client
+from trimtab.errors import (
+    DeadlineExceeded,
+    InternalError,
+    InvalidRequest,
+    ModelFolderError,
+    NotFound,
+    TrimtabError,
+    Unavailable,
+    VersionUnavailable,
+)
+from trimtab.types import ChatMessage, RankRequest, ScoreItem, ScoreRequest, VersionRequirement
+from trimtab_models.loading import load_classifier, reward_model_from_policy, save_model
+from trimtab_models.tokenizer import load_tokenizer
+
+PAIRS = (("say something", "helpful"), ("the dog", "It sleeps, twice."), ("a ship", "a rudder"), ("x", "y" * 40))
+ITEMS = tuple(ScoreItem(prompt=prompt, completion=completion) for prompt, completion in PAIRS)
+
+FUNCTIONS = """
+import os, time
+
+def length(prompts, completions):
+    return [len(completion) / 10 for completion in completions]
+
+def chat(prompts, completions):
+    assert all(isinstance(message, dict) for prompt in prompts for message in prompt)
+    return [float(len(prompt)) + len(completion[0]["content"]) for prompt, completion in zip(prompts, completions)]
+
+def picky(prompts, completions):
+    if any("rudder" in completion for completion in completions):
+        raise ValueError("no rudders")
+    return [1.0] * len(prompts)
+
+def slow(prompts, completions):
+    time.sleep(60)
+
+def deadly(prompts, completions):
+    os._exit(7)
+
+def strange(prompts, completions):
+    return ["one"] * len(prompts)
+
+def infinite(prompts, completions):
+    return [float("inf")] * len(prompts)
+"""
+
+
+class Remote(ThreadingHTTPServer):
+    """A reward server as others write them; `answer` is what it does with a request."""
+
+    def __init__(self) -> None:
+        self.asked: list[dict[str, Any]] = []
+        self.status, self.delay_s = 200, 0.0
+        super().__init__(("127.0.0.1", 0), _Handler)
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/get_reward"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        server: Any = self.server
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        server.asked.append(body)
+        time.sleep(server.delay_s)
+        content = json.dumps({"rewards": [float(len(query)) for query in body["query"]]}).encode()
+        self.send_response(server.status)
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory, llama_folder: Path) -> dict[str, Path]:
+    """Three reward models with heads of their own."""
+    tokenizer, directory = make_tokenizer(), tmp_path_factory.mktemp("rewards")
+    for seed, name in enumerate("abc"):
+        model = reward_model_from_policy(llama_folder, tokenizer=tokenizer, seed=seed)
+        save_model(model, tokenizer, directory / name)
+    return {name: directory / name for name in "abc"}
+
+
+@pytest.fixture(scope="module")
+def remote() -> Iterator[Remote]:
+    server = Remote()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def server(
+    folders: dict[str, Path], remote: Remote, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningServer]:
+    directory = tmp_path_factory.mktemp("functions")
+    (directory / "my_rewards.py").write_text(FUNCTIONS)
+
+    def function(name: str, **settings: Any) -> dict[str, Any]:
+        return {"kind": "function", "function": f"my_rewards:{name}", "directory": str(directory), **settings}
+
+    declared: dict[str, Any] = {
+        **{name: {"kind": "model", "model_folder": str(folder)} for name, folder in folders.items()},
+        "mean": {"kind": "ensemble", "members": ["a", "b", "c"]},
+        "least": {"kind": "ensemble", "members": ["a", "b", "c"], "combine": "min"},
+        "careful": {"kind": "ensemble", "members": ["a", "b", "c"], "combine": "mean_minus_std", "k": 0.5},
+        "short": {"kind": "formula", "formula": "a - 0.01 * completion_tokens + max(length, 0.5)"},
+        "broken": {"kind": "formula", "formula": "a / (completion_characters - 8)"},
+        "length": function("length"),
+        "chat": function("chat"),
+        "picky": function("picky"),
+        "slow": function("slow", timeout_s=0.5),
+        "deadly": function("deadly"),
+        "strange": function("strange"),
+        "infinite": function("infinite"),
+        "remote": {"kind": "remote", "url": remote.url, "timeout_s": 1.0},
+        "nobody": {"kind": "remote", "url": "http://127.0.0.1:9/get_reward"},
+    }
+    with running("reward", models=declared) as started:
+        yield started
+
+
+@pytest.fixture
+def rewards(server: RunningServer) -> Iterator[Client]:
+    with client(server) as connection:
+        yield connection
+
+
+def score(rewards: Client, model: str, *, items: tuple[ScoreItem, ...] = ITEMS, **options: Any) -> list[float]:
+    return [one.reward for one in rewards.score(ScoreRequest(items=items, model=model, **options)).scores]
+
+
+def test_models_have_names_and_the_first_is_the_default(rewards: Client, folders: dict[str, Path]) -> None:
+    found = {name: score(rewards, name) for name in "abc"}
+    assert score(rewards, "") == found["a"] != found["b"] != found["c"]
+    info = {model.served.name: model for model in rewards.info().models}
+    assert len(info) == 17 and info["b"].architecture == "LlamaForSequenceClassification"
+    assert info["mean"].architecture == "ensemble: mean of a, b, c"
+    with pytest.raises(NotFound, match="model: 'd' is not served; served are 'a', 'b'"):
+        score(rewards, "d")
+
+
+def test_ensembles_tell_their_spread_and_their_parts(rewards: Client) -> None:
+    members = {name: score(rewards, name) for name in "abc"}
+    of_item = list(zip(*members.values(), strict=True))
+    means, spreads = [statistics.fmean(one) for one in of_item], [statistics.pstdev(one) for one in of_item]
+    result = rewards.score(ScoreRequest(items=ITEMS, model="mean"))
+    assert [one.reward for one in result.scores] == pytest.approx(means, abs=1e-6)
+    assert [one.spread for one in result.scores] == pytest.approx(spreads, abs=1e-6)
+    assert [one.parts for one in result.scores] == [dict(zip("abc", one, strict=True)) for one in of_item]
+    assert result.served.name == "mean" and result.served.version == 0 and len(result.served.weights_digest) == 64
+    assert score(rewards, "least") == pytest.approx([min(one) for one in of_item], abs=1e-6)
+    careful = [mean - 0.5 * spread for mean, spread in zip(means, spreads, strict=True)]
+    assert score(rewards, "careful") == pytest.approx(careful, abs=1e-6)
+    with pytest.raises(VersionUnavailable, match="'mean' has no versions of its own"):
+        score(rewards, "mean", version=VersionRequirement(exactly=3))
+
+
+def test_a_formula_counts_tokens_and_asks_other_models(rewards: Client, folders: dict[str, Path]) -> None:
+    tokenizer = load_tokenizer(folders["a"])
+    tokens = [len(tokenizer(text, add_special_tokens=False)["input_ids"]) + 1 for _, text in PAIRS]
+    expected = [
+        reward - 0.01 * count + max(len(text) / 10, 0.5)
+        for reward, count, (_, text) in zip(score(rewards, "a"), tokens, PAIRS, strict=True)
+    ]
+    assert score(rewards, "short") == pytest.approx(expected, abs=1e-5)
+    result = rewards.score(ScoreRequest(items=ITEMS, model="broken", per_item_errors=True))
+    assert [one.error is None for one in result.scores] == [True, True, False, True]  # "a rudder" has 8 characters
+    with pytest.raises(InternalError, match=r"items\[2\].formula: the formula .* has no value here: .*zero"):
+        score(rewards, "broken")
+
+
+def test_functions_are_called_as_trl_calls_them(rewards: Client) -> None:
+    assert score(rewards, "length") == pytest.approx([len(text) / 10 for _, text in PAIRS])
+    turns = (ChatMessage(role="system", content="s"), ChatMessage(role="user", content="u"))
+    messages = (*turns, ChatMessage(role="assistant", content="four"))
+    items = (ScoreItem(messages=messages), ScoreItem(prompt=turns, completion="two"))
+    assert score(rewards, "chat", items=items) == [6.0, 5.0]
+    with pytest.raises(InvalidRequest, match=r"items\[0\].input: 'length' reads text, not token ids"):
+        score(rewards, "length", items=(ScoreItem(token_ids=(5, 6)),))
+
+
+def test_what_a_function_does_wrong_stays_its_own(rewards: Client) -> None:
+    result = rewards.score(ScoreRequest(items=ITEMS, model="picky", per_item_errors=True))
+    assert [one.reward for one in result.scores] == [1.0, 1.0, 0.0, 1.0]
+    assert result.scores[2].error is not None and "raised ValueError: no rudders" in result.scores[2].error.message
+    began = time.monotonic()
+    with pytest.raises(DeadlineExceeded, match="my_rewards:slow was not done within 0.5 s and was ended"):
+        score(rewards, "slow")
+    assert time.monotonic() - began < 5  # not once more for each item
+    with pytest.raises(InternalError, match="the process of my_rewards:deadly died with exit code 7"):
+        score(rewards, "deadly")
+    with pytest.raises(InternalError, match="the reward is a str; it must be a number"):
+        score(rewards, "strange")
+    with pytest.raises(InternalError, match="the score is inf; scores must be finite"):
+        score(rewards, "infinite")
+    assert score(rewards, "length")[0] == pytest.approx(0.7) and score(rewards, "a") == score(rewards, "")
+
+
+def test_a_remote_reward_speaks_openrlhf(rewards: Client, remote: Remote) -> None:
+    remote.asked.clear()
+    assert score(rewards, "remote") == [float(len(prompt + completion)) for prompt, completion in PAIRS]
+    assert remote.asked[0].keys() == {"query", "prompts", "labels"}
+    remote.delay_s = 2.0
+    with pytest.raises(DeadlineExceeded, match="did not answer within 1 s"):
+        score(rewards, "remote")
+    remote.delay_s, remote.status = 0.0, 503
+    with pytest.raises(Unavailable, match="answered 503"):
+        score(rewards, "remote")
+    remote.status = 200
+    with pytest.raises(Unavailable, match="cannot be reached"):
+        score(rewards, "nobody")
+    assert len(score(rewards, "remote")) == len(PAIRS)
+
+
+def test_rank_works_with_every_kind(rewards: Client) -> None:
+    result = rewards.rank(RankRequest(prompt="x", answers=("yy", "yyyy", "y"), model="length"))
+    assert result.order == (1, 0, 2)
+
+
+def test_a_function_that_is_not_there_ends_the_start(tmp_path: Path) -> None:
+    models_ = {"f": {"kind": "function", "function": "my_missing:f"}}
+    file = tmp_path / "reward.yaml"
+    file.write_text(yaml.safe_dump({**FREE_PORTS, "models": models_}))
+    command = [sys.executable, "-m", "trimtab", "serve", "reward", "--config", str(file)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 2
+    assert "models.f.function: my_missing:f" in ended.stderr and "No module named 'my_missing'" in ended.stderr
+
+
+def make_encoder_tokenizer() -> PreTrainedTokenizerFast:
+    words = "say something helpful the dog It sleeps twice a ship rudder x y , .".split()
+    vocabulary = {word: index for index, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    )
+
+
+def encoder(kind: str, vocab_size: int, labels: int) -> Any:
+    sizes = dict(
+        vocab_size=vocab_size,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=66,
+        num_labels=labels,
+        pad_token_id=0,
+        initializer_range=0.5,
+    )
+    torch.manual_seed(0)
+    if kind == "bert":
+        return BertForSequenceClassification(BertConfig(type_vocab_size=2, **sizes))
+    return RobertaForSequenceClassification(RobertaConfig(type_vocab_size=2, **sizes))
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+def test_an_encoder_scores_as_its_library_does(kind: str, tmp_path: Path) -> None:
+    tokenizer = make_encoder_tokenizer()
+    save_model(encoder(kind, len(tokenizer), 1), tokenizer, tmp_path / "encoder")
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "encoder").eval()
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "encoder")
+    with torch.inference_mode():
+        expected = [float(model(**theirs(*pair, return_tensors="pt")).logits[0, 0]) for pair in PAIRS]
+    with running("reward", model_folder=tmp_path / "encoder") as server, client(server) as rewards:
+        assert score(rewards, "") == pytest.approx(expected, abs=1e-5)
+        ids = tuple(theirs(*PAIRS[1])["input_ids"])
+        with torch.inference_mode():
+            one_segment = float(model(input_ids=torch.tensor([ids])).logits[0, 0])
+        assert score(rewards, "", items=(ScoreItem(token_ids=ids),)) == pytest.approx([one_segment], abs=1e-5)
+        with pytest.raises(InvalidRequest, match=r"items\[0\].prompt: \w+ reads a prompt and a completion that are"):
+            score(rewards, "", items=(ScoreItem(prompt=(5, 6), completion="dog"),))
+        most = rewards.info().models[0].max_sequence_tokens
+        assert most == (66 if kind == "bert" else 65)  # RoBERTa counts positions from behind its padding's
+        assert len(score(rewards, "", items=(ScoreItem(token_ids=(5,) * most),))) == 1
+        with pytest.raises(TrimtabError, match="allowed"):
+            score(rewards, "", items=(ScoreItem(token_ids=(5,) * (most + 1)),))
+
+
+def test_several_labels_need_a_choice(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer()
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        num_labels=3,
+        pad_token_id=0,
+        initializer_range=0.2,
+    )
+    save_model(LlamaForSequenceClassification(config), tokenizer, tmp_path / "three")
+    with pytest.raises(ModelFolderError, match="num_labels is 3; a reward model has 1, or `logit` says which it is"):
+        load_classifier(tmp_path / "three")
+    with pytest.raises(ModelFolderError, match="logit is 3; the model has 3 labels, counted from 0"):
+        load_classifier(tmp_path / "three", logit=3)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "three").eval()
+    ids = (5, 6, 7, 8)
+    with torch.inference_mode():
+        expected = model(input_ids=torch.tensor([ids])).logits[0].tolist()
+    folder = str(tmp_path / "three")
+    declared = {str(logit): {"kind": "model", "model_folder": folder, "logit": logit} for logit in range(3)}
+    with running("reward", models=declared) as server, client(server) as rewards:
+        found = [score(rewards, name, items=(ScoreItem(token_ids=ids),))[0] for name in declared]
+    assert found == pytest.approx(expected, abs=1e-5)
