@@ -36,6 +36,8 @@ GOAL = 0.9
 QUEUE_S = 0.4
 """The queue holds so much work: the bound of how long what is admitted can wait."""
 PER_REQUEST = 4
+ITEMS_AHEAD = 2048
+"""Items of a request that the cancelled calls wait behind."""
 OVER = 3.0
 BULK_ITEMS = 10_000
 CANCELLED_CALLS = 10_000
@@ -145,30 +147,32 @@ def fairness(directory: Path, settings: dict[str, Any]) -> dict[str, Any]:
     return figures
 
 
-async def ask_and_leave(target: str, calls: int) -> None:
-    """Makes calls and cancels them while they wait behind other work."""
+async def ask_and_leave(target: str, calls: int) -> int:
+    """Makes calls and cancels them while they wait behind other work; returns the items of that work."""
+    done = 0
     async with Caller(target) as busy, Caller(target) as leaving:
-        ahead = asyncio.create_task(busy.score(0, 2048, "INTERACTIVE"))
+        ahead = asyncio.create_task(busy.score(0, ITEMS_AHEAD, "INTERACTIVE"))
         await asyncio.sleep(1.0)
         for first in range(0, calls, 500):
             tasks = [asyncio.create_task(leaving.score(number, 1)) for number in range(first, first + 500)]
             await asyncio.sleep(0.5)
             if ahead.done():
-                ahead = asyncio.create_task(busy.score(0, 2048, "INTERACTIVE"))
+                done += await ahead
+                ahead = asyncio.create_task(busy.score(0, ITEMS_AHEAD, "INTERACTIVE"))
                 await asyncio.sleep(0.2)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        await ahead
+        return done + await ahead
 
 
 def cancelled(directory: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """The part `cancelled`."""
     with served("reward", directory, **settings) as process:
-        asyncio.run(ask_and_leave(process.grpc, CANCELLED_CALLS))
+        ahead = asyncio.run(ask_and_leave(process.grpc, CANCELLED_CALLS))
         items = metric(process.metrics, "trimtab_batch_items_sum")
         dropped = metric(process.metrics, "trimtab_dropped_items_total", cause="cancelled")
-    computed_for_them = items % 2048  # all others came 2,048 at a time
+    computed_for_them = items - ahead
     figures = {
         "calls": CANCELLED_CALLS,
         "taken_out_of_the_queue": int(dropped),

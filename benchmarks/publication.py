@@ -30,7 +30,7 @@ import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -109,7 +109,7 @@ def read_seconds(url: str) -> float:
     return time.perf_counter() - began
 
 
-def payload(work: Path) -> dict[str, Any]:
+def payload(work: Path, rates: Sequence[float], counts: Sequence[int]) -> dict[str, Any]:
     """The part `payload`."""
     policy, tokenizer = smollm2(work / "policy")
     reward = untrained_reward_model(policy, tokenizer, work / "reward")
@@ -117,8 +117,8 @@ def payload(work: Path) -> dict[str, Any]:
     settings: dict[str, dict[str, Any]] = {name: {"threads": threads} for name in ("generation", "reward", "reference")}
     settings["generation"]["slots"] = 16
     figures: dict[str, Any] = {}
-    for rate in RATES:
-        for steps in STEPS:
+    for rate in rates:
+        for steps in counts:
             key = f"{rate:g} x {steps}"
             directory = work / f"payload-{rate:g}-{steps}"
             spec = ppo_ptx_spec(
@@ -339,6 +339,8 @@ def main() -> None:
     """Runs the parts that are asked for and prints the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS[:-1])
+    parser.add_argument("--rates", nargs="+", type=float, default=RATES, help="learning rates of payload")
+    parser.add_argument("--steps", nargs="+", type=int, default=STEPS, help="steps to a publication of payload")
     parser.add_argument("--replicas", type=int, default=8, help="of the parts fleet and large")
     args = parser.parse_args()
     began, load = time.monotonic(), os.getloadavg()[0]
@@ -347,13 +349,13 @@ def main() -> None:
         work = Path(name)
         parts: dict[str, Callable[[], dict[str, Any]]] = {
             "codec": lambda: codec(work),
-            "payload": lambda: payload(work),
+            "payload": lambda: payload(work, args.rates, args.steps),
             "fleet": lambda: fleet(work, args.replicas),
             "large": lambda: large(work, args.replicas - 1),
         }
         for part in args.parts:
             figures[part] = parts[part]()
-    ratio = figures["payload"]["1e-06 x 1"]["payload"] if "payload" in figures else None
+    ratio = figures.get("payload", {}).get("1e-06 x 1", {}).get("payload")
     result = {
         "benchmark": "publication",
         "ratio": ratio,

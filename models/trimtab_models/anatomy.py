@@ -6,11 +6,13 @@ from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from trimtab.errors import ModelFolderError
 
 __all__ = [
+    "UNBOUNDED_TOKENS",
     "backbone",
     "max_sequence_tokens",
     "named_parameter_tensors",
@@ -21,7 +23,12 @@ __all__ = [
     "vocab_size",
 ]
 
-_CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+UNBOUNDED_TOKENS = 2048
+"""Context length of a model that can read any, and for which nothing names one: what BLOOM and MPT were trained at."""
+
+_CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
+_RELATIVE_POSITIONS = ("bloom", "funnel", "mpt", "mt5", "t5", "umt5", "xlnet")
+"""Model types that know only how far tokens are from each other, so no table of positions ends."""
 
 
 def backbone(model: PreTrainedModel) -> nn.Module:
@@ -73,18 +80,28 @@ def set_reward_bias(model: PreTrainedModel, bias: float) -> None:
     model.config.reward_bias = float(bias)
 
 
-def max_sequence_tokens(model: PreTrainedModel) -> int:
+def max_sequence_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> int:
     """Context length: most tokens of one sequence.
 
+    Args:
+        model: its configuration names the length.
+        tokenizer: its `model_max_length` is asked where the configuration names none. Where that names none either, a
+            model whose positions are relative has `UNBOUNDED_TOKENS`. Without a tokenizer the configuration decides.
+
     Raises:
-        ModelFolderError: the configuration names none.
+        ModelFolderError: nothing names a length.
     """
     for key in _CONTEXT_KEYS:
         value = getattr(model.config, key, None)
         if isinstance(value, int) and value > 0:
             return value - _positions_of_padding(model)
+    if tokenizer is not None and tokenizer.model_max_length < VERY_LARGE_INTEGER:
+        return int(tokenizer.model_max_length)
+    if tokenizer is not None and model.config.model_type in _RELATIVE_POSITIONS:
+        return UNBOUNDED_TOKENS
+    also = "" if tokenizer is None else ", and its tokenizer no model_max_length"
     raise ModelFolderError(
-        f"{type(model).__name__}: its configuration has none of {', '.join(_CONTEXT_KEYS)}",
+        f"{type(model).__name__}: its configuration has none of {', '.join(_CONTEXT_KEYS)}{also}",
         field="max_position_embeddings",
     )
 

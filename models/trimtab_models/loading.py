@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -40,6 +42,8 @@ from trimtab_models.anatomy import (
     set_reward_bias,
     vocab_size,
 )
+from trimtab_models.classifiers import check_classifier
+from trimtab_models.devices import usable_device
 from trimtab_models.files import sync, sync_folder
 from trimtab_models.logprobs import check_logprobs
 
@@ -97,7 +101,7 @@ def load_policy(
             architecture whose log-probs `logprobs` does not compute (`logprobs.check_logprobs`).
         ConfigError: unknown dtype, dropout outside [0, 1).
     """
-    model = _load(AutoModelForCausalLM, folder, dtype=dtype, device=device, dropout=dropout)
+    model = _load(AutoModelForCausalLM, folder, dtype=dtype, device=device, dropout=dropout, attention="sdpa")
     check_logprobs(model)
     return model
 
@@ -116,7 +120,10 @@ def load_reward_model(
 def load_classifier(
     folder: str | Path, *, logit: int | None = None, dtype: str = "float32", device: str | torch.device = "cpu"
 ) -> PreTrainedModel:
-    """Loads any sequence classifier to score with, in evaluation mode, dropout off.
+    """Loads a sequence classifier to score with, in evaluation mode, dropout off.
+
+    Any architecture whose score of a row does not depend on the padding after it (`classifiers.check_classifier`). Its
+    attention is SDPA where transformers has that for the architecture, else the architecture's own ("eager").
 
     Args:
         folder: a Hugging Face folder.
@@ -126,7 +133,7 @@ def load_classifier(
 
     Raises:
         ModelFolderError: as `load_policy`; also when the folder holds another kind of model, several labels without
-            `logit`, or no such label.
+            `logit`, no such label, or a model that `check_classifier` refuses.
     """
     folder = Path(folder)
     config = _config(folder)
@@ -154,7 +161,12 @@ def load_classifier(
             value=logit,
             limit=f"0..{labels - 1}",
         )
-    return _load(AutoModelForSequenceClassification, folder, dtype=dtype, device=device, dropout=0.0)
+    attention = _classifier_attention(config)
+    model = _load(
+        AutoModelForSequenceClassification, folder, dtype=dtype, device=device, dropout=0.0, attention=attention
+    )
+    check_classifier(model)
+    return model
 
 
 def reward_model_from_policy(
@@ -249,6 +261,7 @@ def _load(
     dtype: str,
     device: str | torch.device,
     dropout: float,
+    attention: str,
 ) -> PreTrainedModel:
     folder = Path(folder)
     if dtype not in DTYPES:
@@ -257,6 +270,7 @@ def _load(
         )
     if not 0 <= dropout < 1:
         raise ConfigError(f"dropout: {dropout} is not in [0, 1)", field="dropout", value=dropout, limit="[0, 1)")
+    target = usable_device(device)
     config = _config(folder)
     _check_safetensors(folder)
     _set_dropout(config, dropout)
@@ -266,7 +280,7 @@ def _load(
                 folder,
                 config=config,
                 dtype=DTYPES[dtype],
-                attn_implementation="sdpa",
+                attn_implementation=attention,
                 local_files_only=True,
                 use_safetensors=True,
                 output_loading_info=True,
@@ -282,7 +296,13 @@ def _load(
         raise ModelFolderError(
             f"{folder}: its tensors do not fit {type(model).__name__}: {shown}", field="folder", value=folder
         )
-    return model.to(torch.device(device)).eval()
+    return model.to(target).eval()
+
+
+def _classifier_attention(config: PreTrainedConfig) -> str:
+    """SDPA, unless the classifier's class says of itself that it has none."""
+    architecture = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(config), None)
+    return "sdpa" if getattr(architecture, "_supports_sdpa", True) else "eager"
 
 
 def _config(folder: Path) -> PreTrainedConfig:
@@ -334,9 +354,21 @@ def _set_dropout(config: PreTrainedConfig, dropout: float) -> None:
             setattr(config, key, dropout)
 
 
+_LOADING = threading.RLock()
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps transformers' own progress bars and loading tables off: our errors say what matters."""
+    """One load at a time, without transformers' own progress bars and loading tables: our errors say what matters.
+
+    transformers patches its classes while it loads and puts back what it found: two at once leave the patch in place,
+    and every later model with tied weights would miss them.
+    """
+    with _LOADING:
+        yield from _without_bars()
+
+
+def _without_bars() -> Iterator[None]:
     bars, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()

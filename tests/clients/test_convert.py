@@ -45,7 +45,7 @@ FLOAT32 = st.floats(width=32, allow_nan=False, allow_infinity=False)
 ROLES = st.sampled_from(["system", "user", "assistant"])
 TURNS = st.lists(st.builds(ChatMessage, role=ROLES, content=SOME_TEXT), max_size=3)
 ASKING = st.builds(lambda t, c: (*t, ChatMessage(role="user", content=c)), TURNS, SOME_TEXT)
-ANSWERED = st.builds(lambda t, c: (*t, ChatMessage(role="assistant", content=c)), TURNS, SOME_TEXT)
+ANSWERED = st.builds(lambda t, c: (*t, ChatMessage(role="assistant", content=c)), TURNS.filter(bool), SOME_TEXT)
 PROMPTS = st.one_of(SOME_TEXT, IDS, ASKING)
 VERSIONS = st.one_of(
     st.just(VersionRequirement()),

@@ -106,7 +106,7 @@ def test_standard_input_and_a_single_pair(target: str) -> None:
     row = {"prompt": "a", "completion": "b"}
     (piped,) = read_rows(score("-", "--target", target, stdin=json.dumps(row) + "\n").stdout)
     (single,) = read_rows(score("--prompt", "a", "--completion", "b", "--target", target).stdout)
-    assert piped == single == {**row, "reward": single["reward"], "reward_version": 0}
+    assert piped == single == {**row, "reward": single["reward"], "reward_model": "reward", "reward_version": 0}
     assert score("--prompt", "a", "--target", target).exit_code == 2
     assert score("--resume", "-", "--target", target).exit_code == 2
 
@@ -331,3 +331,17 @@ def wait_for(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < give_up
         time.sleep(0.001)
+
+
+def test_a_file_has_one_model(reward_folder: Path, tmp_path: Path) -> None:
+    file, output = write_rows(tmp_path / "rows.jsonl", pairs(6)), tmp_path / "scored.jsonl"
+    declared = {name: {"kind": "model", "model_folder": str(reward_folder)} for name in "ab"}
+    with running("reward", models=declared) as server:
+        score(file, "--target", server.target, "--output", output, "--model", "b")
+        lines = output.read_bytes().splitlines(keepends=True)
+        assert [json.loads(line)["reward_model"] for line in lines] == ["b"] * 6
+        output.write_bytes(b"".join(lines[:3]))
+        with pytest.raises(ConfigError, match="its rows were scored by 'b'; this is 'a'"):
+            score(file, "--target", server.target, "--output", output, "--resume")
+        score(file, "--target", server.target, "--output", output, "--resume", "--model", "b")
+        assert output.read_bytes() == b"".join(lines)

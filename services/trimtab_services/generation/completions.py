@@ -27,9 +27,8 @@ from trimtab.types import (
 )
 from trimtab_models.tokenizer import decode, encode_prompt
 from trimtab_services.generation.config import GenerationConfig
-from trimtab_services.generation.engines.base import Engine, FinishedSequence, SampledToken, SequenceRequest
-from trimtab_services.generation.host import EngineHost
-from trimtab_services.generation.policy import PolicyHolder
+from trimtab_services.generation.engines.base import FinishedSequence, SampledToken, SequenceRequest
+from trimtab_services.generation.serving import Policy, SequenceHost
 from trimtab_services.runtime.calls import Call, current_call
 from trimtab_services.runtime.tracing import record_work
 
@@ -72,15 +71,15 @@ class Completions:
 
     Args:
         config: of the service.
-        policy: the engine with its policy, once there is one.
+        policy: what samples.
         charge: takes the tokens of a request, read and sampled at most, off its caller's quota; raises where that has
-            too few left.
+            too few left. Negative ones are given back.
     """
 
     def __init__(
         self,
         config: GenerationConfig,
-        policy: PolicyHolder,
+        policy: Policy,
         charge: Callable[[str, int], None] = lambda caller, tokens: None,
     ) -> None:
         self._config = config
@@ -118,10 +117,15 @@ class Completions:
             return
         call = current_call()
         asked = sum(len(one.prompt_token_ids) + one.sampling.max_new_tokens for one in sequences)
-        self._charge(call.caller if call is not None else "", asked)
+        caller = call.caller if call is not None else ""
+        self._charge(caller, asked)
         events: asyncio.Queue[_Event] = asyncio.Queue()
         arrived = time.monotonic()
-        host, ids = await self._admit(request, sequences, events, each_token)
+        try:
+            host, ids = await self._admit(request, sequences, events, each_token)
+        except BaseException:
+            self._charge(caller, -asked)  # nothing is sampled
+            raise
         waiting = dict(zip(ids, known, strict=True))
         try:
             while waiting:
@@ -147,13 +151,21 @@ class Completions:
             raise NotFound(
                 f"model: {request.model!r} is not served; {self._policy.name!r} is", field="model", value=request.model
             )
-        count = sum(prompt.num_samples for prompt in request.prompts)
+        self.check_count(sum(prompt.num_samples for prompt in request.prompts))
+        self._policy.check_request(request)
+
+    def check_count(self, count: int, field: str = "prompts") -> None:
+        """Refuses a request for too many completions; for those who have to read much before they can make one.
+
+        Raises:
+            InvalidRequest: TOO_MANY_ITEMS.
+        """
         if count > self._config.max_items_per_request:
             raise InvalidRequest(
-                f"prompts: {count} completions are asked for; allowed in one request: "
+                f"{field}: {count} completions are asked for; allowed in one request: "
                 f"{self._config.max_items_per_request}",
                 reason=Reason.TOO_MANY_ITEMS,
-                field="prompts",
+                field=field,
                 value=count,
                 limit=self._config.max_items_per_request,
             )
@@ -205,7 +217,7 @@ class Completions:
         sequences: list[SequenceRequest],
         events: asyncio.Queue[_Event],
         each_token: bool,
-    ) -> tuple[EngineHost, list[int]]:
+    ) -> tuple[SequenceHost, list[int]]:
         """Hands the sequences to the engine on a version that is allowed, waiting for it up to `max_wait_ms`.
 
         Returns:
@@ -216,9 +228,9 @@ class Completions:
         deadline = call.deadline if call is not None else None
         receive_token = events.put_nowait if each_token else None
 
-        def check(engine: Engine) -> None:
-            if not request.version.allows(engine.version):
-                raise self._wrong_version(request.version, engine.version)
+        def check(version: int) -> None:
+            if not request.version.allows(version):
+                raise self._wrong_version(request.version, version)
 
         while True:
             moved = self._policy.version_moved

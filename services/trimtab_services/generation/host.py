@@ -24,10 +24,11 @@ from typing import TypeVar
 import numpy as np
 from torch import Tensor
 
-from trimtab.errors import DeadlineExceeded, InternalError, Overloaded, Reason
+from trimtab.errors import DeadlineExceeded, InternalError, Reason
 from trimtab.types import FinishReason
 from trimtab_services.generation.engines.base import Engine, EngineLoad, FinishedSequence, SampledToken, SequenceRequest
 from trimtab_services.generation.pace import Pace
+from trimtab_services.generation.serving import Receive, ReceiveToken, refuse_overload
 from trimtab_services.runtime.threads import in_own_thread
 
 __all__ = ["EngineHost"]
@@ -35,10 +36,6 @@ __all__ = ["EngineHost"]
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-
-Receive = Callable[[FinishedSequence], None]
-ReceiveToken = Callable[[SampledToken], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +117,7 @@ class EngineHost:
         self,
         requests: Sequence[SequenceRequest],
         receive: Receive,
-        check: Callable[[Engine], None],
+        check: Callable[[int], None],
         deadline: float | None = None,
         receive_token: ReceiveToken | None = None,
     ) -> list[int]:
@@ -129,7 +126,8 @@ class EngineHost:
         Args:
             requests: their sequence_id is replaced by the host's own.
             receive: gets each finished sequence, in the event loop.
-            check: run in the same command just before; raises when they must not be admitted now.
+            check: called with the engine's version in the same command just before; raises when they must not be
+                admitted now.
             deadline: `time.monotonic()` after which the last of them is worthless; None: never.
             receive_token: gets each token after the step that sampled it, in the event loop and before the finished
                 sequence; None: nobody waits for single tokens.
@@ -147,8 +145,8 @@ class EngineHost:
         on_token = None if receive_token is None else partial(self._note, receive_token)
 
         def admit(engine: Engine) -> list[int]:
-            check(engine)
-            self._refuse_overload(engine, requests)
+            check(engine.version)
+            refuse_overload(requests, engine.load().outstanding_tokens, self._max_queue_tokens, self._rate)
             if deadline is not None:
                 self._refuse_late(engine, requests, deadline - time.monotonic())
             ids: list[int] = []
@@ -212,20 +210,6 @@ class EngineHost:
         """Drops what was admitted for a caller that went away before it was told."""
         if not admission.cancelled() and admission.exception() is None:
             self.cancel(admission.result())
-
-    def _refuse_overload(self, engine: Engine, requests: Sequence[SequenceRequest]) -> None:
-        held = engine.load().outstanding_tokens
-        wanted = sum(len(r.prompt_token_ids) + r.sampling.max_new_tokens for r in requests)
-        if held == 0 or held + wanted <= self._max_queue_tokens:
-            return
-        excess = held + wanted - self._max_queue_tokens
-        raise Overloaded(
-            f"prompts: {wanted} tokens are asked for while {held} are held; allowed: {self._max_queue_tokens} in all",
-            field="prompts",
-            value=wanted,
-            limit=self._max_queue_tokens,
-            retry_after_s=min(60.0, max(0.1, excess / self._rate)) if self._rate else 1.0,
-        )
 
     def _refuse_late(self, engine: Engine, requests: Sequence[SequenceRequest], left_s: float) -> None:
         if left_s <= 0:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trimtab.v1 import generation_pb2_grpc, info_pb2
 from trimtab_services.generation.config import GenerationConfig
@@ -12,19 +13,23 @@ from trimtab_services.runtime.info import InfoServicer
 from trimtab_services.runtime.server import Service, run_service
 from trimtab_services.runtime.state import Runtime
 
+if TYPE_CHECKING:
+    from trimtab_services.generation.serving import Policy
+
 __all__ = ["serve"]
 
 
 async def build(runtime: Runtime[GenerationConfig]) -> Service:
     """Makes the service out of its runtime; only here are torch and transformers imported."""
-    from trimtab_services.generation.completions import Completions
-    from trimtab_services.generation.http.routes import front_routes
+    return _remote(runtime) if runtime.config.engine == "tgi" else _embedded(runtime)
+
+
+def _embedded(runtime: Runtime[GenerationConfig]) -> Service:
+    """The policy runs in this process; its weights come from a folder, or follow a channel."""
     from trimtab_services.generation.policy import PolicyHolder
-    from trimtab_services.generation.servicer import GenerationServicer
     from trimtab_services.runtime.replica import Follower
 
     policy = PolicyHolder(runtime)
-    completions = Completions(runtime.config, policy, runtime.charge_tokens)
     follower = Follower(runtime, policy.load, model_name=policy.name)
 
     def describe(response: info_pb2.GetInfoResponse) -> None:
@@ -33,15 +38,40 @@ async def build(runtime: Runtime[GenerationConfig]) -> Service:
         response.models[0].channel_version = follower.channel_version
         response.models[0].last_swap_error = follower.last_swap_error
 
+    return _service(runtime, policy, describe, background=follower.run, close=policy.close)
+
+
+def _remote(runtime: Runtime[GenerationConfig]) -> Service:
+    """The policy runs elsewhere, and its weights never change."""
+    from trimtab_services.generation.remote.policy import RemotePolicy
+
+    policy = RemotePolicy(runtime)
+    return _service(runtime, policy, policy.describe, background=policy.run, close=policy.close)
+
+
+def _service(
+    runtime: Runtime[GenerationConfig],
+    policy: Policy,
+    describe: Callable[[info_pb2.GetInfoResponse], None],
+    *,
+    background: Callable[[], Awaitable[None]],
+    close: Callable[[], Awaitable[None]],
+) -> Service:
+    """The gRPC side and the fronts around a policy."""
+    from trimtab_services.generation.completions import Completions
+    from trimtab_services.generation.http.routes import front_routes
+    from trimtab_services.generation.servicer import GenerationServicer
+
+    completions = Completions(runtime.config, policy, runtime.charge_tokens)
     info = InfoServicer(runtime, describe, has_http=True)
     return Service(
         handlers=[
             partial(generation_pb2_grpc.add_GenerationServiceServicer_to_server, GenerationServicer(completions))
         ],
         describe=describe,
-        routes=front_routes(runtime.config, policy, completions, info.describe),
-        background=[follower.run],
-        close=policy.close,
+        routes=front_routes(runtime.config, policy, completions, info.describe, runtime.charge_tokens),
+        background=[background],
+        close=close,
     )
 
 

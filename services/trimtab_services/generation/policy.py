@@ -9,8 +9,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from trimtab.errors import InvalidRequest, Mismatch, Reason, SequenceTooLong, Unavailable
-from trimtab.types import SamplingParams, ServedModel
+from trimtab.errors import Mismatch, Reason, Unavailable
+from trimtab.types import GenerateRequest, SamplingParams, ServedModel
 from trimtab.v1 import info_pb2
 from trimtab_models.loading import load_policy, vocab_size
 from trimtab_models.tokenizer import eos_token_ids
@@ -18,6 +18,7 @@ from trimtab_services.generation.config import GenerationConfig
 from trimtab_services.generation.engines.base import Engine, EngineLoad
 from trimtab_services.generation.engines.transformers import TransformersEngine
 from trimtab_services.generation.host import EngineHost
+from trimtab_services.generation.serving import check_fits, describe_work
 from trimtab_services.runtime.replica import ModelVersion
 from trimtab_services.runtime.state import Runtime
 from trimtab_services.runtime.threads import in_own_thread
@@ -36,6 +37,7 @@ class PolicyHolder:
 
     Attributes:
         name: of the model in requests and in GetInfo.
+        origin: the folder that it comes from; empty for a channel.
         served: which model answers now.
         version_moved: set, and replaced by a fresh one, each time the served version moves.
     """
@@ -49,6 +51,7 @@ class PolicyHolder:
         self._tokenizer: ServedTokenizer | None = None
         self._facts = info_pb2.ModelInfo()
         self.name = config.model_name or "policy"
+        self.origin = str(config.model_folder or "")
         self.served = ServedModel(name=self.name)
         self.version_moved = asyncio.Event()
 
@@ -106,6 +109,9 @@ class PolicyHolder:
         moved, self.version_moved = self.version_moved, asyncio.Event()
         moved.set()
 
+    def check_request(self, request: GenerateRequest) -> None:
+        """Lets every request through: the engine honours all sampling parameters, and any version may yet come."""
+
     def check_sequence(self, token_ids: tuple[int, ...], sampling: SamplingParams) -> None:
         """Checks a prompt against the model, before anything is queued.
 
@@ -113,43 +119,18 @@ class PolicyHolder:
             InvalidRequest: a token id outside the vocabulary.
             SequenceTooLong: prompt plus `max_new_tokens` over the limit.
         """
-        vocab, most = self._facts.vocab_size, self._facts.max_sequence_tokens
-        outside = next((i for i, token in enumerate(token_ids) if not 0 <= token < vocab), None)
-        if outside is not None:
-            raise InvalidRequest(
-                f"prompt.token_ids[{outside}]: {token_ids[outside]} is not in the vocabulary; allowed: 0..{vocab - 1}",
-                reason=Reason.TOKEN_ID_OUT_OF_RANGE,
-                field=f"prompt.token_ids[{outside}]",
-                value=token_ids[outside],
-                limit=vocab - 1,
-            )
-        total = len(token_ids) + sampling.max_new_tokens
-        if total > most:
-            raise SequenceTooLong(
-                f"prompt: {len(token_ids)} prompt tokens plus max_new_tokens {sampling.max_new_tokens} make {total}; "
-                f"allowed: {most}",
-                field="prompt",
-                value=total,
-                limit=most,
-            )
+        check_fits(token_ids, sampling, self._facts)
 
     def describe(self, response: info_pb2.GetInfoResponse) -> None:
         """The service's part of GetInfo; channel and swap errors are the follower's."""
-        response.engine = self._config.engine
         response.device = self._config.device
-        response.limits.max_items_per_request = self._config.max_items_per_request
-        response.limits.max_queue_tokens = self._config.max_queue_tokens
-        response.limits.max_concurrent_sequences = self._config.slots
         model = response.models.add()
         model.CopyFrom(self._facts)
         for field in ("name", "version", "weights_digest", "tokenizer_digest", "chat_template_digest"):
             setattr(model.served, field, getattr(self.served, field))
-        if self._host is not None:
-            load = self._host.load
-            response.load.waiting_items = load.waiting_sequences
-            response.load.running_items = load.busy_slots
-            response.load.waiting_tokens = load.outstanding_tokens
-            response.load.tokens_per_second = self._host.tokens_per_second if load.busy_slots else 0.0
+        host = self._host
+        load, rate = (None, 0.0) if host is None else (host.load, host.tokens_per_second)
+        describe_work(response, self._config, load, rate)
 
     async def close(self) -> None:
         """Ends every engine's thread."""

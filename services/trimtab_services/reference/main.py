@@ -26,7 +26,7 @@ async def build(runtime: Runtime[FrozenModelConfig]) -> Service:
     load = partial(load_policy, dtype=config.dtype, device=config.device)
     slot = ModelSlot(config.model_name or "reference", load, canary)
     service = FrozenModelService(runtime, [(slot, config.source)], LogProbScorer(BatchShapes.of(config)).compute)
-    servicer = ReferenceServicer(config, slot, service.scheduler)
+    servicer = ReferenceServicer(config, slot, service.scheduler, charge=runtime.quotas.charge_request)
     return Service(
         handlers=[partial(reference_pb2_grpc.add_ReferenceServiceServicer_to_server, servicer)],
         describe=service.describe,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 
 import grpc
 import numpy as np
@@ -35,7 +36,7 @@ from trimtab_services.runtime.config import FrozenModelConfig
 from trimtab_services.runtime.scheduler import Done, Scheduler
 from trimtab_services.runtime.scoring import check_count, check_token_ids, compute_items
 from trimtab_services.runtime.slots import ModelSlot
-from trimtab_services.runtime.streams import answer_stream
+from trimtab_services.runtime.streams import answer_stream, charge_later_items
 
 __all__ = ["ReferenceServicer"]
 
@@ -47,11 +48,17 @@ class ReferenceServicer(reference_pb2_grpc.ReferenceServiceServicer):
         config: of the service.
         slot: holds the policy.
         scheduler: computes.
+        charge: takes one request off a caller's quota, for each later item of a stream; raises where none is left.
     """
 
     def __init__(
-        self, config: FrozenModelConfig, slot: ModelSlot, scheduler: Scheduler[TargetSequence, Scored]
+        self,
+        config: FrozenModelConfig,
+        slot: ModelSlot,
+        scheduler: Scheduler[TargetSequence, Scored],
+        charge: Callable[[str], None],
     ) -> None:
+        self._charge = charge
         self._config = config
         self._slot = slot
         self._scheduler = scheduler
@@ -73,7 +80,7 @@ class ReferenceServicer(reference_pb2_grpc.ReferenceServiceServicer):
         """Computes sequences as they come and answers each as it is done, out of order."""
         answers = answer_stream(
             request_iterator,
-            self._answer,
+            partial(self._answer, charge_later_items(self._charge)),
             most=self._config.max_items_per_request,
             item_deadline_s=self._config.default_deadline_s,
         )
@@ -111,11 +118,14 @@ class ReferenceServicer(reference_pb2_grpc.ReferenceServiceServicer):
             compute_ms=1000 * sum({one.batch: one.compute_s for one in done}.values()),
         )
 
-    async def _answer(self, request: reference_pb2.LogProbsStreamRequest) -> reference_pb2.LogProbsStreamResponse:
+    async def _answer(
+        self, charge: Callable[[], None], request: reference_pb2.LogProbsStreamRequest
+    ) -> reference_pb2.LogProbsStreamResponse:
         """The answer to one sequence of a stream; its error is part of it."""
         item_id = request.item.item_id
         served, timing = ServedModel(), types_pb2.Timing()
         try:
+            charge()
             if not item_id:
                 raise InvalidRequest(
                     "item.item_id: must be set in a stream", reason=Reason.FIELD_MISSING, field="item.item_id"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,15 +12,23 @@ from trimtab.v1 import info_pb2
 
 __all__ = ["Asked", "Found", "RewardModel", "checked_reward", "refuse_version"]
 
+_LARGEST = 3.4028234663852886e38
+"""Of float32, which rewards travel as."""
+
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """How items are to be scored; fields as in `trimtab.types.ScoreRequest`."""
+    """How items are to be scored; fields as in `trimtab.types.ScoreRequest`.
+
+    Attributes:
+        is_charged: taken off the caller's quota; once for a request, whatever the number of models that read it.
+    """
 
     truncation: TruncationSide = TruncationSide.NONE
     priority: Priority = Priority.ROLLOUT
     version: VersionRequirement = VersionRequirement()
     per_item_errors: bool = False
+    is_charged: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +38,13 @@ class Found:
     Attributes:
         scores: in the order of the items.
         served: the model that computed them.
-        completion_tokens: tokens of each completion, as the model counts them; 0 where it cannot tell.
+        completion_tokens: tokens of each completion, as the model counts them; None where it cannot tell.
         queue_s, compute_s: where the time went, in seconds.
     """
 
     scores: tuple[ItemScore, ...]
     served: ServedModel
-    completion_tokens: tuple[int, ...]
+    completion_tokens: tuple[int | None, ...]
     queue_s: float = 0.0
     compute_s: float = 0.0
 
@@ -78,8 +85,8 @@ class RewardModel(Protocol):
 
 
 def checked_reward(reward: float) -> float | TrimtabError:
-    """The reward itself, or the error of one that is no finite number."""
-    if math.isfinite(reward):
+    """The reward itself, or the error of one that is no finite float32."""
+    if abs(reward) <= _LARGEST:  # not so for NaN
         return reward
     return InternalError(f"the score is {reward}; scores must be finite", reason=Reason.NOT_FINITE, value=reward)
 

@@ -118,10 +118,10 @@ class Rewards:
             name,
             kind,
             code,
-            free=code.close,
             max_batch_items=config.max_batch_items,
             max_queue_items=config.max_queue_items,
             metrics=self._runtime.metrics,
+            charge=self._runtime.charge_tokens,
             on_fault=lambda error: self._runtime.fail(f"{name} has ended: {type(error).__name__}: {error}"),
         )
         self._external.append(model)

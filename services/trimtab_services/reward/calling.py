@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import multiprocessing
+import os
 import sys
+import threading
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -40,8 +43,17 @@ def call_function(directory: str, name: str, pairs: list[tuple[Any, str]]) -> li
     return [reward.item() if hasattr(reward, "item") else reward for reward in rewards]
 
 
+def _end_with_parent() -> None:
+    """Ends this process when the service is gone, however long the function would still take."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
 @cache
 def _load(directory: str, name: str) -> Callable[..., Any]:
+    threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
     module, _, attribute = name.partition(":")
     if directory and directory not in sys.path:
         sys.path.insert(0, directory)

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import statistics
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from math import exp, log, sqrt, tanh
 
@@ -16,7 +16,7 @@ from trimtab.errors import InternalError, InvalidRequest, Reason, TrimtabError
 from trimtab.types import ItemScore, ScoreItem, ServedModel, VersionRequirement
 from trimtab.v1 import info_pb2
 from trimtab_services.reward.base import Asked, Found, RewardModel, checked_reward, refuse_version
-from trimtab_services.reward.config import EnsembleConfig, FormulaConfig, formula_names
+from trimtab_services.reward.config import EnsembleConfig, FormulaConfig, formula_variables
 from trimtab_services.runtime.scoring import at_item
 
 __all__ = ["Ensemble", "Formula"]
@@ -49,7 +49,7 @@ class _Combined(ABC):
         return Found(
             scores=tuple(scores),
             served=ServedModel(name=self.name, weights_digest=hashlib.sha256(digests.encode()).hexdigest()),
-            completion_tokens=tuple(map(max, zip(*(found.completion_tokens for found in of_parts), strict=True))),
+            completion_tokens=tuple(map(_most, zip(*(found.completion_tokens for found in of_parts), strict=True))),
             queue_s=max(found.queue_s for found in of_parts),
             compute_s=max(found.compute_s for found in of_parts),
         )
@@ -81,8 +81,8 @@ class _Combined(ABC):
         rewards = {found.served.name: score.reward for found, score in zip(of_parts, scores, strict=True)}
         tokens = max(score.token_count for score in scores)
         known = {
-            "tokens": tokens,
-            "completion_tokens": max(found.completion_tokens[index] for found in of_parts),
+            "tokens": tokens or None,
+            "completion_tokens": _most(found.completion_tokens[index] for found in of_parts),
             "completion_characters": _completion_characters(item),
         }
         try:
@@ -102,8 +102,12 @@ class _Combined(ABC):
         )
 
     @abstractmethod
-    def _reward(self, rewards: Mapping[str, float], known: Mapping[str, float]) -> tuple[float, float]:
-        """Reward and spread of an item, from the rewards of the parts and what else is known of it."""
+    def _reward(self, rewards: Mapping[str, float], known: Mapping[str, float | None]) -> tuple[float, float]:
+        """Reward and spread of an item, from the rewards of the parts and what else is known of it.
+
+        Raises:
+            TrimtabError: there is none.
+        """
 
 
 class Ensemble(_Combined):
@@ -119,7 +123,7 @@ class Ensemble(_Combined):
         super().__init__(name, f"ensemble: {config.combine} of {', '.join(m.name for m in members)}", members)
         self._config = config
 
-    def _reward(self, rewards: Mapping[str, float], known: Mapping[str, float]) -> tuple[float, float]:
+    def _reward(self, rewards: Mapping[str, float], known: Mapping[str, float | None]) -> tuple[float, float]:
         values = list(rewards.values())
         mean, spread = statistics.fmean(values), statistics.pstdev(values)
         match self._config.combine:
@@ -145,9 +149,17 @@ class Formula(_Combined):
         self._formula = config.formula
         self._evaluator = SimpleEval(functions=_FUNCTIONS)
         self._parsed = self._evaluator.parse(config.formula)
-        assert {model.name for model in models} == set(formula_names(config.formula))
+        self._variables = formula_variables(config.formula)
 
-    def _reward(self, rewards: Mapping[str, float], known: Mapping[str, float]) -> tuple[float, float]:
+    def _reward(self, rewards: Mapping[str, float], known: Mapping[str, float | None]) -> tuple[float, float]:
+        unknown = next((name for name in self._variables if known[name] is None), None)
+        if unknown is not None:
+            raise InvalidRequest(
+                f"input: the formula {self._formula!r} reads {unknown}, which is known of a prompt and a completion as "
+                "text only",
+                field="input",
+                value=unknown,
+            )
         self._evaluator.names = {**known, **rewards}
         try:
             return float(self._evaluator.eval(self._formula, previously_parsed=self._parsed)), 0.0
@@ -160,15 +172,20 @@ class Formula(_Combined):
             ) from None
 
 
-def _completion_characters(item: ScoreItem) -> int:
+def _completion_characters(item: ScoreItem) -> int | None:
     if item.messages is not None:
         return len(item.messages[-1].content)
-    return len(item.completion) if isinstance(item.completion, str) else 0
+    return len(item.completion) if isinstance(item.completion, str) else None
+
+
+def _most(counts: Iterable[int | None]) -> int | None:
+    return max((count for count in counts if count is not None), default=None)
 
 
 async def _together(models: Sequence[RewardModel], items: Sequence[ScoreItem], asked: Asked) -> list[Found]:
     """Asks all models at once; when one fails, what the others still have to do is taken out of their queues."""
-    tasks = [asyncio.create_task(model.score(items, asked)) for model in models]
+    once = replace(asked, is_charged=False)
+    tasks = [asyncio.create_task(model.score(items, once if at else asked)) for at, model in enumerate(models)]
     try:
         return list(await asyncio.gather(*tasks))
     finally:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import math
+import os
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -21,6 +23,7 @@ __all__ = [
     "RewardConfig",
     "RewardModelConfig",
     "formula_names",
+    "formula_variables",
 ]
 
 COMPLETION_VARIABLES = ("completion_tokens", "completion_characters", "tokens")
@@ -102,6 +105,14 @@ class RemoteConfig(_External):
     model: str = Field(default="", description="Its model, where the protocol names one.")
     token_file: Path | None = Field(default=None, description="File that holds a bearer token, re-read for each call.")
 
+    @model_validator(mode="after")
+    def _no_secrets(self) -> RemoteConfig:
+        if "@" in urlsplit(self.url).netloc:
+            raise ValueError("url: a user and a password in it would be shown; put a token into `token_file`")
+        if self.token_file is not None and not os.access(self.token_file, os.R_OK):
+            raise ValueError(f"token_file: {self.token_file}: no such file, or it cannot be read")
+        return self
+
 
 RewardModelConfig = Annotated[
     HostedConfig | EnsembleConfig | FormulaConfig | FunctionConfig | RemoteConfig, Field(discriminator="kind")
@@ -152,7 +163,21 @@ class RewardConfig(FrozenModelConfig):
                 if part not in known:
                     raise ValueError(f"models.{name}: {part!r} is no model; known are {_listed(known)}")
         self._check_circles()
+        self._check_caches()
         return self
+
+    def _check_caches(self) -> None:
+        """Raises ValueError when two models would clear each other's cache."""
+        taken: dict[Path, str] = {}
+        hosted = {name: model for name, model in self.models.items() if isinstance(model, HostedConfig)}
+        sources = {self.model_name or "reward": self.cache_directory}
+        sources |= {name: model.cache_directory for name, model in hosted.items()}
+        for name, directory in sources.items():
+            if directory is None:
+                continue
+            other = taken.setdefault(directory.resolve(), name)
+            if other != name:
+                raise ValueError(f"models.{name}: cache_directory {directory} is {other}'s; each needs one of its own")
 
     def _check_circles(self) -> None:
         """Raises ValueError when a model is, in the end, made from itself."""
@@ -170,6 +195,12 @@ class RewardConfig(FrozenModelConfig):
 
         for name in self.models:
             visit(name, ())
+
+
+def formula_variables(formula: str) -> tuple[str, ...]:
+    """Which of `COMPLETION_VARIABLES` a checked formula reads."""
+    names = {node.id for node in ast.walk(ast.parse(formula, mode="eval")) if isinstance(node, ast.Name)}
+    return tuple(name for name in COMPLETION_VARIABLES if name in names)
 
 
 def formula_names(formula: str) -> tuple[str, ...]:

@@ -1,24 +1,26 @@
 """Rewards that other code computes, behind the same queue as the models: bounded, in order of priority, with deadlines.
 
-A batch that fails is tried once more item by item, so that a bad one does not fail its neighbours; one that takes too
-long is not.
+A batch that fails is tried again in halves, so that a bad item does not fail its neighbours; one that takes too long is
+not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
-from trimtab.errors import DeadlineExceeded, InternalError, InvalidRequest, TrimtabError, Unavailable
+from trimtab.errors import InternalError, InvalidRequest, TrimtabError
 from trimtab.types import ItemScore, ScoreItem, ServedModel
 from trimtab.v1 import info_pb2
 from trimtab_services.reward.base import Asked, Found, checked_reward, refuse_version
+from trimtab_services.runtime.calls import current_call
 from trimtab_services.runtime.metrics import Metrics
 from trimtab_services.runtime.scheduler import Scheduler
 from trimtab_services.runtime.scoring import compute_items
+from trimtab_services.runtime.threads import in_own_thread
 
-__all__ = ["Compute", "ExternalModel", "TextPair"]
+__all__ = ["Code", "ExternalModel", "TextPair"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +36,26 @@ class TextPair:
     completion: str
 
 
-Compute = Callable[[Sequence[TextPair]], Sequence[float]]
-"""Rewards of a batch; blocks. Raises when an item is wrong, and DeadlineExceeded when it took too long."""
+class Code(Protocol):
+    """What computes rewards.
+
+    Attributes:
+        final_errors: what it raises that is no item's fault: the batch is not tried apart.
+    """
+
+    final_errors: tuple[type[TrimtabError], ...]
+
+    def __call__(self, pairs: Sequence[TextPair]) -> Sequence[float]:
+        """Rewards of a batch; blocks.
+
+        Raises:
+            TrimtabError: some item, or none, can be scored.
+        """
+        ...
+
+    def close(self) -> None:
+        """Ends the call under way and frees what it holds; blocks."""
+        ...
 
 
 class ExternalModel:
@@ -44,11 +64,11 @@ class ExternalModel:
     Args:
         name: in requests.
         kind: what it is, for GetInfo.
-        compute: rewards of a batch, called in a thread.
-        free: called when the service ends.
+        code: called in a thread of its own.
         max_batch_items: most items of one call.
         max_queue_items: most items waiting.
         metrics: where its queue counts.
+        charge: takes tokens off a caller's quota: one for every 4 characters, for nobody counts these.
         on_fault: called when its thread has ended by an exception.
     """
 
@@ -56,18 +76,18 @@ class ExternalModel:
         self,
         name: str,
         kind: str,
-        compute: Compute,
+        code: Code,
         *,
-        free: Callable[[], None],
         max_batch_items: int,
         max_queue_items: int,
         metrics: Metrics,
+        charge: Callable[[str, int], None],
         on_fault: Callable[[BaseException], object],
     ) -> None:
         self.name = name
         self._kind = kind
-        self._call = compute
-        self._free = free
+        self._code = code
+        self._charge = charge
         self._scheduler: Scheduler[TextPair, float] = Scheduler(
             self._compute,
             max_batch_tokens=max_batch_items,  # an item counts as one token: others' code is not measured in tokens
@@ -85,6 +105,9 @@ class ExternalModel:
             TrimtabError: of the scheduler, or of the code itself.
         """
         refuse_version(self.name, asked.version)
+        call = current_call()
+        if asked.is_charged and call is not None:
+            self._charge(call.caller, -(-sum(map(_characters, items)) // 4))
         done = await compute_items(
             self._scheduler,
             items,
@@ -92,6 +115,7 @@ class ExternalModel:
             group=None,
             priority=asked.priority,
             per_item_errors=asked.per_item_errors,
+            is_charged=False,
         )
         return Found(
             scores=tuple(
@@ -101,7 +125,7 @@ class ExternalModel:
                 for item, one in zip(items, done, strict=True)
             ),
             served=ServedModel(name=self.name),
-            completion_tokens=(0,) * len(items),
+            completion_tokens=(None,) * len(items),
             queue_s=max((one.queue_s for one in done), default=0.0),
             compute_s=sum({one.batch: one.compute_s for one in done}.values()),
         )
@@ -121,15 +145,15 @@ class ExternalModel:
         model.architecture = self._kind
 
     async def close(self) -> None:
-        """Ends its thread after the call under way, and frees what the code holds."""
-        self._free()
+        """Ends the call under way and its thread, and frees what the code holds."""
+        await in_own_thread(self._code.close)
         await self._scheduler.close()
 
     def _compute(self, group: object, pairs: list[TextPair]) -> list[float | TrimtabError]:
         try:
-            rewards = self._call(pairs)
-        except (DeadlineExceeded, Unavailable) as error:
-            return [error] * len(pairs)  # one by one they would take as long again, each
+            rewards = self._code(pairs)
+        except self._code.final_errors as error:
+            return [error] * len(pairs)
         if len(rewards) != len(pairs):
             raise InternalError(
                 f"{self.name}: {len(rewards)} rewards for {len(pairs)} items",
@@ -161,3 +185,10 @@ class ExternalModel:
         raise InvalidRequest(
             f"input: {self.name!r} reads text, not token ids", field="input", value="token_ids", limit="text"
         )
+
+
+def _characters(item: ScoreItem) -> int:
+    turns = item.messages or ()
+    prompt = item.prompt if isinstance(item.prompt, str) else ""
+    completion = item.completion if isinstance(item.completion, str) else ""
+    return len(prompt) + len(completion) + sum(len(turn.content) for turn in turns)

@@ -29,9 +29,12 @@ class RewardFunction:
         config: which function, and its limits.
     """
 
+    final_errors: tuple[type[TrimtabError], ...] = (DeadlineExceeded,)
+
     def __init__(self, name: str, config: FunctionConfig) -> None:
         self._name = name
         self._config = config
+        self._is_imported = False
         # a forked copy of a process with threads may never run; spawned ones start clean
         self._pool = ProcessPool(max_workers=1, context=multiprocessing.get_context("spawn"))
 
@@ -42,7 +45,7 @@ class RewardFunction:
             ConfigError: it cannot be imported, or is no function.
         """
         try:
-            self._run(import_function, (self._where, self._config.function), _IMPORT_S)
+            self._import()
         except TrimtabError as error:
             raise ConfigError(
                 f"models.{self._name}.function: {self._config.function}: {error.message}",
@@ -57,6 +60,8 @@ class RewardFunction:
             DeadlineExceeded: it took longer than the time limit; its process was ended.
             InternalError: it raised, or its process died.
         """
+        if not self._is_imported:  # the process before was ended, or died
+            self._import()
         given = [(pair.prompt, pair.completion) for pair in pairs]
         rewards: Sequence[float] = self._run(
             call_function, (self._where, self._config.function, given), self._config.timeout_s
@@ -68,6 +73,10 @@ class RewardFunction:
         self._pool.stop()
         self._pool.join()
 
+    def _import(self) -> None:
+        self._run(import_function, (self._where, self._config.function), _IMPORT_S)
+        self._is_imported = True
+
     @property
     def _where(self) -> str:
         return "" if self._config.directory is None else str(self._config.directory.resolve())
@@ -76,12 +85,14 @@ class RewardFunction:
         try:
             return self._pool.schedule(function, args=arguments, timeout=timeout_s).result()
         except FutureTimeoutError:
+            self._is_imported = False
             raise DeadlineExceeded(
                 f"{self._name}: {self._config.function} was not done within {timeout_s:g} s and was ended",
                 field="timeout_s",
                 limit=timeout_s,
             ) from None
         except ProcessExpired as error:
+            self._is_imported = False
             raise InternalError(
                 f"{self._name}: the process of {self._config.function} died with exit code {error.exitcode}",
                 field="function",
@@ -92,4 +103,4 @@ class RewardFunction:
                 f"{self._name}: {self._config.function} raised {type(error).__name__}: {error}",
                 field="function",
                 value=self._config.function,
-            ) from error
+            ) from None  # what it raised may quote a prompt, and would be logged

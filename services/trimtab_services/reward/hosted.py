@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
+from functools import partial
 
 from trimtab.errors import TrimtabError
 from trimtab.types import ItemScore, ScoreItem
@@ -10,12 +12,16 @@ from trimtab.v1 import info_pb2
 from trimtab_models.classifiers import has_score_layer
 from trimtab_models.tokenizer import encode_document
 from trimtab_services.reward.base import Asked, Found
-from trimtab_services.reward.scorer import ScoredBy, TokenSequence, sequence_of
+from trimtab_services.reward.scorer import ScoredBy, TokenSequence, check_characters, sequence_of, text_characters
+from trimtab_services.reward.tokenizing import MAX_LOOP_CHARACTERS, ReadingThreads
 from trimtab_services.runtime.scheduler import Done, Scheduler
 from trimtab_services.runtime.scoring import compute_items
-from trimtab_services.runtime.slots import ModelSlot
+from trimtab_services.runtime.slots import ModelSlot, ServedVersion
 
 __all__ = ["HostedModel"]
+
+_UNREAD = TokenSequence(())
+"""In place of the sequence of an item that is wrong."""
 
 
 class HostedModel:
@@ -31,6 +37,8 @@ class HostedModel:
         self._slot = slot
         self._scheduler = scheduler
         self._logit = logit
+        self._threads = ReadingThreads()
+        self._reading = threading.Lock()  # a tokenizer is switched to read control tokens or not: one thread at a time
 
     @property
     def name(self) -> str:
@@ -46,53 +54,90 @@ class HostedModel:
             TrimtabError: of the scheduler, or of the first wrong item.
         """
         served = self._slot.admit(self.name, asked.version)
-        sequences: dict[int, TokenSequence] = {}
-
-        def prepare(item: ScoreItem) -> tuple[TokenSequence, int]:
-            sequence = sequence_of(item, served, asked.truncation)
-            sequences[id(item)] = sequence
-            return sequence, len(sequence.token_ids)
-
+        sequences = await self._sequences(items, served, asked)
         done = await compute_items(
             self._scheduler,
-            items,
-            prepare,
+            sequences,
+            _ready,
             group=ScoredBy(served, self._logit),
             priority=asked.priority,
             per_item_errors=asked.per_item_errors,
+            is_charged=asked.is_charged,
         )
-        found = [sequences.get(id(item)) for item in items]
+        found = [one if isinstance(one, TokenSequence) else _UNREAD for one in sequences]
         return Found(
             scores=tuple(_item_score(*known) for known in zip(items, done, found, strict=True)),
             served=served.served,
-            completion_tokens=tuple(0 if sequence is None else sequence.completion_tokens for sequence in found),
+            completion_tokens=tuple(sequence.completion_tokens or None for sequence in found),
             queue_s=max((one.queue_s for one in done), default=0.0),
             compute_s=sum({one.batch: one.compute_s for one in done}.values()),
         )
 
     def token_ids(self, text: str, *, control_tokens: bool) -> tuple[int, ...]:
-        """Token ids of a whole text; see `base.RewardModel`.
+        """Token ids of a whole text; see `base.RewardModel`. Blocks while others read; not for the event loop.
 
         Raises:
             Unavailable: there is no version yet.
+            SequenceTooLong: so long that it is not even read, whether it may be cut or not.
         """
         served = self._slot.current
-        if control_tokens:
-            return tuple(served.tokenizer(text, add_special_tokens=False)["input_ids"])
-        if not has_score_layer(served.model):  # an encoder: the tokenizer puts its own tokens around a text
-            return tuple(served.tokenizer(text, split_special_tokens=True)["input_ids"])
-        return tuple(encode_document(served.tokenizer, text))
+        check_characters("", len(text), served, may_be_cut=True)
+        with self._reading:
+            if control_tokens:
+                return tuple(served.tokenizer(text, add_special_tokens=False)["input_ids"])
+            if not has_score_layer(served.model):  # an encoder: the tokenizer puts its own tokens around a text
+                return tuple(served.tokenizer(text, split_special_tokens=True)["input_ids"])
+            return tuple(encode_document(served.tokenizer, text))
 
     def describe(self, response: info_pb2.GetInfoResponse) -> None:
         """Nothing: the service that holds the slots describes them."""
 
+    async def _sequences(
+        self, items: Sequence[ScoreItem], served: ServedVersion, asked: Asked
+    ) -> list[TokenSequence | TrimtabError]:
+        """Every item's sequence or error; much text is read in a thread, as is what comes while one is at it."""
+        read = partial(_read, items, served, asked)
+        characters = sum(sum(text_characters(item).values()) for item in items)
+        if characters == 0:
+            return read()
+        if characters <= MAX_LOOP_CHARACTERS and self._reading.acquire(blocking=False):
+            try:
+                return read()
+            finally:
+                self._reading.release()
 
-def _item_score(item: ScoreItem, done: Done[float], sequence: TokenSequence | None) -> ItemScore:
+        def read_alone() -> list[TokenSequence | TrimtabError]:
+            with self._reading:
+                return read()
+
+        return await self._threads.run(read_alone)
+
+
+def _read(items: Sequence[ScoreItem], served: ServedVersion, asked: Asked) -> list[TokenSequence | TrimtabError]:
+    """What becomes of each item; ends at the first error where it refuses the whole request."""
+    found: list[TokenSequence | TrimtabError] = []
+    for item in items:
+        try:
+            found.append(sequence_of(item, served, asked.truncation))
+        except TrimtabError as error:
+            found.append(error)
+            if not asked.per_item_errors:
+                break
+    return found
+
+
+def _ready(sequence: TokenSequence | TrimtabError) -> tuple[TokenSequence, int]:
+    if isinstance(sequence, TrimtabError):
+        raise sequence
+    return sequence, len(sequence.token_ids)
+
+
+def _item_score(item: ScoreItem, done: Done[float], sequence: TokenSequence) -> ItemScore:
     if isinstance(done.value, TrimtabError):
         return ItemScore(0.0, 0, item_id=item.item_id, error=done.value)
     return ItemScore(
         reward=done.value,
-        token_count=len(sequence.token_ids) if sequence else 0,
-        truncated_token_count=sequence.truncated if sequence else 0,
+        token_count=len(sequence.token_ids),
+        truncated_token_count=sequence.truncated,
         item_id=item.item_id,
     )

@@ -21,7 +21,7 @@ async def build(runtime: Runtime[RewardConfig]) -> Service:
     from trimtab_services.reward.servicer import RewardServicer
 
     rewards = Rewards(runtime)
-    servicer = RewardServicer(runtime.config, rewards.models)
+    servicer = RewardServicer(runtime.config, rewards.models, charge=runtime.quotas.charge_request)
     fronts = Fronts(runtime, rewards.models, rewards.describe)
     return Service(
         handlers=[partial(reward_pb2_grpc.add_RewardServiceServicer_to_server, servicer), fronts.add_to_server],

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from functools import partial
 
 import grpc
 
@@ -25,7 +26,7 @@ from trimtab.v1 import reward_pb2, reward_pb2_grpc, types_pb2
 from trimtab_services.reward.models import RewardModels
 from trimtab_services.runtime.calls import rename_call
 from trimtab_services.runtime.config import FrozenModelConfig
-from trimtab_services.runtime.streams import answer_stream
+from trimtab_services.runtime.streams import answer_stream, charge_later_items
 
 __all__ = ["RewardServicer"]
 
@@ -36,11 +37,18 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
     Args:
         config: of the service.
         models: by name.
+        charge: takes one request off a caller's quota, for each later item of a stream; raises where none is left.
     """
 
-    def __init__(self, config: FrozenModelConfig, models: RewardModels) -> None:
+    def __init__(
+        self,
+        config: FrozenModelConfig,
+        models: RewardModels,
+        charge: Callable[[str], None],
+    ) -> None:
         self._config = config
         self._models = models
+        self._charge = charge
 
     async def Score(
         self, request: reward_pb2.ScoreRequest, context: grpc.aio.ServicerContext
@@ -55,7 +63,7 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
         """Scores items as they come and answers each as it is done, out of order."""
         answers = answer_stream(
             request_iterator,
-            self._answer,
+            partial(self._answer, charge_later_items(self._charge)),
             most=self._config.max_items_per_request,
             item_deadline_s=self._config.default_deadline_s,
         )
@@ -67,11 +75,14 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
         rename_call(request.request_id)
         return rank_result_to_message(await self._models.rank(rank_request_from_message(request)))
 
-    async def _answer(self, request: reward_pb2.ScoreStreamRequest) -> reward_pb2.ScoreStreamResponse:
+    async def _answer(
+        self, charge: Callable[[], None], request: reward_pb2.ScoreStreamRequest
+    ) -> reward_pb2.ScoreStreamResponse:
         """The answer to one item of a stream; its error is part of it."""
         item_id = request.item.item_id
         served, timing = ServedModel(), types_pb2.Timing()
         try:
+            charge()
             if not item_id:
                 raise InvalidRequest(
                     "item.item_id: must be set in a stream", reason=Reason.FIELD_MISSING, field="item.item_id"

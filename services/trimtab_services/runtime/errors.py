@@ -138,6 +138,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
 def as_trimtab_error(error: Exception) -> TrimtabError:
     """The error as clients get it; one that is none of ours is logged with its trace and becomes INTERNAL."""
+    if isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:  # as a group of tasks wraps what one raised
+        return as_trimtab_error(error.exceptions[0])
     if isinstance(error, TrimtabError) and REASONS[error.reason][1] in type(error).__mro__:
         return error
     call = current_call()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -46,8 +47,15 @@ class FrozenModelService:
         self._config: FrozenModelConfig = runtime.config
         self.slots = {slot.name: slot for slot, _ in models}
         readiness = readiness if readiness is not None else Readiness(runtime, self.slots)
+        multiple = BatchShapes.of(self._config).multiple
         self._followers = {
-            slot.name: Follower(runtime, slot.load, model_name=slot.name, source=source, readiness=readiness)
+            slot.name: Follower(
+                runtime,
+                partial(slot.load, multiple=multiple),
+                model_name=slot.name,
+                source=source,
+                readiness=readiness,
+            )
             for slot, source in models
         }
         self.scheduler: Scheduler[Any, Any] = Scheduler(
@@ -106,7 +114,8 @@ class BatchShapes:
         """As a service's configuration asks for."""
         if not config.deterministic:
             return cls(1, False)
-        return cls(4 * torch.get_num_threads() if config.device == "cpu" else 16, True)
+        threads = config.threads or torch.get_num_threads()  # those of the compute thread, not of who asks
+        return cls(4 * threads if config.device == "cpu" else 16, True)
 
     def split(self, lengths: Sequence[int]) -> list[list[int]]:
         """Positions of the sequences that are computed in one forward: all of them, or those of one padded length."""

@@ -1,4 +1,4 @@
-"""One way to read a JSON body over HTTP: bounded in bytes, time and depth, and every refusal says what is wrong."""
+"""One way to read a body over HTTP, JSON or not: bounded in bytes, time and depth; every refusal says what is wrong."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from aiohttp import ClientError, web
 
 from trimtab.errors import Cancelled, DeadlineExceeded, InvalidRequest
 
-__all__ = ["IDLE_S", "MAX_DEPTH", "read_json"]
+__all__ = ["IDLE_S", "MAX_DEPTH", "check_json_type", "json_object", "read_body", "read_json"]
 
 IDLE_S = web.AppKey("idle_s", float)
 """Where an application says how long the body of a request may take."""
@@ -25,22 +25,23 @@ _LEAST_BYTES_PER_S = 64 * 1024
 async def read_json(request: web.Request) -> dict[str, Any]:
     """The JSON object in a request's body.
 
-    The body must have come within the `IDLE_S` seconds of the application, and a second more for each 64 KiB of it.
-    Of a key that stands twice the last one counts. A compressed body is bounded by what it unpacks to.
-
     Args:
         request: its body must not have been read.
 
     Raises:
-        InvalidRequest: the content type is none of JSON (which also keeps web pages of other origins from calling a
-            server without tokens), the body is longer than the application's `client_max_size`, is not UTF-8, not
-            JSON, has half a surrogate pair, a number that no float holds as NaN, more than `MAX_DEPTH` levels, or is
-            no object. Names the place, never the text.
-        DeadlineExceeded: it came too slowly.
-        Cancelled: it broke off.
+        TrimtabError: of `check_json_type`, `read_body` or `json_object`.
     """
-    _check_content_type(request)
-    body = await _read(request, request.app[IDLE_S])
+    check_json_type(request)
+    return json_object(await read_body(request))
+
+
+def json_object(body: bytes) -> dict[str, Any]:
+    """The JSON object that bytes spell. Of a key that stands twice the last one counts.
+
+    Raises:
+        InvalidRequest: not UTF-8, not JSON, half a surrogate pair, a number that no float holds as NaN, more than
+            `MAX_DEPTH` levels, or no object. Names the place, never the text.
+    """
     try:
         content = pydantic_core.from_json(body, allow_inf_nan=False)
     except ValueError as error:
@@ -58,7 +59,13 @@ async def read_json(request: web.Request) -> dict[str, Any]:
 _KINDS = {list: "an array", str: "a string", int: "a number", float: "a number", bool: "a boolean", type(None): "null"}
 
 
-def _check_content_type(request: web.Request) -> None:
+def check_json_type(request: web.Request) -> None:
+    """Lets bodies through that say that they are JSON.
+
+    Raises:
+        InvalidRequest: the content type is none of JSON, which also keeps web pages of other origins from calling a
+            server without tokens; or its charset is not UTF-8.
+    """
     kind = request.content_type
     if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
         raise InvalidRequest(
@@ -74,8 +81,21 @@ def _check_content_type(request: web.Request) -> None:
         )
 
 
-async def _read(request: web.Request, idle_s: float) -> bytes:
-    most = request.client_max_size
+async def read_body(request: web.Request) -> bytes:
+    """The bytes of a request's body.
+
+    They must have come within the `IDLE_S` seconds of the application, and a second more for each 64 KiB of them. A
+    compressed body is bounded by what it unpacks to.
+
+    Args:
+        request: its body must not have been read.
+
+    Raises:
+        InvalidRequest: the body is longer than the application's `client_max_size`.
+        DeadlineExceeded: it came too slowly.
+        Cancelled: it broke off.
+    """
+    most, idle_s = request.client_max_size, request.app[IDLE_S]
     _check_size(request.content_length or 0, most)
     body = bytearray()
     began = asyncio.get_running_loop().time()

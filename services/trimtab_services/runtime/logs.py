@@ -1,14 +1,16 @@
 """JSON logs on standard error: one object a line, with the request's id, caller and trace.
 
-Prompts and completions never appear unless `log.prompts` is set. That goes for the traces of faults too: an exception
-that tells of values (a ValueError of a parser, a KeyError, the ValidationError of a record) may quote a prompt, so a
-trace shows its type and place, and the message only of exceptions that tell of the process.
+Prompts and completions never appear unless `log.prompts` is set. That goes for the traces of faults too: whatever code
+raises, its own or a user's, its message may quote a prompt. So a trace shows types and places, and of an error of the
+operating system what its number means; nothing that was written into an exception.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
 import sys
 import traceback
 from datetime import UTC, datetime
@@ -19,9 +21,6 @@ from trimtab_services.runtime.config import LogConfig
 __all__ = ["configure_logs"]
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
-
-_OF_THE_PROCESS = (OSError, RuntimeError, MemoryError, ImportError, NameError, AttributeError, TypeError)
-"""Exceptions whose messages tell of memory, devices, files and types, not of the values at hand."""
 
 
 class _Formatter(logging.Formatter):
@@ -39,7 +38,7 @@ class _Formatter(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "replica": self._replica,
-            "message": record.getMessage(),
+            "message": record.getMessage() if self._with_values else _message(record),
         }
         call = current_call()
         if call is not None:
@@ -57,6 +56,12 @@ class _Formatter(logging.Formatter):
         return f"{line}\n{fields['trace']}" if "trace" in fields else line
 
 
+def _message(record: logging.LogRecord) -> str:
+    """The message; of one of asyncio's only what is not the `repr` of a callback, a task or its exception."""
+    message = record.getMessage()
+    return message.partition("\n")[0].partition(" <")[0].partition("(")[0] if record.name == "asyncio" else message
+
+
 def _trace(error: BaseException) -> str:
     """The trace of an exception and of those behind it, without messages that may quote a prompt."""
     behind = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
@@ -69,8 +74,15 @@ def _trace(error: BaseException) -> str:
 
 def _told(error: BaseException) -> str:
     name = f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins.")
-    message = str(error) if isinstance(error, _OF_THE_PROCESS) else "(log.prompts would show the message)"
-    return f"{name}: {message}"
+    return f"{name}: {_meaning(error) or '(log.prompts would show the message)'}"
+
+
+def _meaning(error: BaseException) -> str:
+    """What the number of an operating system's error means; empty for others, such as TLS with numbers of its own."""
+    if not isinstance(error, OSError) or type(error).__module__ != "builtins":
+        return ""
+    number = error.errno
+    return f"[Errno {number}] {os.strerror(number)}" if number is not None and number in errno.errorcode else ""
 
 
 class _Handler(logging.StreamHandler):

@@ -32,7 +32,11 @@ class Quota(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    requests_per_s: float | None = Field(default=None, gt=0, description="Calls a second. Unset: any number.")
+    requests_per_s: float | None = Field(
+        default=None,
+        gt=0,
+        description="Calls a second, and items of a stream beyond its first. Unset: any number.",
+    )
     tokens_per_s: float | None = Field(default=None, gt=0, description="Tokens a second. Unset: any number.")
     burst_s: float = Field(
         default=10.0, gt=0, le=86400, description="What so many seconds bring may be used at once after a pause."
@@ -78,7 +82,7 @@ class Quotas:
             self._charge("requests", caller, 1, quota.requests_per_s, quota.burst_s)
 
     def charge_tokens(self, caller: str, tokens: int) -> None:
-        """Takes tokens off a caller's quota, all or none.
+        """Takes tokens off a caller's quota, all or none; negative ones are given back.
 
         Raises:
             Overloaded: there are too few left; `retry_after_s` is when there are enough.
@@ -103,7 +107,7 @@ class Quotas:
         full_at = max(now, self._full_at.get(key, now))
         cost_s = amount / rate
         wait_s = min(full_at + cost_s - burst_s, full_at) - now
-        if wait_s > _ROUNDING_S:
+        if wait_s > _ROUNDING_S and amount > 0:
             self._refused(resource)
             raise Overloaded(
                 f"quota of {caller!r}: {amount} {resource} now would be more than {rate:g} {resource} a second with "

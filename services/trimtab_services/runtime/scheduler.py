@@ -27,6 +27,7 @@ from trimtab.errors import (
     Unavailable,
 )
 from trimtab.v1 import info_pb2
+from trimtab_services.runtime.attempts import compute_apart
 from trimtab_services.runtime.metrics import Metrics
 from trimtab_services.runtime.queue import Item, WorkQueue, level_of
 from trimtab_services.runtime.rate import Rate
@@ -93,8 +94,8 @@ class Scheduler(Generic[PayloadT, ResultT]):
 
     Args:
         compute: computes the payloads of one batch, longest first, in the compute thread; returns a result or a
-            `TrimtabError` for each. When it raises, the items are tried once more one by one, so that a bad item does
-            not fail its neighbours.
+            `TrimtabError` for each. When it raises, the items are tried again in halves, so that a bad item does not
+            fail its neighbours.
         max_batch_tokens: most tokens of a batch, padding included; a longer single item makes its own batch.
         max_queue_tokens: most tokens waiting.
         metrics: where it counts.
@@ -137,7 +138,13 @@ class Scheduler(Generic[PayloadT, ResultT]):
         self._thread.start()
 
     async def submit(
-        self, works: Sequence[Work[PayloadT]], *, priority: int, deadline: float | None, caller: str
+        self,
+        works: Sequence[Work[PayloadT]],
+        *,
+        priority: int,
+        deadline: float | None,
+        caller: str,
+        is_charged: bool = True,
     ) -> list[Done[ResultT]]:
         """Computes items, admitted all or none; cancelling it takes what still waits out of the queue.
 
@@ -145,7 +152,8 @@ class Scheduler(Generic[PayloadT, ResultT]):
             works: at least one.
             priority: a `trimtab.v1.Priority`.
             deadline: `time.monotonic()` after which the answer is worthless; None: never.
-            caller: who is charged for the work, for fairness.
+            caller: whose work it is, for fairness.
+            is_charged: whether its tokens are taken off the caller's quota.
 
         Returns:
             What became of each item, in order.
@@ -157,7 +165,7 @@ class Scheduler(Generic[PayloadT, ResultT]):
             Unavailable: the service drains.
             InternalError: computing failed, or the compute thread has ended by a fault.
         """
-        submission = self._admit(works, level_of(priority), deadline, caller)
+        submission = self._admit(works, level_of(priority), deadline, caller, is_charged)
         try:
             async with asyncio.timeout_at(
                 None if deadline is None else self._loop.time() + deadline - time.monotonic()
@@ -202,14 +210,17 @@ class Scheduler(Generic[PayloadT, ResultT]):
             self._condition.notify()
         await asyncio.to_thread(self._thread.join)
 
-    def _admit(self, works: Sequence[Work[PayloadT]], level: int, deadline: float | None, caller: str) -> _Submission:
+    def _admit(
+        self, works: Sequence[Work[PayloadT]], level: int, deadline: float | None, caller: str, is_charged: bool
+    ) -> _Submission:
         total = sum(work.tokens for work in works)
         now = time.monotonic()
         submission = _Submission(len(works), self._loop)
         with self._condition:
             try:
                 self._check_room(total, level, deadline, caller, now)
-                self._charge(caller, total)
+                if is_charged:
+                    self._charge(caller, total)
             except TrimtabError as error:
                 self._metrics.dropped_items.labels(error.reason.value.lower()).inc(len(works))
                 raise
@@ -247,10 +258,11 @@ class Scheduler(Generic[PayloadT, ResultT]):
         left = deadline - now
         if left <= 0:
             raise DeadlineExceeded("the deadline had passed on arrival", value=f"{left:.3f} s")
-        if rate is None or not (self._running or self._queue.items):
+        best = self._rate.best_tokens_per_second()  # only what is hopeless is refused
+        if best is None or not (self._running or self._queue.items):
             return  # idle: trying is the only way to learn a better rate
         running = sum(item.tokens for item in self._running)
-        needed = (running + self._queue.ahead_of(caller, level, total)) / rate
+        needed = (running + self._queue.ahead_of(caller, level, total)) / best
         if needed > left:
             raise DeadlineExceeded(
                 f"the work would take about {needed:.2f} s at the present load and its deadline is in {left:.2f} s",
@@ -323,7 +335,7 @@ class Scheduler(Generic[PayloadT, ResultT]):
 
     def _run_batch(self, batch: list[Item]) -> None:
         started = time.monotonic()
-        values = self._compute_safely(batch)
+        values = compute_apart(self._compute, batch)
         now = time.monotonic()
         seconds = now - started
         tokens = sum(item.tokens for item in batch)
@@ -344,21 +356,6 @@ class Scheduler(Generic[PayloadT, ResultT]):
             for item, value in zip(batch, values, strict=True)
         ]
         self._post(lambda: _deliver(finished))
-
-    def _compute_safely(self, batch: list[Item]) -> list[Any]:
-        try:
-            values = list(self._compute(batch[0].group, [item.payload for item in batch]))
-            if len(values) != len(batch):
-                raise InternalError(f"compute returned {len(values)} results for {len(batch)} items")
-            return values
-        except Exception as error:
-            if len(batch) > 1:
-                _log.warning("a batch failed, its items are tried one by one", exc_info=error)
-                return [self._compute_safely([item])[0] for item in batch]
-            if isinstance(error, TrimtabError):
-                return [error]
-            _log.error("computing an item failed", exc_info=error)
-            return [InternalError(f"computing failed ({type(error).__name__}); the service's log has the trace")]
 
     def _end(self, error: TrimtabError) -> None:
         """Fails what was in work and whatever still waits."""

@@ -75,6 +75,7 @@ async def compute_items(
     group: Hashable,
     priority: Priority,
     per_item_errors: bool,
+    is_charged: bool = True,
 ) -> list[Done[Any]]:
     """Prepares, schedules and awaits the items of one request.
 
@@ -85,6 +86,7 @@ async def compute_items(
         group: only items of one group share a batch.
         priority: of the request.
         per_item_errors: True leaves an item's error in its place instead of raising it.
+        is_charged: whether its tokens are taken off the caller's quota.
 
     Returns:
         What became of each item, in order.
@@ -113,6 +115,7 @@ async def compute_items(
             priority=types_pb2.Priority.Value(f"PRIORITY_{priority.value}"),
             deadline=call.deadline if call else None,
             caller=call.caller if call else "",
+            is_charged=is_charged,
         )
         found = await submitted
     _trace(call, submitted_at, found)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from trimtab.errors import NotFound, Reason, Unavailable, VersionUnavailable
+from trimtab.errors import ModelFolderError, NotFound, Reason, Unavailable, VersionUnavailable
 from trimtab.types import ServedModel, VersionRequirement
 from trimtab.v1 import info_pb2
 from trimtab_models.loading import max_sequence_tokens, vocab_size
@@ -34,7 +34,7 @@ class ServedVersion:
         served: name, version and digests, as replies carry them.
         model: in evaluation mode.
         tokenizer: of the model folder.
-        max_sequence_tokens: most tokens of one sequence.
+        max_sequence_tokens: most tokens of one sequence, padding included.
         vocab_size: every token id is below it.
         eos_token_ids: ids that end a completion, ascending.
     """
@@ -98,13 +98,17 @@ class ModelSlot:
             raise _wrong_version(requirement, version.served)
         return version
 
-    async def load(self, version: ModelVersion) -> None:
+    async def load(self, version: ModelVersion, *, multiple: int = 1) -> None:
         """Serves a version once it has passed the canary.
+
+        Args:
+            version: to serve.
+            multiple: of tokens that sequences are padded to.
 
         Raises:
             TrimtabError: it cannot be served; the one before goes on serving.
         """
-        self._current, self._tokenizer = await in_own_thread(lambda: self._prepare(version))
+        self._current, self._tokenizer = await in_own_thread(lambda: self._prepare(version, multiple))
 
     def describe(self, model: info_pb2.ModelInfo, dtype: str) -> None:
         """Fills in the model's part of GetInfo."""
@@ -120,7 +124,7 @@ class ModelSlot:
         model.max_sequence_tokens = now.max_sequence_tokens
         model.eos_token_ids.extend(now.eos_token_ids)
 
-    def _prepare(self, version: ModelVersion) -> tuple[ServedVersion, ServedTokenizer]:
+    def _prepare(self, version: ModelVersion, multiple: int) -> tuple[ServedVersion, ServedTokenizer]:
         tokenizer = tokenizer_of(version, self._tokenizer)
         model = self._current.model if version.same_weights and self._current else self._load_model(version.folder())
         prepared = ServedVersion(
@@ -133,12 +137,30 @@ class ModelSlot:
             ),
             model=model,
             tokenizer=tokenizer.tokenizer,
-            max_sequence_tokens=max_sequence_tokens(model),
+            max_sequence_tokens=_longest_padded(max_sequence_tokens(model, tokenizer.tokenizer), multiple),
             vocab_size=vocab_size(model),
             eos_token_ids=eos_token_ids(tokenizer.tokenizer, model.config, getattr(model, "generation_config", None)),
         )
         self._canary(prepared)
         return prepared, tokenizer
+
+
+def _longest_padded(context: int, multiple: int) -> int:
+    """Most tokens that still fit the model's context once they are padded: a table of positions ends there.
+
+    Raises:
+        ModelFolderError: none do.
+    """
+    longest = context - context % multiple
+    if not longest:
+        raise ModelFolderError(
+            f"max_sequence_tokens: the model's context is {context} tokens, and sequences are padded to multiples of "
+            f"{multiple}; fewer `threads`, or no `deterministic`, lets it be served",
+            field="max_sequence_tokens",
+            value=context,
+            limit=multiple,
+        )
+    return longest
 
 
 def _wrong_version(requirement: VersionRequirement, served: ServedModel) -> VersionUnavailable:

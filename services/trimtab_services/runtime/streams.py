@@ -4,14 +4,33 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from itertools import count
 from typing import TypeVar
 
-from trimtab_services.runtime.calls import limit_call
+from trimtab_services.runtime.calls import current_call, limit_call
 
-__all__ = ["answer_stream"]
+__all__ = ["answer_stream", "charge_later_items"]
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
+
+
+def charge_later_items(charge: Callable[[str], None]) -> Callable[[], None]:
+    """What to call for each item of one stream: it takes all but the first off the caller's quota as a request each.
+
+    The first is paid for by the call itself.
+
+    Args:
+        charge: takes one request off the quota of a caller; raises where there is none left.
+    """
+    items = count()
+
+    def charge_item() -> None:
+        call = current_call()
+        if next(items) and call is not None:
+            charge(call.caller)
+
+    return charge_item
 
 
 async def answer_stream(

@@ -25,7 +25,7 @@ def sequences(tokens: int, count: int = 1, priority: int = 1) -> list[SequenceRe
     return [SequenceRequest(0, (5, 6, 7 + i), sampling, seed=i, priority=priority) for i in range(count)]
 
 
-def anything(engine: Engine) -> None:
+def anything(version: int) -> None:
     """Every version will do."""
 
 
@@ -75,7 +75,7 @@ def test_a_caller_that_goes_away_while_it_is_admitted_leaves_nothing(llama_folde
     async def body(bench: Bench) -> None:
         entered, go_on = threading.Event(), threading.Event()
 
-        def hold(engine: Engine) -> None:
+        def hold(engine_or_version: object) -> None:
             entered.set()
             assert go_on.wait(10)
 

@@ -430,3 +430,13 @@ def test_errors_are_counted_as_errors(server: RunningServer, web: httpx.Client) 
     text = httpx.get(server.metrics_url).text
     line = next(one for one in text.splitlines() if "INVALID_ARGUMENT" in one and "/v1/completions" in one)
     assert float(line.rsplit(" ", 1)[1]) >= 1
+
+
+@pytest.mark.parametrize(
+    "body", [{"prompt": "a", "n": 2_000_000_000, "stream": True}, {"prompt": ["a"] * 200_000}], ids=["n", "prompts"]
+)
+def test_too_many_completions_are_refused_before_anything_is_made(web: httpx.Client, body: dict[str, Any]) -> None:
+    began = time.monotonic()
+    response = web.post("/v1/completions", json=body)
+    assert response.status_code == 400 and response.json()["error"]["param"] == "prompt"
+    assert time.monotonic() - began < 3

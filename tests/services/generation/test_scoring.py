@@ -76,7 +76,7 @@ def test_sampling_goes_on_between_the_pieces(llama_folder: Path) -> None:
     async def body(bench: Bench) -> None:
         finished: asyncio.Queue[FinishedSequence] = asyncio.Queue()
         sampling = SamplingParams(max_new_tokens=250, ignore_eos=True)
-        await bench.host.submit([SequenceRequest(0, (5, 6), sampling)], finished.put_nowait, lambda engine: None)
+        await bench.host.submit([SequenceRequest(0, (5, 6), sampling)], finished.put_nowait, lambda version: None)
         while bench.host.load.computed_decode_tokens == 0:
             await asyncio.sleep(0.001)
         before = bench.host.load.computed_decode_tokens
@@ -131,7 +131,7 @@ def test_tokens_are_told_as_they_are_sampled_and_before_the_sequence(llama_folde
         work = [
             SequenceRequest(0, (5, 6), SamplingParams(max_new_tokens=n, ignore_eos=True), seed=n) for n in (5, 9, 30)
         ]
-        ids = await bench.host.submit(work, events.put_nowait, lambda engine: None, None, events.put_nowait)
+        ids = await bench.host.submit(work, events.put_nowait, lambda version: None, None, events.put_nowait)
         told: dict[int, list[SampledToken]] = {name: [] for name in ids}
         while ids:
             event = await events.get()
@@ -154,7 +154,7 @@ def test_each_token_names_the_version_that_sampled_it(llama_folder: Path) -> Non
         work = [SequenceRequest(0, (5, 6), SamplingParams(max_new_tokens=250, ignore_eos=True))]
         tensors = {name: t + 0.05 for name, t in named_parameter_tensors(load_policy(llama_folder)).items()}
         await bench.host.stage(2, lambda: tensors)
-        await bench.host.submit(work, events.put_nowait, lambda engine: None, None, events.put_nowait)
+        await bench.host.submit(work, events.put_nowait, lambda version: None, None, events.put_nowait)
         told = [await events.get()]
         await bench.host.call(_swap)
         while not isinstance(told[-1], FinishedSequence):

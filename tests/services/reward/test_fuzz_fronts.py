@@ -11,10 +11,11 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,9 @@ from trimtab_services.reward.fronts.inference import open_inference_pb2 as pb
 MEBIBYTE = 1024 * 1024
 MARGIN_BYTES = 150 * MEBIBYTE
 """What a server may hold more after all of it than before: freed pages that the allocator keeps."""
+
+LONGEST_WAIT_S = 3.0
+"""What an answer to /health may take while all of this goes on, on a machine that is busy with it."""
 
 FUZZ = settings(
     max_examples=60,
@@ -64,6 +68,7 @@ class Fuzzed:
     http: str
     rewards: list[float]
     memory: int
+    waits: list[float] = field(default_factory=list)
 
     def score(self) -> list[float]:
         items = (ScoreItem(prompt="the dog", completion="sleeps"), ScoreItem(token_ids=(7,)))
@@ -74,6 +79,17 @@ class Fuzzed:
         """It lives, and answers as before."""
         assert self.process.poll() is None, f"the server has ended with {self.process.returncode}"
         assert self.score() == self.rewards
+
+    def watch_health(self, until: threading.Event) -> None:
+        """Notes how long every answer to /health took; endless where there was none."""
+        with httpx.Client(base_url=self.http, timeout=60) as http:
+            while not until.wait(0.05):
+                began = time.monotonic()
+                try:
+                    healthy = http.get("/health").status_code == 200
+                except httpx.HTTPError:
+                    healthy = False
+                self.waits.append(time.monotonic() - began if healthy else float("inf"))
 
 
 def resident(pid: int) -> int:
@@ -112,7 +128,14 @@ def fuzzed(reward_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
         for _ in range(20):  # buffers of the libraries reach their size
             server.rewards = server.score()
         server.memory = resident(process.pid)
-        yield server
+        over = threading.Event()
+        watching = threading.Thread(target=server.watch_health, args=(over,))
+        watching.start()
+        try:
+            yield server
+        finally:
+            over.set()
+            watching.join(90)
         faults = [line for line in (folder / "log").read_text().splitlines() if "fault while serving" in line]
         assert not faults, faults[0]  # what is none of our errors, with its trace
     finally:
@@ -231,6 +254,54 @@ def test_lengths_at_and_beyond_the_limit(fuzzed: Fuzzed, length: int) -> None:
         assert answer.json()["reason"] == "SEQUENCE_TOO_LONG"
 
 
+DIGITS = ["0" * 5000, "9" * 5000, "1" + "0" * 5000, "-" + "9" * 5000]
+
+
+@pytest.mark.parametrize("digits", DIGITS, ids=range(len(DIGITS)))
+def test_numbers_of_thousands_of_digits(fuzzed: Fuzzed, digits: str) -> None:
+    body = b'{"inputs": []}'
+    raw = b'{"items": [{"token_ids": [%s]}], "version": {"exactly": %s}, "inputs": [{"shape": [%s]}]}'
+    answers = [
+        post(fuzzed, "/v2/models/reward/infer", body, **{"Inference-Header-Content-Length": digits}),
+        post(fuzzed, f"/v2/models/reward/versions/{digits}/infer", body),
+        httpx.get(f"{fuzzed.http}/v2/models/reward/versions/{digits}/ready", timeout=60),
+        *(post(fuzzed, route, raw.replace(b"%s", digits.encode())) for route in ROUTES),
+    ]
+    for answer in answers:
+        assert answer.status_code == 400
+        check_typed(answer)
+
+
+LARGE_TEXTS = {
+    "letters": "x" * 10_000_000,
+    "words": "quick brown " * 20_000,
+    "spaces": " " * 200_000,
+    "control tokens": "<|end|>" * 30_000,
+    "dogs": "\N{DOG FACE}" * 100_000,
+}
+
+
+@pytest.mark.parametrize("side", ["NONE", "LEFT"])
+@pytest.mark.parametrize("text", LARGE_TEXTS.values(), ids=LARGE_TEXTS)
+def test_large_texts(fuzzed: Fuzzed, text: str, side: str) -> None:
+    turns = [{"role": "user", "content": text}, {"role": "assistant", "content": "y"}]
+    tensor = {"name": "text", "datatype": "BYTES", "shape": [1], "data": [text]}
+    asked: list[tuple[str, dict[str, Any]]] = [
+        ("/v1/score", {"items": [{"prompt": text, "completion": text}], "truncation": side}),
+        ("/v1/score", {"items": [{"messages": turns}], "truncation": side}),
+        ("/v1/rank", {"prompt": text, "answers": ["x", text], "truncation": side}),
+        ("/get_reward", {"query": [text], "truncation": side}),
+        ("/v2/models/reward/infer", {"inputs": [tensor], "parameters": {"truncation": side}}),
+    ]
+    for route, body in asked:
+        answer = post(fuzzed, route, json.dumps(body).encode())
+        check_typed(answer)
+        may_pass = side == "LEFT" and len(text) <= 256 * 1024
+        assert (answer.status_code == 200) is may_pass, answer.text
+        assert may_pass or answer.json()["reason"] == "SEQUENCE_TOO_LONG"
+    fuzzed.check()
+
+
 def test_half_a_request_and_a_hang_up(fuzzed: Fuzzed) -> None:
     host, port = fuzzed.http.removeprefix("http://").rsplit(":", 1)
     for route in ROUTES:
@@ -276,9 +347,9 @@ TENSOR = st.builds(
 INFER = st.builds(
     pb.ModelInferRequest,
     model_name=st.sampled_from(["reward", "", "x"]),
-    model_version=st.sampled_from(["", "0", "-1", "9" * 30, "\u0663", "x"]),
+    model_version=st.sampled_from(["", "0", "-1", "9" * 30, "\u0663", "x", *DIGITS]),
     id=st.text(max_size=5),
-    inputs=st.lists(TENSOR, max_size=3),
+    inputs=st.lists(TENSOR, max_size=3) | TENSOR.map(lambda tensor: [tensor] * 50),
     outputs=st.lists(
         st.builds(pb.ModelInferRequest.InferRequestedOutputTensor, name=st.sampled_from(["reward", "x"])), max_size=2
     ),
@@ -353,6 +424,16 @@ def test_messages_and_random_bytes_over_grpc(fuzzed: Fuzzed) -> None:
     fuzzed.check()
 
 
+@pytest.mark.parametrize("shape", [[1] * 9, [1] * 300_000, [2] * 300_000, [1, *[2**62] * 100_000]], ids=range(4))
+@pytest.mark.parametrize("raw", [b"", b"\x01\x00\x00\x00x"], ids=["typed", "raw"])
+def test_tensors_of_many_dimensions(fuzzed: Fuzzed, shape: list[int], raw: bytes) -> None:
+    tensor = pb.ModelInferRequest.InferInputTensor(name="text", datatype="BYTES", shape=shape)
+    request = pb.ModelInferRequest(model_name="reward", inputs=[tensor], raw_input_contents=[raw] if raw else [])
+    with grpc.insecure_channel(fuzzed.grpc) as channel, pytest.raises(grpc.RpcError) as caught:
+        channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")(request.SerializeToString(), timeout=60)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT, caught.value.details()
+
+
 def test_raw_bytes_on_the_ports(fuzzed: Fuzzed) -> None:
     hello = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
     settings_frame = struct.pack(">I", 0)[1:] + b"\x04\x00\x00\x00\x00\x00"
@@ -388,3 +469,4 @@ def test_it_answers_as_before_and_holds_no_more_memory(fuzzed: Fuzzed) -> None:
     assert grown < MARGIN_BYTES, f"{grown / MEBIBYTE:.0f} MiB more than before"
     with httpx.Client(base_url=fuzzed.http, timeout=30) as http:
         assert http.post("/v1/score", json={"items": [ITEM]}).status_code == 200
+    assert max(fuzzed.waits, default=float("inf")) < LONGEST_WAIT_S, sorted(fuzzed.waits)[-10:]

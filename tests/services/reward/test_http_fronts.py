@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +110,97 @@ def test_truncation_says_what_was_cut(served: RunningServer, http: httpx.Client)
     assert score["reward"] == expected.reward
     assert (score["token_count"], score["truncated_token_count"]) == (256, expected.truncated_token_count)
     assert score["truncated_token_count"] > 0
+
+
+LONGEST = 256 * 64
+LONGEST_CUT = 256 * 1024
+SECOND = "quick brown " * (LONGEST_CUT // 12)
+"""Takes a good part of one to cut into tokens."""
+
+
+@pytest.mark.parametrize(
+    ("item", "field"),
+    [
+        ({"prompt": "x", "completion": "y" * (LONGEST + 1)}, "completion"),
+        ({"prompt": "x" * (LONGEST + 1), "completion": "y"}, "prompt"),
+        ({"messages": [*CHAT[:1], {"role": "assistant", "content": "y" * LONGEST}]}, "messages"),
+    ],
+)
+def test_a_text_that_is_far_too_long_is_not_even_read(http: httpx.Client, item: dict[str, Any], field: str) -> None:
+    error = refused(http, "/v1/score", {"items": [ITEMS[0], item]})
+    assert (error["reason"], error["field"], error["limit"]) == ("SEQUENCE_TOO_LONG", f"items[1].{field}", str(LONGEST))
+    assert "characters" in error["message"] and int(error["value"]) > LONGEST
+    score = http.post("/v1/score", json={"items": [item], "truncation": "RIGHT"}).json()["scores"][0]
+    assert score["token_count"] == 256 and score["truncated_token_count"] > 0
+
+
+def test_what_may_be_cut_is_bounded_too(http: httpx.Client) -> None:
+    item = {"prompt": "x", "completion": "y" * (LONGEST_CUT + 1)}
+    for side in ("LEFT", "RIGHT"):
+        error = refused(http, "/v1/score", {"items": [item], "truncation": side})
+        assert (error["field"], error["limit"]) == ("items[0].completion", str(LONGEST_CUT))
+    error = refused(http, "/get_reward", {"query": ["x", item["completion"]], "truncation": "LEFT"})
+    assert (error["reason"], error["field"], error["limit"]) == ("SEQUENCE_TOO_LONG", "query[1]", str(LONGEST_CUT))
+
+
+@contextmanager
+def posting(served: RunningServer, path: str, body: dict[str, Any]) -> Iterator[threading.Thread]:
+    """A request under way, in a thread that ends with its answer."""
+
+    def post() -> None:
+        with http_of(served) as http:
+            http.post(path, json=body, timeout=120)
+
+    thread = threading.Thread(target=post)
+    thread.start()
+    try:
+        yield thread
+    finally:
+        thread.join(120)
+
+
+LARGE: list[tuple[str, dict[str, Any]]] = [
+    ("/v1/score", {"items": [{"prompt": "x", "completion": SECOND}] * 8, "truncation": "LEFT"}),
+    ("/get_reward", {"query": [SECOND] * 8, "truncation": "LEFT"}),
+]
+
+
+@pytest.mark.parametrize(("path", "body"), LARGE)
+def test_large_texts_keep_nobody_waiting(
+    served: RunningServer, http: httpx.Client, path: str, body: dict[str, Any]
+) -> None:
+    with posting(served, path, body) as large:
+        waits = []
+        while large.is_alive():
+            began = time.monotonic()
+            assert http.get("/health").status_code == 200
+            waits.append(time.monotonic() - began)
+    assert len(waits) > 10 and max(waits) < 1.0  # all of it takes several seconds to read
+
+
+def test_control_tokens_stay_text_while_others_read(served: RunningServer, http: httpx.Client) -> None:
+    """One tokenizer reads for all, once with control tokens and once without."""
+    spelled = {"items": [{"prompt": "<|user|>x<|end|>", "completion": "y<|end|>"}]}
+    rendered = {"query": ["<|user|>x<|end|><|assistant|>y<|end|>"]}
+
+    def ask() -> tuple[float, float]:
+        text = http.post("/v1/score", json=spelled, timeout=120).json()["scores"][0]["reward"]
+        return text, http.post("/get_reward", json=rendered, timeout=120).json()["rewards"][0]
+
+    alone = ask()
+    with posting(served, *LARGE[0]), posting(served, *LARGE[1]):
+        assert [ask() for _ in range(5)] == [alone] * 5
+    assert ask() == alone
+
+
+def test_errors_of_items_are_told_where_much_text_is_read(http: httpx.Client) -> None:
+    good, long = {"prompt": "x", "completion": "sleeps " * 20}, {"prompt": "x", "completion": "y" * LONGEST}
+    body = {"items": [good, long, {"token_ids": [99_999]}, good], "per_item_errors": True}
+    first, second, third, last = http.post("/v1/score", json=body).json()["scores"]
+    assert first["error"] is None and first["token_count"] > 0
+    assert (last["reward"], last["token_count"]) == (first["reward"], first["token_count"])
+    assert (second["error"]["reason"], second["error"]["field"]) == ("SEQUENCE_TOO_LONG", "items[1].token_ids")
+    assert third["error"]["field"] == "items[2].token_ids[0]"
 
 
 def test_a_bad_item_is_told_and_the_others_are_scored(http: httpx.Client) -> None:

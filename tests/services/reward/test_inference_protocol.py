@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import socket
 import struct
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -185,7 +187,7 @@ def test_what_is_wrong_is_named(http: httpx.Client, body: Any, field: str) -> No
     assert answer.json()["field"] == field and answer.json()["error"].startswith(f"{field}: ")
 
 
-@pytest.mark.parametrize("length", ["-1", "x", "1e3", "999999", "9" * 5000, ""])
+@pytest.mark.parametrize("length", ["-1", "x", "1e3", "999999", "9" * 5000, "0" * 5000, ""])
 def test_a_wrong_length_of_the_header_is_refused(http: httpx.Client, length: str) -> None:
     answer = http.post(INFER, content=b"{}", headers={LENGTH: length})
     assert answer.status_code == 400, answer.text
@@ -215,6 +217,45 @@ def test_metadata_and_health(http: httpx.Client) -> None:
     assert http.get("/v2/models/reward/ready").json()["ready"] is True
     assert http.get("/v2/models/nobody/ready").status_code == 404
     assert http.get("/v2/models/reward/versions/8/ready").status_code == 404
+
+
+@pytest.mark.parametrize("version", ["0" * 5000, "9" * 5000, "9" * 20, str(2**63), "\N{ARABIC-INDIC DIGIT THREE}"])
+def test_a_version_of_any_length_is_read_or_refused(http: httpx.Client, stub: Any, version: str) -> None:
+    for answer in (
+        http.get(f"/v2/models/reward/versions/{version}"),
+        http.post(f"/v2/models/reward/versions/{version}/infer", json={"inputs": ONE}),
+    ):
+        assert (answer.status_code, answer.json()["field"]) == (400, "version"), answer.text
+    request = message(ONE)
+    request.model_version = version
+    assert failed(stub, request).field == "version"
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""])
+def test_what_a_page_of_another_origin_can_send_is_refused(http: httpx.Client, kind: str) -> None:
+    headers = {"content-type": kind} if kind else {"origin": "https://elsewhere.example"}
+    answer = http.post(INFER, content=json.dumps({"inputs": ONE}), headers=headers)
+    assert answer.status_code == 400 and answer.json()["field"] == "content-type", answer.text
+
+
+@pytest.mark.parametrize(
+    "kind", ["application/octet-stream", "application/json", "application/json; charset=utf-8", ""]
+)
+@pytest.mark.parametrize("has_length", [True, False])
+def test_what_clients_of_the_protocol_send_is_read(http: httpx.Client, kind: str, has_length: bool) -> None:
+    content = json.dumps({"inputs": ONE}).encode()
+    headers = ({"content-type": kind} if kind else {}) | ({LENGTH: str(len(content))} if has_length else {})
+    assert outputs(http.post(INFER, content=content, headers=headers))["reward"]["shape"] == [1]
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(reward_folder: Path) -> None:
+    with running("reward", model_folder=reward_folder, http_idle_s=0.5) as server:
+        runtime = server.server.runtime
+        address = ("127.0.0.1", runtime.ports.http)
+        with socket.create_connection(address, timeout=30) as connection:
+            connection.sendall(f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: 500\r\n\r\n{{".encode())
+            answer = connection.recv(65536)
+    assert answer.startswith(b"HTTP/1.1 504") and b"DEADLINE_EXCEEDED" in answer and b"http_idle_s" in answer
 
 
 def message(inputs: Sequence[dict[str, Any]], **fields: Any) -> pb.ModelInferRequest:
@@ -299,6 +340,32 @@ def test_grpc_raw_texts_are_checked(stub: Any, raw: bytes, field: str) -> None:
     request = pb.ModelInferRequest(model_name="reward", raw_input_contents=[raw])
     request.inputs.add(name="text", datatype="BYTES", shape=[1])
     assert failed(stub, request).field == field
+
+
+@pytest.mark.parametrize("is_raw", [False, True])
+@pytest.mark.parametrize(
+    ("shape", "limit"),
+    [([2**62] * 300_000, "8"), ([1] * 9, "8"), ([1, *[2**62] * 7], str(2**31 - 1)), ([1, 2**31], str(2**31 - 1))],
+    ids=["long", "nine", "large", "wide"],
+)
+def test_grpc_shapes_are_bounded(stub: Any, shape: list[int], limit: str, is_raw: bool) -> None:
+    request = message([{**texts("text", ["x"]), "shape": shape}])
+    if is_raw:
+        request.inputs[0].ClearField("contents")
+        request.raw_input_contents.append(texts_as_bytes(["x"]))
+    began = time.monotonic()
+    error = failed(stub, request)
+    assert (error.field, error.limit) == ("text", limit)
+    assert time.monotonic() - began < 5  # to multiply that many dimensions takes minutes
+
+
+def test_grpc_tensors_are_counted_before_they_are_read(stub: Any) -> None:
+    request = message(ONE * 5)
+    assert (failed(stub, request).field, failed(stub, request).value) == ("inputs", "10")
+    request = message(ONE)
+    for _ in range(9):
+        request.outputs.add(name="reward")
+    assert failed(stub, request).field == "outputs"
 
 
 def test_grpc_metadata_and_health(stub: Any) -> None:

@@ -8,7 +8,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
+from processes import serving
 from running import FREE_PORTS, RunningServer, client, running
 from tiny_models import make_tokenizer
 from trimtab import Client
@@ -38,11 +40,13 @@ from trimtab.errors import (
     InvalidRequest,
     ModelFolderError,
     NotFound,
+    Overloaded,
+    Reason,
     TrimtabError,
     Unavailable,
     VersionUnavailable,
 )
-from trimtab.types import ChatMessage, RankRequest, ScoreItem, ScoreRequest, VersionRequirement
+from trimtab.types import ChatMessage, RankRequest, ScoreItem, ScoreRequest, ServiceState, VersionRequirement
 from trimtab_models.loading import load_classifier, reward_model_from_policy, save_model
 from trimtab_models.tokenizer import load_tokenizer
 
@@ -74,7 +78,22 @@ def strange(prompts, completions):
     return ["one"] * len(prompts)
 
 def infinite(prompts, completions):
-    return [float("inf")] * len(prompts)
+    return [1e300] * len(prompts)
+
+def each_hangs(prompts, completions):
+    if len(prompts) > 1:
+        raise ValueError("no")
+    time.sleep(60)
+"""
+
+HEAVY = """
+import time
+time.sleep(1.5)
+
+def hangs_on_request(prompts, completions):
+    if "hang" in completions:
+        time.sleep(60)
+    return [1.0] * len(prompts)
 """
 
 
@@ -84,6 +103,7 @@ class Remote(ThreadingHTTPServer):
     def __init__(self) -> None:
         self.asked: list[dict[str, Any]] = []
         self.status, self.delay_s = 200, 0.0
+        self.padding, self.piece, self.pause_s = b"", 1 << 20, 0.0
         super().__init__(("127.0.0.1", 0), _Handler)
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -98,10 +118,13 @@ class _Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         server.asked.append(body)
         time.sleep(server.delay_s)
-        content = json.dumps({"rewards": [float(len(query)) for query in body["query"]]}).encode()
+        content = json.dumps({"rewards": [float(len(query)) for query in body["query"]]}).encode() + server.padding
         self.send_response(server.status)
         self.end_headers()
-        self.wfile.write(content)
+        with suppress(OSError):
+            for piece in (content[at : at + server.piece] for at in range(0, len(content), server.piece)):
+                self.wfile.write(piece)
+                time.sleep(server.pause_s)
 
     def log_message(self, format: str, *args: object) -> None:
         pass
@@ -131,9 +154,10 @@ def server(
 ) -> Iterator[RunningServer]:
     directory = tmp_path_factory.mktemp("functions")
     (directory / "my_rewards.py").write_text(FUNCTIONS)
+    (directory / "heavy_rewards.py").write_text(HEAVY)
 
-    def function(name: str, **settings: Any) -> dict[str, Any]:
-        return {"kind": "function", "function": f"my_rewards:{name}", "directory": str(directory), **settings}
+    def function(name: str, module: str = "my_rewards", **settings: Any) -> dict[str, Any]:
+        return {"kind": "function", "function": f"{module}:{name}", "directory": str(directory), **settings}
 
     declared: dict[str, Any] = {
         **{name: {"kind": "model", "model_folder": str(folder)} for name, folder in folders.items()},
@@ -149,6 +173,8 @@ def server(
         "deadly": function("deadly"),
         "strange": function("strange"),
         "infinite": function("infinite"),
+        "each_hangs": function("each_hangs", timeout_s=1.0),
+        "heavy": function("hangs_on_request", "heavy_rewards", timeout_s=0.5),
         "remote": {"kind": "remote", "url": remote.url, "timeout_s": 1.0},
         "nobody": {"kind": "remote", "url": "http://127.0.0.1:9/get_reward"},
     }
@@ -170,7 +196,7 @@ def test_models_have_names_and_the_first_is_the_default(rewards: Client, folders
     found = {name: score(rewards, name) for name in "abc"}
     assert score(rewards, "") == found["a"] != found["b"] != found["c"]
     info = {model.served.name: model for model in rewards.info().models}
-    assert len(info) == 17 and info["b"].architecture == "LlamaForSequenceClassification"
+    assert len(info) == 19 and info["b"].architecture == "LlamaForSequenceClassification"
     assert info["mean"].architecture == "ensemble: mean of a, b, c"
     with pytest.raises(NotFound, match="model: 'd' is not served; served are 'a', 'b'"):
         score(rewards, "d")
@@ -228,9 +254,49 @@ def test_what_a_function_does_wrong_stays_its_own(rewards: Client) -> None:
         score(rewards, "deadly")
     with pytest.raises(InternalError, match="the reward is a str; it must be a number"):
         score(rewards, "strange")
-    with pytest.raises(InternalError, match="the score is inf; scores must be finite"):
+    with pytest.raises(InternalError, match=r"the score is 1e\+300; scores must be finite"):
         score(rewards, "infinite")
     assert score(rewards, "length")[0] == pytest.approx(0.7) and score(rewards, "a") == score(rewards, "")
+
+
+def test_a_function_that_was_ended_imports_again_within_the_time_of_imports(rewards: Client) -> None:
+    assert score(rewards, "heavy") == [1.0] * len(PAIRS)
+    with pytest.raises(DeadlineExceeded):
+        score(rewards, "heavy", items=(ScoreItem(prompt="x", completion="hang"),))
+    assert score(rewards, "heavy") == [1.0] * len(PAIRS)
+
+
+def test_items_that_hang_one_by_one_do_not_hold_up_their_neighbours(rewards: Client) -> None:
+    began = time.monotonic()
+    result = rewards.score(ScoreRequest(items=2 * ITEMS, model="each_hangs", per_item_errors=True))
+    assert all(isinstance(one.error, DeadlineExceeded) for one in result.scores)
+    assert time.monotonic() - began < 5  # eight times a second, one after the other, before
+
+
+def test_a_remote_reward_has_one_limit_for_all_of_its_answer(rewards: Client, remote: Remote) -> None:
+    remote.piece, remote.pause_s = 1, 0.3
+    began = time.monotonic()
+    with pytest.raises(DeadlineExceeded, match="did not answer within 1 s"):
+        score(rewards, "remote")
+    assert time.monotonic() - began < 4
+    remote.piece, remote.pause_s, remote.padding = 1 << 20, 0.0, b" " * (1 << 20)
+    with pytest.raises(InternalError, match="answered more than 81920 bytes"):
+        score(rewards, "remote")
+    remote.padding, remote.status = b"", 404
+    with pytest.raises(InternalError, match="answered 404"):
+        score(rewards, "remote")
+    remote.status = 422
+    with pytest.raises(InvalidRequest, match="refused the items: 422"):
+        score(rewards, "remote")
+    remote.status = 200
+
+
+def test_a_formula_refuses_what_it_cannot_know(rewards: Client) -> None:
+    result = rewards.score(
+        ScoreRequest(items=(*ITEMS[:1], ScoreItem(token_ids=(5, 6, 7))), model="broken", per_item_errors=True)
+    )
+    assert result.scores[0].error is None and result.scores[1].error is not None
+    assert "reads completion_characters, which is known of" in result.scores[1].error.message
 
 
 def test_a_remote_reward_speaks_openrlhf(rewards: Client, remote: Remote) -> None:
@@ -252,6 +318,52 @@ def test_a_remote_reward_speaks_openrlhf(rewards: Client, remote: Remote) -> Non
 def test_rank_works_with_every_kind(rewards: Client) -> None:
     result = rewards.rank(RankRequest(prompt="x", answers=("yy", "yyyy", "y"), model="length"))
     assert result.order == (1, 0, 2)
+
+
+def test_an_ensemble_is_charged_once_and_other_code_by_characters(folders: dict[str, Path], remote: Remote) -> None:
+    declared: dict[str, Any] = {name: {"kind": "model", "model_folder": str(folders[name])} for name in "ab"}
+    declared["both"] = {"kind": "ensemble", "members": ["a", "b"]}
+    declared["remote"] = {"kind": "remote", "url": remote.url}
+    item = (ScoreItem(token_ids=(5,) * 13),)
+    quota = {"tokens_per_s": 0.001, "burst_s": 20_000}
+    with running("reward", models=declared, quota=quota) as server, client(server) as rewards:
+        assert len(score(rewards, "both", items=item)) == 1
+        with pytest.raises(Overloaded, match="quota of '127.0.0.1': 13 tokens now would be more") as refused:
+            rewards.score(ScoreRequest(items=item, model="a"), timeout_s=2)
+        assert refused.value.reason is Reason.QUOTA_EXCEEDED
+        assert score(rewards, "remote", items=(ScoreItem(prompt="1234", completion="5678"),)) == [8.0]
+        with pytest.raises(Overloaded, match="25 tokens now"):
+            rewards.score(ScoreRequest(items=(ScoreItem(prompt="x" * 50, completion="y" * 50),), model="remote"))
+
+
+def test_a_function_ends_with_its_service(tmp_path: Path) -> None:
+    (tmp_path / "endless.py").write_text(
+        "import os, pathlib, time\n"
+        f"def f(prompts, completions):\n    pathlib.Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid()))\n"
+        "    time.sleep(600)\n"
+    )
+    declared = {"f": {"kind": "function", "function": "endless:f", "directory": str(tmp_path), "timeout_s": 600}}
+    with serving("reward", tmp_path / "service", models=declared) as service, service.client() as rewards:
+        until(lambda: rewards.info().state is ServiceState.SERVING)
+        asking = threading.Thread(target=lambda: suppressed(lambda: score(rewards, "f")))
+        asking.start()
+        until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text() != "")
+        pid = int((tmp_path / "pid").read_text())
+        service.kill()
+        until(lambda: not Path(f"/proc/{pid}").exists() or "State:\tZ" in Path(f"/proc/{pid}/status").read_text())
+        asking.join()
+
+
+def suppressed(work: Callable[[], object]) -> None:
+    with suppress(TrimtabError):
+        work()
+
+
+def until(condition: Callable[[], bool], *, within_s: float = 30.0) -> None:
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_a_function_that_is_not_there_ends_the_start(tmp_path: Path) -> None:

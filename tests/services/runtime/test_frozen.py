@@ -86,9 +86,9 @@ class Bench:
         if is_reward:
             hosted = HostedModel(self.slot, scheduler, logit=0)
             models = RewardModels([hosted], max_items=config.max_items_per_request, metrics=self.runtime.metrics)
-            self.servicer: Any = RewardServicer(config, models)
+            self.servicer: Any = RewardServicer(config, models, charge=lambda caller: None)
         else:
-            self.servicer = ReferenceServicer(config, self.slot, scheduler)
+            self.servicer = ReferenceServicer(config, self.slot, scheduler, charge=lambda caller: None)
         self.computed, self.go_on = threading.Event(), threading.Event()
         self.go_on.set()
 

@@ -225,3 +225,13 @@ def test_over_http_it_is_a_429_with_retry_after(tmp_path: Path) -> None:
 def test_labels_of_callers_are_bounded() -> None:
     names = CallerNames(most=2)
     assert [names.label(name) for name in ("a", "b", "c", "a", "")] == ["a", "b", "other", "a", "unidentified"]
+
+
+def test_what_is_given_back_can_be_used_again() -> None:
+    quota = Quota(tokens_per_s=1, burst_s=10)
+    quotas = Quotas(quota, own=lambda caller: None, refused=lambda resource: None, clock=float)
+    quotas.charge_tokens("a", 100)  # the whole bucket and more: a debt
+    quotas.charge_tokens("a", -100)
+    quotas.charge_tokens("a", 10)
+    with pytest.raises(Overloaded):
+        quotas.charge_tokens("a", 1)

@@ -164,8 +164,15 @@ def test_more_than_the_whole_queue_is_the_callers_mistake():
 
 def test_work_that_cannot_meet_its_deadline_is_refused_at_once():
     async def body(bench: Bench) -> None:
+        bench.seconds = 0.5
+        await bench.submit("cold", 100)
         bench.seconds = 0.1
-        await bench.submit("warm", 100)  # 1,000 tokens a second
+        await bench.hold()
+        waiting = bench.submit("w", 100, count=5)
+        await asyncio.sleep(0.01)
+        hopeful = bench.submit("one batch says little", 100, deadline_s=2)
+        bench.gate.set()
+        await asyncio.gather(waiting, hopeful)  # 1,000 tokens a second
         await bench.hold()
         waiting = bench.submit("w", 100, count=5)
         await asyncio.sleep(0.01)

@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, aclosing, contextmanager
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
@@ -82,9 +83,9 @@ def score(
     """Score the rows of FILE, JSON lines (`.gz` too; `-` is standard input), and write them with their rewards.
 
     A row has prompt and completion, or messages: it gets `reward`. With prompt, chosen and rejected it gets
-    `reward_chosen` and `reward_rejected`; with prompt and answers, `rewards`. All get `reward_version`; other fields
-    are kept, and so is the order. With --resume an interrupted --output is completed; it is then equal byte for byte to
-    one that was never interrupted, where the service is `deterministic`.
+    `reward_chosen` and `reward_rejected`; with prompt and answers, `rewards`. All get `reward_model` and
+    `reward_version`; other fields are kept, and so is the order. With --resume an interrupted --output is completed; it
+    is then equal byte for byte to one that was never interrupted, where the service is `deterministic`.
     """
     options = RequestOptions(
         model=model,
@@ -105,7 +106,7 @@ def score(
         else:
             raise click.UsageError("give FILE, or --prompt with --completion")
         if output is not None:
-            _skip_written(output, rows, name)
+            options = replace(options, written_by=_skip_written(output, rows, name))
         out = stack.enter_context(output.open("a", encoding="utf-8")) if output is not None else None
         progress = stack.enter_context(_progress(byte_count, out))
         writer = _Writer(name, out, progress, fails=on_error == "fail")
@@ -225,8 +226,8 @@ def _check_output(output: Path | None, resume: bool, file: Path | None) -> None:
         raise ConfigError(f"output: {output} is there already; --resume goes on with it", field="output", value=output)
 
 
-def _skip_written(output: Path, rows: Iterator[InputRow], name: str) -> None:
-    """Drops a torn last line, and passes over the rows that are written.
+def _skip_written(output: Path, rows: Iterator[InputRow], name: str) -> str:
+    """Drops a torn last line, and passes over the rows that are written; returns the model that scored the last one.
 
     Raises:
         ConfigError: what is written is not of these rows.
@@ -240,6 +241,8 @@ def _skip_written(output: Path, rows: Iterator[InputRow], name: str) -> None:
             field="output",
             value=output,
         )
+    model: str = json.loads(last).get("reward_model", "") if count else ""
+    return model
 
 
 def _recover(output: Path) -> tuple[int, bytes]:

@@ -7,7 +7,7 @@
 | `prompt`, `chosen`, `rejected` | `reward_chosen`, `reward_rejected` |
 | `prompt`, `answers` | `rewards` |
 
-and `reward_version`, the version of the reward model. A `prompt` is a text or a conversation, as `messages` are; all
+`reward_model` and `reward_version`, what scored it. A `prompt` is a text or a conversation, as `messages` are; all
 else is text. A row that lacks these fields is bad (`DataError`); one that has them and that the contract or the service
 refuses, since a completion is empty or too long, is a matter of that row (`InvalidRequest`).
 """
@@ -44,7 +44,7 @@ _GIVEN = {
     "chosen": ("reward_chosen", "reward_rejected"),
     "answers": ("rewards",),
 }
-_VERSION, _ERROR = "reward_version", "error"
+_MODEL, _VERSION, _ERROR = "reward_model", "reward_version", "error"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +95,10 @@ class InputRow:
         for name, text in zip(self.names, texts, strict=True):
             yield name, {"prompt": self.fields["prompt"], "completion": text}
 
-    def with_rewards(self, rewards: Sequence[float], version: int) -> dict[str, Any]:
+    def with_rewards(self, rewards: Sequence[float], model: str, version: int) -> dict[str, Any]:
         """The row to be written; rewards are those of `items`."""
         values = [list(rewards)] if self.form == "answers" else rewards
-        return {**self.fields, **dict(zip(_GIVEN[self.form], values, strict=True)), _VERSION: version}
+        return {**self.fields, **dict(zip(_GIVEN[self.form], values, strict=True)), _MODEL: model, _VERSION: version}
 
     def with_error(self, error: TrimtabError) -> dict[str, Any]:
         """The row to be written when it was refused."""
@@ -119,7 +119,7 @@ class InputRow:
             return False
         if not isinstance(found, dict):
             return False
-        given = {*_GIVEN[self.form], _VERSION} if _VERSION in found else {_ERROR}
+        given = {*_GIVEN[self.form], _MODEL, _VERSION} if _VERSION in found else {_ERROR}
         kept = {key: value for key, value in found.items() if key not in given}
         # as text, since NaN is not equal to itself
         return given <= set(found) and json.dumps(kept) == json.dumps(self.fields)
@@ -253,7 +253,7 @@ def _form(fields: Mapping[str, Any]) -> str:
     form = found[0]
     for name in _TAKEN[form]:
         _check(name, fields.get(name))
-    for name in (*_GIVEN[form], _VERSION, _ERROR):
+    for name in (*_GIVEN[form], _MODEL, _VERSION, _ERROR):
         if name in fields:
             raise DataError(f"{name}: the row has this field already, which a result would overwrite", field=name)
     return form

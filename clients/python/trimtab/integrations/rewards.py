@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import random
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -12,13 +14,17 @@ from typing import Any
 from trimtab.channel import TLSConfig, Token
 from trimtab.client import Client
 from trimtab.convert.shared import under
-from trimtab.errors import InvalidRequest, TrimtabError
-from trimtab.types import Priority, ScoreItem, ScoreRequest, TruncationSide, VersionRequirement
+from trimtab.errors import DeadlineExceeded, InvalidRequest, Overloaded, TrimtabError, Unavailable
+from trimtab.types import ItemScore, Priority, ScoreItem, ScoreRequest, TruncationSide, VersionRequirement
 
 __all__ = ["Conversation", "RemoteRewards"]
 
 Conversation = Sequence[Mapping[str, Any]]
 """Messages `{"role", "content"}`."""
+
+_LONGEST_DELAY_S = 5.0
+_PASSING = (Overloaded, Unavailable, DeadlineExceeded)
+"""Errors of an item that the same item need not meet again."""
 
 
 @dataclass(frozen=True)
@@ -26,12 +32,13 @@ class RemoteRewards:
     """Where rewards come from, and on which terms.
 
     It connects at its first call in a process and stays connected: it can be pickled, and used on both sides of a fork
-    and by several threads. A call whose request fails in passing is repeated as `Client` does, within the deadline.
+    and by several threads. A call whose request fails in passing is repeated as `Client` does, within the deadline. So
+    are the items that are answered so, because what the service asks for them is full, away or too slow.
 
     Attributes:
         address: host:port of the reward service.
         model: reward model by name; empty is the service's default.
-        timeout_s: deadline of a request, in seconds.
+        timeout_s: deadline of a request with all that is repeated of it, in seconds.
         batch: most items of a request; more are sent one request after the other.
         truncation: which end of what is too long may be cut; without it too long is an error.
         empty_reward: what an empty completion gets, in which a reward model finds nothing to read; without it such a
@@ -66,19 +73,35 @@ class RemoteRewards:
         rewards: list[float] = []
         client = _client(self, os.getpid())
         for start in range(0, len(items), self.batch):
+            for score in self._scores(client, items[start : start + self.batch]):
+                if score.error is not None:
+                    raise _named(names[len(rewards)], score.error)
+                rewards.append(score.reward)
+        return rewards
+
+    def _scores(self, client: Client, items: Sequence[ScoreItem]) -> list[ItemScore]:
+        """Scores of one request's items; what failed in passing is asked for again while there is time."""
+        give_up = time.monotonic() + self.timeout_s
+        scores: dict[int, ItemScore] = {}
+        left = list(range(len(items)))
+        delay_s = 0.1
+        while True:
             request = ScoreRequest(
-                items=tuple(items[start : start + self.batch]),
+                items=tuple(items[index] for index in left),
                 model=self.model,
                 truncation=self.truncation,
                 per_item_errors=True,
                 priority=Priority.ROLLOUT,
                 version=self.version,
             )
-            for score in client.score(request).scores:
-                if score.error is not None:
-                    raise _named(names[len(rewards)], score.error)
-                rewards.append(score.reward)
-        return rewards
+            found = client.score(request, timeout_s=give_up - time.monotonic()).scores
+            scores.update(zip(left, found, strict=True))
+            left = [index for index in left if isinstance(scores[index].error, _PASSING)]
+            wait_s = delay_s * random.uniform(1.0, 1.25)  # apart from other callers
+            if not left or time.monotonic() + wait_s >= give_up:
+                return [scores[index] for index in range(len(items))]
+            time.sleep(wait_s)
+            delay_s = min(_LONGEST_DELAY_S, 2 * delay_s)
 
     def of_pairs(
         self,

@@ -24,7 +24,7 @@ from trimtab_services.generation.http.openai_requests import (
 from trimtab_services.generation.http.sampling import Asked, ChoicePart, model_facts, sample, stream
 from trimtab_services.generation.http.scoring import ScoredTokens, SequenceScorer
 from trimtab_services.generation.http.text import TextStream
-from trimtab_services.generation.policy import PolicyHolder
+from trimtab_services.generation.serving import Policy
 
 __all__ = ["OpenAIFront"]
 
@@ -39,9 +39,7 @@ class OpenAIFront:
         deadline_s: seconds that a call may take.
     """
 
-    def __init__(
-        self, policy: PolicyHolder, completions: Completions, scorer: SequenceScorer, deadline_s: float
-    ) -> None:
+    def __init__(self, policy: Policy, completions: Completions, scorer: SequenceScorer, deadline_s: float) -> None:
         self._policy = policy
         self._completions = completions
         self._scorer = scorer
@@ -70,6 +68,7 @@ class OpenAIFront:
         asked = completion_request(await read_body(request))
         asked.check_model(self._policy.name)
         fields = [field for field, _ in asked.named_prompts()]
+        self._completions.check_count(len(fields) * asked.n, "prompt")
         work = asked.asked(asked.prompts(self._policy.tokenizer), fields, max(1, asked.max_tokens))
         if asked.stream:
             envelope = answers.Envelope("text_completion", "cmpl", self._policy.served)

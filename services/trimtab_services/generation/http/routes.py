@@ -12,7 +12,7 @@ from trimtab_services.generation.http.answering import Handler
 from trimtab_services.generation.http.openai import OpenAIFront
 from trimtab_services.generation.http.scoring import SequenceScorer
 from trimtab_services.generation.http.tgi import TGIFront
-from trimtab_services.generation.policy import PolicyHolder
+from trimtab_services.generation.serving import Policy
 from trimtab_services.runtime.auth import policy_of
 from trimtab_services.runtime.http import Route
 
@@ -23,9 +23,10 @@ _SCOPE = policy_of("/trimtab.v1.GenerationService/Generate").scope
 
 def front_routes(
     config: GenerationConfig,
-    policy: PolicyHolder,
+    policy: Policy,
     completions: Completions,
     describe: Callable[[], info_pb2.GetInfoResponse],
+    charge: Callable[[str, int], None],
 ) -> list[Route]:
     """The routes of both fronts.
 
@@ -34,11 +35,11 @@ def front_routes(
         policy: what is served.
         completions: samples.
         describe: GetInfo's answer now.
+        charge: takes tokens off a caller's quota.
     """
-    scorer = SequenceScorer(config)
+    scorer = SequenceScorer(config, charge)
     openai = OpenAIFront(policy, completions, scorer, config.default_deadline_s)
-    folder = str(config.model_folder or "")
-    tgi = TGIFront(policy, completions, scorer, describe, folder, config.default_deadline_s)
+    tgi = TGIFront(policy, completions, scorer, describe, config.default_deadline_s)
 
     def work(path: str, front: OpenAIFront | TGIFront, handler: Handler) -> Route:
         # the front keeps the deadline itself: it words the error, and ends a stream with it

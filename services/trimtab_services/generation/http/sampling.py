@@ -25,7 +25,7 @@ from trimtab.types import (
 from trimtab.v1 import info_pb2
 from trimtab_services.generation.completions import Completions, CompletionToken
 from trimtab_services.generation.http.text import TextPiece, TextStream
-from trimtab_services.generation.policy import PolicyHolder
+from trimtab_services.generation.serving import Policy
 
 __all__ = ["AnswerToken", "Asked", "ChoicePart", "End", "fingerprint", "model_facts", "sample", "stream"]
 
@@ -171,7 +171,7 @@ class _Choice:
         return ChoicePart(self._index, tokens, versions, end, self._count)
 
 
-async def sample(completions: Completions, policy: PolicyHolder, asked: Asked) -> list[ChoicePart]:
+async def sample(completions: Completions, policy: Policy, asked: Asked) -> list[ChoicePart]:
     """Every completion as one part, in order of index.
 
     Raises:
@@ -187,31 +187,33 @@ async def sample(completions: Completions, policy: PolicyHolder, asked: Asked) -
     return [choices[index] for index in sorted(choices)]
 
 
-async def stream(completions: Completions, policy: PolicyHolder, asked: Asked) -> AsyncGenerator[ChoicePart, None]:
+async def stream(completions: Completions, policy: Policy, asked: Asked) -> AsyncGenerator[ChoicePart, None]:
     """Parts of the completions as their tokens are settled; the last part of each has its last token and its end.
 
     Raises:
         TrimtabError: as `Completions.stream`.
     """
     tokenizer, eos = policy.tokenizer, model_facts(policy).eos_token_ids
-    count = len(asked.prompts) * asked.samples
-    choices = [_Choice(index, tokenizer, asked.sampling.stop_strings) for index in range(count)]
+    choices: dict[int, _Choice] = {}  # made as they begin: what is asked for may be refused for its number
     last: dict[int, ChoicePart] = {}
     async with aclosing(completions.stream(asked.request())) as events:
         with asked.in_callers_words():
             async for event in events:
                 if isinstance(event, CompletionToken):
-                    part = choices[event.sample_index].feed(event.token_id, event.logprob, event.version)
+                    index = event.sample_index
+                    if index not in choices:
+                        choices[index] = _Choice(index, tokenizer, asked.sampling.stop_strings)
+                    part = choices[index].feed(event.token_id, event.logprob, event.version)
                     if event.is_last:
                         last[part.index] = part
                     elif part.tokens:
                         yield part
                 elif event.completion is not None:
-                    part = choices[event.completion.sample_index].finish(event.completion, eos)
+                    part = choices.pop(event.completion.sample_index).finish(event.completion, eos)
                     yield _joined([last.pop(part.index), part])
 
 
-def model_facts(policy: PolicyHolder) -> info_pb2.ModelInfo:
+def model_facts(policy: Policy) -> info_pb2.ModelInfo:
     """What GetInfo says of the served model."""
     response = info_pb2.GetInfoResponse()
     policy.describe(response)

@@ -8,7 +8,7 @@ its end; the keys and values of the pieces before are kept in a cache of its own
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -21,6 +21,8 @@ from trimtab_services.generation.config import GenerationConfig
 from trimtab_services.generation.engines.base import Engine
 from trimtab_services.generation.engines.transformers import TransformersEngine
 from trimtab_services.generation.host import EngineHost
+from trimtab_services.generation.serving import SequenceHost
+from trimtab_services.runtime.calls import current_call
 from trimtab_services.runtime.frozen import BatchShapes
 
 __all__ = ["ScoredTokens", "SequenceScorer"]
@@ -46,9 +48,13 @@ class SequenceScorer:
 
     Args:
         config: of the service.
+        charge: takes tokens off a caller's quota; raises where that has too few left.
     """
 
-    def __init__(self, config: GenerationConfig) -> None:
+    def __init__(
+        self, config: GenerationConfig, charge: Callable[[str, int], None] = lambda caller, tokens: None
+    ) -> None:
+        self._charge = charge
         self._piece_tokens = min(config.prefill_chunk_tokens, config.prefill_tokens_per_step)
         self._max_tokens = config.max_queue_tokens
         self._shapes = BatchShapes.of(config)
@@ -57,7 +63,7 @@ class SequenceScorer:
 
     async def score(
         self,
-        host: EngineHost,
+        host: SequenceHost,
         token_ids: Sequence[int],
         *,
         start: int,
@@ -68,7 +74,7 @@ class SequenceScorer:
         """Log-probs of the tokens from `start` on.
 
         Args:
-            host: of the engine.
+            host: of the engine that sampled.
             token_ids: the whole sequence, inside vocabulary and context.
             start: first token wanted, at least 1.
             temperature: divides the logits; 0 counts as 1, as it does for sampled tokens.
@@ -76,11 +82,13 @@ class SequenceScorer:
             sampled_by: versions that sampled some of the tokens; empty: none was sampled.
 
         Raises:
-            Overloaded: too many tokens wait to be scored.
+            Overloaded: too many tokens wait to be scored, or the caller's quota has too few left.
             Unsupported: the engine holds no weights.
             VersionUnavailable: a token was sampled by another version than would score it.
             InternalError: a log-prob is not finite, or the engine has failed.
         """
+        if not isinstance(host, EngineHost):
+            raise _no_weights()
         if self._held_tokens and self._held_tokens + len(token_ids) > self._max_tokens:
             raise Overloaded(
                 f"logprobs: {len(token_ids)} tokens are to be scored while {self._held_tokens} wait; allowed: "
@@ -90,6 +98,8 @@ class SequenceScorer:
                 limit=self._max_tokens,
                 retry_after_s=1.0,
             )
+        call = current_call()
+        self._charge(call.caller if call is not None else "", len(token_ids))
         self._held_tokens += len(token_ids)
         try:
             async with self._turn:
@@ -148,7 +158,7 @@ class _Progress:
 
     def _begin(self, engine: Engine) -> PreTrainedModel:
         if not isinstance(engine, TransformersEngine):
-            raise Unsupported("logprobs: the engine has no weights to score given tokens with", field="logprobs")
+            raise _no_weights()
         self._model = engine.model
         self._cache = DynamicCache(config=engine.model.config)
         self._ids = self._ids.to(engine.model.device)
@@ -172,6 +182,10 @@ class _Progress:
             return
         pairs = zip(found.top_ids.tolist(), found.top_logprobs.tolist(), strict=True)
         self.scored.top += [list(zip(ids, values, strict=True)) for ids, values in pairs]
+
+
+def _no_weights() -> Unsupported:
+    return Unsupported("logprobs: the engine has no weights to score given tokens with", field="logprobs")
 
 
 def _check_versions(sampled_by: Sequence[int], scored: int) -> None:

@@ -20,7 +20,7 @@ from trimtab_services.generation.http.sampling import AnswerToken, Asked, Choice
 from trimtab_services.generation.http.scoring import SequenceScorer
 from trimtab_services.generation.http.text import token_text
 from trimtab_services.generation.http.tgi_requests import GenerateRequest, TokenizeRequest, generate_request
-from trimtab_services.generation.policy import PolicyHolder
+from trimtab_services.generation.serving import Policy
 
 __all__ = ["TGIFront"]
 
@@ -33,24 +33,21 @@ class TGIFront:
         completions: samples.
         scorer: scores given tokens.
         describe: GetInfo's answer now.
-        folder: of the model, where it came from one.
         deadline_s: seconds that a call may take.
     """
 
     def __init__(
         self,
-        policy: PolicyHolder,
+        policy: Policy,
         completions: Completions,
         scorer: SequenceScorer,
         describe: Callable[[], info_pb2.GetInfoResponse],
-        folder: str,
         deadline_s: float,
     ) -> None:
         self._policy = policy
         self._completions = completions
         self._scorer = scorer
         self._describe = describe
-        self._folder = folder
         self.answering = Answering(
             error_body=answers.error_body,
             status={InvalidRequest: 422, Unsupported: 422, NotFound: 422},
@@ -63,7 +60,7 @@ class TGIFront:
         """`GET /info`: GetInfo as JSON, with TGI's fields beside ours."""
         response = self._describe()
         ours = json_format.MessageToDict(response, preserving_proto_field_name=True)
-        return web.json_response({**answers.info_fields(response, self._folder), **ours})
+        return web.json_response({**answers.info_fields(response, self._policy.origin), **ours})
 
     async def generate(self, request: web.Request) -> web.StreamResponse:
         """`POST /generate`."""

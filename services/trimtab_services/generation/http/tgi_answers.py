@@ -68,12 +68,12 @@ def details_of(last: ChoicePart, prompt_tokens: int, seed: int | None) -> dict[s
     }
 
 
-def info_fields(response: info_pb2.GetInfoResponse, folder: str) -> dict[str, Any]:
-    """The fields of TGI's `GET /info` that a server of ours has an answer for."""
+def info_fields(response: info_pb2.GetInfoResponse, origin: str) -> dict[str, Any]:
+    """The fields of TGI's `GET /info` that a server of ours has an answer for; `origin` as in `serving.Policy`."""
     model = response.models[0]
     most = model.max_sequence_tokens
     return {
-        "model_id": folder or model.channel or model.served.name,
+        "model_id": origin or model.channel or model.served.name,
         "model_sha": model.served.weights_digest or None,
         "model_dtype": model.dtype,
         "model_device_type": response.device,

@@ -13,6 +13,7 @@ from trimtab_services.reward.fronts.inference import open_inference_pb2_grpc
 from trimtab_services.reward.fronts.inference_protocol import (
     EXTENSIONS,
     INPUTS,
+    MAX_TENSORS,
     OUTPUTS,
     InferenceProtocol,
     Inferred,
@@ -79,6 +80,8 @@ class InferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
         self, request: pb.ModelInferRequest, context: grpc.aio.ServicerContext
     ) -> pb.ModelInferResponse:
         """Scores the rows."""
+        _check_at_most("inputs", len(request.inputs))
+        _check_at_most("outputs", len(request.outputs))
         for index, output in enumerate(request.outputs):
             _check_parameters(f"outputs[{index}].parameters", output.parameters, ("binary_data",))
         parameters = _values(request.parameters)
@@ -92,6 +95,13 @@ class InferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
             parameters=parameters,
         )
         return _response(await self._protocol.infer(question), request)
+
+
+def _check_at_most(field: str, count: int) -> None:
+    if count > MAX_TENSORS:
+        raise InvalidRequest(
+            f"{field}: {count} are in the request; allowed: {MAX_TENSORS}", field=field, value=count, limit=MAX_TENSORS
+        )
 
 
 def _tensors(request: pb.ModelInferRequest, max_rows: int) -> list[Tensor]:

@@ -32,14 +32,29 @@ from trimtab.types import (
 from trimtab.types.shared import INT64_END
 from trimtab.v1 import info_pb2
 from trimtab_services.reward.fronts.tensors import Tensor
-from trimtab_services.reward.fronts.whole_texts import whole_texts
+from trimtab_services.reward.fronts.whole_texts import WholeTexts
 from trimtab_services.reward.models import RewardModels
 from trimtab_services.runtime.calls import begin_call, current_call, rename_call
 from trimtab_services.runtime.state import Runtime, State
 
-__all__ = ["EXTENSIONS", "INPUTS", "OUTPUTS", "InferenceProtocol", "Inferred", "Question", "TensorShape"]
+__all__ = [
+    "EXTENSIONS",
+    "INPUTS",
+    "MAX_TENSORS",
+    "OUTPUTS",
+    "InferenceProtocol",
+    "Inferred",
+    "Question",
+    "TensorShape",
+]
 
 EXTENSIONS = ("binary_tensor_data",)
+
+MAX_TENSORS = 8
+"""Most inputs, and most outputs, of a request."""
+
+_MAX_DIGITS = len(str(INT64_END))
+"""Refused before they are read: Python reads no number of thousands of digits."""
 
 _PRIORITIES = {0: Priority.ROLLOUT, 1: Priority.INTERACTIVE, 2: Priority.ROLLOUT, 3: Priority.BULK}
 """By number, as in `trimtab.v1.Priority`: 0 is the default, and less is sooner, as clients of the protocol expect."""
@@ -100,14 +115,20 @@ class InferenceProtocol:
         runtime: of the server.
         models: by name.
         describe: fills in the service's part of GetInfo.
+        whole_texts: reads the `text` input.
     """
 
     def __init__(
-        self, runtime: Runtime[Any], models: RewardModels, describe: Callable[[info_pb2.GetInfoResponse], None]
+        self,
+        runtime: Runtime[Any],
+        models: RewardModels,
+        describe: Callable[[info_pb2.GetInfoResponse], None],
+        whole_texts: WholeTexts,
     ) -> None:
         self._runtime = runtime
         self._models = models
         self._describe = describe
+        self._whole_texts = whole_texts
 
     @property
     def ready(self) -> bool:
@@ -148,7 +169,7 @@ class InferenceProtocol:
         """
         rename_call(question.id)
         wanted = _outputs(question.outputs)
-        request = _request(question, self._models)
+        request = await self._request(question)
         found = await self._models.score(request)
         every = {
             "reward": np.array([score.reward for score in found.scores], dtype=np.float32),
@@ -156,48 +177,47 @@ class InferenceProtocol:
         }
         return Inferred(found.served, {name: every[name] for name in wanted})
 
-
-def _request(question: Question, models: RewardModels) -> ScoreRequest:
-    parameters = dict(question.parameters)
-    truncation = _truncation(parameters.pop("truncation", "NONE"))
-    priority = _priority(parameters.pop("priority", 0))
-    _limit_time(parameters.pop("timeout", None))
-    for name in parameters:
-        raise InvalidRequest(
-            f"parameters.{name}: is not known; known are truncation, priority, timeout",
-            field=f"parameters.{name}",
-            limit="truncation, priority, timeout",
-        )
-    return ScoreRequest(
-        items=_items(question, models),
-        model=question.model,
-        truncation=truncation,
-        priority=priority,
-        version=_version(question.version),
-    )
-
-
-def _items(question: Question, models: RewardModels) -> tuple[ScoreItem, ...]:
-    tensors = {tensor.name: tensor for tensor in question.inputs}
-    if len(tensors) != len(question.inputs):
-        raise InvalidRequest("inputs: a name stands twice", reason=Reason.DUPLICATE_ID, field="inputs")
-    match sorted(tensors):
-        case ["completion", "prompt"]:
-            return _pairs(_column(tensors["prompt"]).texts, _column(tensors["completion"]).texts)
-        case ["text"]:
-            texts = _column(tensors["text"]).texts
-            return whole_texts(models.named(question.model), "text", texts, control_tokens=False)
-        case ["token_ids"] | ["lengths", "token_ids"]:
-            return _sequences(tensors["token_ids"], tensors.get("lengths"))
-        case names:
+    async def _request(self, question: Question) -> ScoreRequest:
+        parameters = dict(question.parameters)
+        truncation = _truncation(parameters.pop("truncation", "NONE"))
+        priority = _priority(parameters.pop("priority", 0))
+        _limit_time(parameters.pop("timeout", None))
+        for name in parameters:
             raise InvalidRequest(
-                f"inputs: {', '.join(names) or 'none'}; send prompt with completion, or text, or token_ids, with "
-                "lengths where rows are padded",
-                reason=Reason.FIELD_MISSING,
-                field="inputs",
-                value=", ".join(names),
-                limit="prompt with completion; text; token_ids, lengths",
+                f"parameters.{name}: is not known; known are truncation, priority, timeout",
+                field=f"parameters.{name}",
+                limit="truncation, priority, timeout",
             )
+        version = _version(question.version)
+        return ScoreRequest(
+            items=await self._items(question),
+            model=question.model,
+            truncation=truncation,
+            priority=priority,
+            version=version,
+        )
+
+    async def _items(self, question: Question) -> tuple[ScoreItem, ...]:
+        tensors = {tensor.name: tensor for tensor in question.inputs}
+        if len(tensors) != len(question.inputs):
+            raise InvalidRequest("inputs: a name stands twice", reason=Reason.DUPLICATE_ID, field="inputs")
+        match sorted(tensors):
+            case ["completion", "prompt"]:
+                return _pairs(_column(tensors["prompt"]).texts, _column(tensors["completion"]).texts)
+            case ["text"]:
+                model, texts = self._models.named(question.model), _column(tensors["text"]).texts
+                return await self._whole_texts.items(model, "text", texts, control_tokens=False)
+            case ["token_ids"] | ["lengths", "token_ids"]:
+                return _sequences(tensors["token_ids"], tensors.get("lengths"))
+            case names:
+                raise InvalidRequest(
+                    f"inputs: {', '.join(names) or 'none'}; send prompt with completion, or text, or token_ids, with "
+                    "lengths where rows are padded",
+                    reason=Reason.FIELD_MISSING,
+                    field="inputs",
+                    value=", ".join(names),
+                    limit="prompt with completion; text; token_ids, lengths",
+                )
 
 
 def _pairs(prompts: Sequence[str], completions: Sequence[str]) -> tuple[ScoreItem, ...]:
@@ -297,8 +317,12 @@ def _wrong_parameter(name: str, value: object, limit: str) -> InvalidRequest:
 def _version(version: str) -> VersionRequirement:
     if not version:
         return VersionRequirement()
-    if not (version.isascii() and version.isdecimal() and int(version[:20]) < INT64_END):
+    is_number = len(version) <= _MAX_DIGITS and version.isascii() and version.isdecimal()
+    if not is_number or int(version) >= INT64_END:
         raise InvalidRequest(
-            f"version: {version[:100]!r}; must be a whole number", field="version", value=version, limit=INT64_END - 1
+            f"version: {version[:100]!r}; must be a whole number of at most {_MAX_DIGITS} digits",
+            field="version",
+            value=version[:100],
+            limit=INT64_END - 1,
         )
     return VersionRequirement(exactly=int(version))

@@ -9,28 +9,41 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-import pydantic_core
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field
 
-from trimtab.errors import Cancelled, InvalidRequest
+from trimtab.errors import InvalidRequest
 from trimtab.types.shared import INT64_END, MAX_ID_CHARACTERS, Text
 from trimtab_services.reward.fronts.bodies import parse
 from trimtab_services.reward.fronts.inference_protocol import (
     EXTENSIONS,
     INPUTS,
+    MAX_TENSORS,
     OUTPUTS,
     InferenceProtocol,
     Inferred,
     Question,
     TensorShape,
 )
-from trimtab_services.reward.fronts.tensors import OUTPUT_TYPES, Tensor, decode_raw, decode_values, encode_raw
+from trimtab_services.reward.fronts.tensors import (
+    MAX_DIMENSIONS,
+    OUTPUT_TYPES,
+    Tensor,
+    decode_raw,
+    decode_values,
+    encode_raw,
+)
 from trimtab_services.runtime.info import build_version
+from trimtab_services.runtime.json_body import check_json_type, json_object, read_body
 
 __all__ = ["InferAnswer", "InferBody", "InferenceFront"]
 
 _JSON_LENGTH = "Inference-Header-Content-Length"
+
+_MAX_DIGITS = 12
+"""Of a length: no body is that long, and Python reads no number of thousands of digits."""
+
+_BYTES = "application/octet-stream"
 
 
 class _Body(BaseModel):
@@ -47,7 +60,7 @@ class InputBody(_Body):
     """One input: `prompt` with `completion`, or `text`, or `token_ids` and, where rows are padded, `lengths`."""
 
     name: Text
-    shape: list[Annotated[int, Field(ge=1, lt=INT64_END)]] = Field(min_length=1, max_length=8)
+    shape: list[Annotated[int, Field(ge=1, lt=INT64_END)]] = Field(min_length=1, max_length=MAX_DIMENSIONS)
     datatype: Text = Field(description="BYTES, INT32 or INT64.")
     parameters: InputParameters = InputParameters()
     data: list[Any] | None = Field(default=None, description="Elements, flat or nested. None where they are binary.")
@@ -78,8 +91,8 @@ class InferBody(_Body):
         description="truncation (NONE, LEFT, RIGHT), priority (1 INTERACTIVE, 2 ROLLOUT, 3 BULK, or the name), timeout "
         "(microseconds), binary_data_output (whether all outputs come as raw bytes).",
     )
-    inputs: list[InputBody] = Field(min_length=1, max_length=8)
-    outputs: list[OutputBody] = Field(default_factory=list, max_length=8)
+    inputs: list[InputBody] = Field(min_length=1, max_length=MAX_TENSORS)
+    outputs: list[OutputBody] = Field(default_factory=list, max_length=MAX_TENSORS)
 
 
 class OutputAnswer(BaseModel):
@@ -149,8 +162,9 @@ class InferenceFront:
     async def infer(self, http: web.Request) -> web.Response:
         """Scores the rows."""
         name, version = _named(http)
-        header, tail = _split(http.headers.get(_JSON_LENGTH), await _read(http))
-        body = parse(InferBody, _json_object(header))
+        _check_content_type(http)
+        header, tail = _split(http.headers.get(_JSON_LENGTH), await read_body(http))
+        body = parse(InferBody, json_object(bytes(header)))
         if body.model_name not in (None, name):
             raise InvalidRequest(
                 f"model_name: {body.model_name!r}; the path asks {name!r}",
@@ -179,14 +193,19 @@ def _named(http: web.Request) -> tuple[str, str]:
     return http.match_info["model"], http.match_info.get("version", "")
 
 
-async def _read(http: web.Request) -> bytes:
-    try:
-        return await http.read()
-    except web.HTTPRequestEntityTooLarge:
-        limit = http.client_max_size
-        raise InvalidRequest(f"body: more than {limit} bytes", field="body", limit=limit) from None
-    except (ConnectionError, web.RequestPayloadError) as error:
-        raise Cancelled("body: broke off", field="body") from error
+def _check_content_type(http: web.Request) -> None:
+    """Lets through JSON, raw bytes, as Triton's asyncio client calls both, and what names no type, as its other does.
+
+    A web page of another origin may make a browser send a body without a type, but never without naming its `Origin`;
+    raw bytes it may not send at all without this server's consent.
+
+    Raises:
+        InvalidRequest: any other type.
+    """
+    named = "Content-Type" in http.headers
+    if (named and http.content_type == _BYTES) or not (named or "Origin" in http.headers):
+        return
+    check_json_type(http)
 
 
 def _split(length: str | None, body: bytes) -> tuple[memoryview, memoryview]:
@@ -194,24 +213,15 @@ def _split(length: str | None, body: bytes) -> tuple[memoryview, memoryview]:
     view = memoryview(body)
     if length is None:
         return view, view[len(body) :]
-    if not (length.isascii() and length.isdecimal() and int(length[:12]) <= len(body)):
+    is_number = len(length) <= _MAX_DIGITS and length.isascii() and length.isdecimal()
+    if not is_number or int(length) > len(body):
         raise InvalidRequest(
             f"{_JSON_LENGTH}: {length[:100]!r}; must be bytes of the body, which has {len(body)}",
             field=_JSON_LENGTH,
-            value=length,
+            value=length[:100],
             limit=len(body),
         )
     return view[: int(length)], view[int(length) :]
-
-
-def _json_object(raw: memoryview) -> dict[str, Any]:
-    try:
-        content = pydantic_core.from_json(bytes(raw), allow_inf_nan=False)
-    except ValueError as error:
-        raise InvalidRequest(f"body: not JSON in UTF-8: {error}", field="body") from None
-    if not isinstance(content, dict):
-        raise InvalidRequest("body: must be a JSON object", field="body", limit="an object")
-    return content
 
 
 def _tensors(inputs: Sequence[InputBody], tail: memoryview, max_rows: int) -> list[Tensor]:
@@ -287,7 +297,7 @@ def _answer(found: Inferred, request_id: str, as_bytes: set[str]) -> web.Respons
         return web.Response(body=header, content_type="application/json")
     return web.Response(
         body=header + tail,
-        content_type="application/octet-stream",
+        content_type=_BYTES,
         headers={_JSON_LENGTH: str(len(header))},
     )
 

@@ -17,7 +17,7 @@ from trimtab.errors import InvalidRequest, TrimtabError
 from trimtab.types import Priority, ScoreRequest, TruncationSide
 from trimtab_services.reward.fronts.bodies import OpenRLHFAnswer, OpenRLHFBody, parse_counted
 from trimtab_services.reward.fronts.scores import json_answer
-from trimtab_services.reward.fronts.whole_texts import whole_texts
+from trimtab_services.reward.fronts.whole_texts import WholeTexts
 from trimtab_services.reward.models import RewardModels
 from trimtab_services.runtime.json_body import read_json
 
@@ -29,18 +29,21 @@ class OpenRLHFFront:
 
     Args:
         models: by name.
+        whole_texts: reads the queries.
     """
 
-    def __init__(self, models: RewardModels) -> None:
+    def __init__(self, models: RewardModels, whole_texts: WholeTexts) -> None:
         self._models = models
+        self._whole_texts = whole_texts
 
     async def get_reward(self, http: web.Request) -> web.Response:
         """Scores every query and answers in their order."""
         body = parse_counted(OpenRLHFBody, await read_json(http), "query", self._models.max_items)
         for field, values in (("prompts", body.prompts), ("labels", body.labels)):
             _check_as_many(field, values, len(body.query))
-        # nothing is awaited between reading the texts and the model's taking them: it is one version that does both
-        items = whole_texts(self._models.named(body.model), "query", body.query, control_tokens=True)
+        model = self._models.named(body.model)
+        # nothing is awaited between reading the texts and the model's taking them
+        items = await self._whole_texts.items(model, "query", body.query, control_tokens=True)
         asked = ScoreRequest(
             items=items,
             model=body.model,

@@ -28,6 +28,7 @@ from trimtab_services.reward.fronts.inference_rest import InferAnswer, InferBody
 from trimtab_services.reward.fronts.openapi import Operation, make_document, make_handler
 from trimtab_services.reward.fronts.openrlhf import OpenRLHFFront
 from trimtab_services.reward.fronts.scores import ScoreFront
+from trimtab_services.reward.fronts.whole_texts import WholeTexts
 from trimtab_services.reward.models import RewardModels
 from trimtab_services.runtime.http import Route
 from trimtab_services.runtime.info import build_version
@@ -59,8 +60,9 @@ class Fronts:
         self, runtime: Runtime[Any], models: RewardModels, describe: Callable[[info_pb2.GetInfoResponse], None]
     ) -> None:
         self._scores = ScoreFront(models, describe)
-        self._openrlhf = OpenRLHFFront(models)
-        self._protocol = InferenceProtocol(runtime, models, describe)
+        whole_texts = WholeTexts(describe)
+        self._openrlhf = OpenRLHFFront(models, whole_texts)
+        self._protocol = InferenceProtocol(runtime, models, describe, whole_texts)
 
     @property
     def routes(self) -> list[Route]:

@@ -5,7 +5,6 @@ As raw bytes a tensor is row-major and little-endian; a text is its length as ui
 
 from __future__ import annotations
 
-import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,12 +16,26 @@ import numpy.typing as npt
 from trimtab.errors import InvalidRequest
 from trimtab_services.runtime.scoring import check_count
 
-__all__ = ["INTEGER_TYPES", "OUTPUT_TYPES", "Tensor", "decode_raw", "decode_values", "encode_raw"]
+__all__ = [
+    "INTEGER_TYPES",
+    "MAX_DIMENSIONS",
+    "OUTPUT_TYPES",
+    "Tensor",
+    "decode_raw",
+    "decode_values",
+    "encode_raw",
+]
+
+MAX_DIMENSIONS = 8
+"""Most dimensions of a tensor."""
 
 INTEGER_TYPES = {"INT32": np.dtype("<i4"), "INT64": np.dtype("<i8")}
 OUTPUT_TYPES = {np.dtype(np.float32): "FP32", np.dtype(np.int32): "INT32"}
 _TYPES = ("BYTES", *INTEGER_TYPES)
 _LENGTH = struct.Struct("<I")
+
+_MAX_ELEMENTS = 2**31 - 1
+"""More elements than any message has bytes."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -54,7 +67,7 @@ def decode_values(name: str, datatype: str, shape: Sequence[int], values: Sequen
         InvalidRequest: a type, a shape or an element is wrong.
     """
     dimensions = _check(name, datatype, shape, max_rows)
-    _check_count(name, len(values), dimensions)
+    _check_count(name, len(values), dimensions, _elements(name, dimensions))
     if datatype == "BYTES":
         return Tensor(name, dimensions, texts=tuple(_text(name, index, value) for index, value in enumerate(values)))
     kind = INTEGER_TYPES[datatype]
@@ -82,12 +95,13 @@ def decode_raw(name: str, datatype: str, shape: Sequence[int], raw: bytes | memo
         InvalidRequest: a type, a shape or an element is wrong, or there are more or fewer bytes than elements.
     """
     dimensions = _check(name, datatype, shape, max_rows)
+    elements = _elements(name, dimensions)
     if datatype == "BYTES":
-        texts = _split(name, raw, most=math.prod(dimensions))
-        _check_count(name, len(texts), dimensions)
+        texts = _split(name, raw, most=elements)
+        _check_count(name, len(texts), dimensions, elements)
         return Tensor(name, dimensions, texts=tuple(_text(name, index, text) for index, text in enumerate(texts)))
     kind = INTEGER_TYPES[datatype]
-    expected = math.prod(dimensions) * kind.itemsize
+    expected = elements * kind.itemsize
     if len(raw) != expected:
         raise InvalidRequest(
             f"{name}: {len(raw)} bytes; {datatype} of shape {list(dimensions)} has {expected}",
@@ -111,19 +125,40 @@ def _check(name: str, datatype: str, shape: Sequence[int], max_rows: int) -> tup
             value=datatype,
             limit=", ".join(_TYPES),
         )
+    if len(shape) > MAX_DIMENSIONS:
+        raise InvalidRequest(
+            f"{name}: {len(shape)} dimensions; allowed: {MAX_DIMENSIONS}",
+            field=name,
+            value=len(shape),
+            limit=MAX_DIMENSIONS,
+        )
     if not shape or min(shape) < 1:
         raise InvalidRequest(
-            f"{name}: shape {list(shape)[:8]}; every dimension must be at least 1, and there must be one",
+            f"{name}: shape {list(shape)}; every dimension must be at least 1, and there must be one",
             field=name,
-            value=list(shape)[:8],
+            value=list(shape),
             limit=1,
         )
     check_count(shape[0], max_rows)
     return tuple(shape)
 
 
-def _check_count(name: str, count: int, shape: tuple[int, ...]) -> None:
-    expected = math.prod(shape)
+def _elements(name: str, shape: tuple[int, ...]) -> int:
+    """How many elements a tensor of the shape has."""
+    elements = 1
+    for dimension in shape:
+        elements *= dimension
+        if elements > _MAX_ELEMENTS:
+            raise InvalidRequest(
+                f"{name}: shape {list(shape)} has more than {_MAX_ELEMENTS} elements",
+                field=name,
+                value=list(shape),
+                limit=_MAX_ELEMENTS,
+            )
+    return elements
+
+
+def _check_count(name: str, count: int, shape: tuple[int, ...], expected: int) -> None:
     if count != expected:
         raise InvalidRequest(
             f"{name}: {count} elements; shape {list(shape)} has {expected}", field=name, value=count, limit=expected
