@@ -290,7 +290,7 @@ def test_a_result_does_not_wait_for_more_input(target: str) -> None:
 
 
 def test_ctrl_c_ends_it_while_it_waits_for_input(target: str) -> None:
-    command = [*COMMAND, "-", "--target", target, "--batch", "1"]
+    command = ["env", "--default-signal=INT", *COMMAND, "-", "--target", target, "--batch", "1"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdin is not None and process.stdout is not None and process.stderr is not None
         for row in pairs(2):
@@ -298,7 +298,7 @@ def test_ctrl_c_ends_it_while_it_waits_for_input(target: str) -> None:
         process.stdin.flush()
         assert process.stdout.readline()
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 130
+        assert process.wait(60) == 130
         assert process.stderr.read().strip() == b""
 
 

@@ -22,6 +22,8 @@ from trimtab_trainer.fleet import SILENT_S, Fleet
 from trimtab_trainer.rollout_work import RolloutPrompt
 from trimtab_trainer.rollouts import Rollout, RolloutDispatcher
 
+pytestmark = pytest.mark.slow
+
 CHANNEL = "policy/latest"
 TOKENS = 160
 PROMPTS = [RolloutPrompt(str(number), (5, 6, 7 + number), seed=number) for number in range(24)]

@@ -30,7 +30,6 @@ from trimtab_services.generation.config import GenerationConfig
 from trimtab_services.generation.engines.base import FinishedSequence, SampledToken, SequenceRequest
 from trimtab_services.generation.serving import Policy, SequenceHost
 from trimtab_services.runtime.calls import Call, current_call
-from trimtab_services.runtime.tracing import record_work
 
 __all__ = ["CompletionToken", "Completions"]
 
@@ -324,11 +323,10 @@ def _at(path: str, error: TrimtabError) -> TrimtabError:
 
 
 def _trace(call: Call | None, result: GenerateResult, arrived: float) -> None:
-    """Adds a completion's wait and its time in a slot to the call's trace."""
+    """Adds a completion's wait and its time in a slot to the call's trace, where it has one."""
     done = result.completion
-    if done is not None:
-        record_work(
-            call,
+    if done is not None and call is not None and call.trace is not None:
+        call.trace.record_work(
             submitted=arrived,
             queue_s=done.queue_ms / 1000,
             compute_s=done.compute_ms / 1000,

@@ -16,7 +16,6 @@ from trimtab.v1 import types_pb2
 from trimtab_services.runtime.calls import Call, current_call
 from trimtab_services.runtime.scheduler import Done, Scheduler, Work
 from trimtab_services.runtime.slots import ServedVersion
-from trimtab_services.runtime.tracing import record_work
 
 __all__ = ["at_item", "check_count", "check_token_ids", "compute_items"]
 
@@ -130,11 +129,12 @@ async def compute_items(
 
 
 def _trace(call: Call | None, submitted_at: float, found: Sequence[Done[Any]]) -> None:
-    """Adds each batch to the call's trace."""
+    """Adds each batch to the call's trace, where it has one."""
+    if call is None or call.trace is None:
+        return
     items = Counter(done.batch for done in found)
     for done in {done.batch: done for done in found}.values():
-        record_work(
-            call,
+        call.trace.record_work(
             submitted=submitted_at,
             queue_s=done.queue_s,
             compute_s=done.compute_s,

@@ -10,17 +10,14 @@ import asyncio
 import time
 from collections.abc import Mapping
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import grpc
 from pydantic import BaseModel, ConfigDict, Field
 
 from trimtab.errors import ConfigError
 
-if TYPE_CHECKING:
-    from trimtab_services.runtime.calls import Call
-
-__all__ = ["CallTrace", "Tracing", "TracingConfig", "record_work"]
+__all__ = ["CallTrace", "Tracing", "TracingConfig"]
 
 _EXPORT_TIMEOUT_S = 3.0
 """Seconds that a collector gets to take a batch of spans; a drain waits no longer for one that is away."""
@@ -65,10 +62,19 @@ class CallTrace:
         """32 hex digits, as in the caller's `traceparent`."""
         return f"{self._span.get_span_context().trace_id:032x}"
 
-    def add(self, name: str, start_ns: int, end_ns: int, attributes: Mapping[str, int]) -> None:
-        """A span below this one that has ended already; times since the epoch."""
-        child = self._tracer.start_span(name, self._context, start_time=start_ns, attributes=attributes)
-        child.end(end_ns)
+    def record_work(self, *, submitted: float, queue_s: float, compute_s: float, batch_items: int) -> None:
+        """Adds the spans `queue` and `batch` of work that has been computed.
+
+        Args:
+            submitted: `time.monotonic()` of its admission.
+            queue_s: seconds that it waited from then on.
+            compute_s: seconds that its batch took after that.
+            batch_items: items of the call in that batch.
+        """
+        start_ns = time.time_ns() - round((time.monotonic() - submitted) * 1e9)
+        taken_ns = start_ns + round(queue_s * 1e9)
+        self._add("queue", start_ns, taken_ns, batch_items)
+        self._add("batch", taken_ns, taken_ns + round(compute_s * 1e9), batch_items)
 
     def end(self, code: grpc.StatusCode, request_id: str, caller: str) -> None:
         """Ends the span with what the call came to."""
@@ -80,6 +86,11 @@ class CallTrace:
         if code in _SERVER_FAULTS:
             self._span.set_status(StatusCode.ERROR, code.name)
         self._span.end()
+
+    def _add(self, name: str, start_ns: int, end_ns: int, items: int) -> None:
+        """A span below this one that has ended already; times since the epoch."""
+        child = self._tracer.start_span(name, self._context, start_time=start_ns, attributes={"trimtab.items": items})
+        child.end(end_ns)
 
 
 class Tracing:
@@ -141,25 +152,6 @@ class Tracing:
     async def close(self) -> None:
         """Sends what has not been sent; a collector that is away gets a few seconds."""
         await asyncio.to_thread(self._provider.shutdown)
-
-
-def record_work(call: Call | None, *, submitted: float, queue_s: float, compute_s: float, batch_items: int) -> None:
-    """Adds the spans `queue` and `batch` of computed work to its call's trace; without one, nothing.
-
-    Args:
-        call: that the work belongs to.
-        submitted: `time.monotonic()` of its admission.
-        queue_s: seconds that it waited from then on.
-        compute_s: seconds that its batch took after that.
-        batch_items: items of the call in that batch.
-    """
-    if call is None or call.trace is None:
-        return
-    start_ns = time.time_ns() - round((time.monotonic() - submitted) * 1e9)
-    taken_ns = start_ns + round(queue_s * 1e9)
-    attributes = {"trimtab.items": batch_items}
-    call.trace.add("queue", start_ns, taken_ns, attributes)
-    call.trace.add("batch", taken_ns, taken_ns + round(compute_s * 1e9), attributes)
 
 
 def _attributes_of(name: str) -> dict[str, str]:

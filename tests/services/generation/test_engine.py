@@ -119,6 +119,22 @@ def test_cancel_frees_the_slot_at_once(llama_folder: Path) -> None:
     assert engine.load().computed_decode_tokens == before
 
 
+def test_who_waits_for_the_prefill_of_a_cancelled_one_goes_on_from_it(llama_folder: Path) -> None:
+    engine = TransformersEngine(load_policy(llama_folder), slots=4, prefill_tokens_per_step=4, prefill_chunk_tokens=4)
+    prompt, parameters = tuple(range(5, 25)), SamplingParams(max_new_tokens=4, ignore_eos=True)
+    alone = run(
+        TransformersEngine(load_policy(llama_folder), slots=4), [SequenceRequest(2, prompt, parameters, seed=2)]
+    )
+    engine.submit(SequenceRequest(1, prompt, parameters, seed=1))
+    engine.submit(SequenceRequest(2, prompt, parameters, seed=2))
+    engine.step()  # a piece of the first one's prompt, which the second waits for
+    engine.cancel(1)
+    done = []
+    while engine.has_work:
+        done += engine.step()
+    assert [one.token_ids for one in done] == [alone[2].token_ids]
+
+
 def test_stops(llama_folder: Path) -> None:
     tokenizer = load_tokenizer(llama_folder)
     engine = TransformersEngine(load_policy(llama_folder), slots=4, tokenizer=tokenizer)

@@ -33,6 +33,8 @@ from trimtab.types import ScoreItem, ScoreRequest
 from trimtab.v1 import reward_pb2, types_pb2
 from trimtab_services.reward.fronts.inference import open_inference_pb2 as pb
 
+pytestmark = pytest.mark.slow
+
 MEBIBYTE = 1024 * 1024
 MARGIN_BYTES = 150 * MEBIBYTE
 """What a server may hold more after all of it than before: freed pages that the allocator keeps."""

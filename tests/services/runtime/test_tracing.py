@@ -35,7 +35,7 @@ from trimtab_services.runtime.http import Route
 from trimtab_services.runtime.logs import configure_logs
 from trimtab_services.runtime.server import Service
 from trimtab_services.runtime.state import Runtime
-from trimtab_services.runtime.tracing import TracingConfig, record_work
+from trimtab_services.runtime.tracing import TracingConfig
 from trimtab_services.weights.config import WeightsServiceConfig
 from trimtab_services.weights.main import SERVICE, build
 
@@ -163,7 +163,9 @@ def test_work_shows_its_wait_and_its_batch_and_the_log_names_the_trace(
     async def work(request: web.Request) -> web.StreamResponse:
         submitted = time.monotonic()
         await asyncio.sleep(0.3)
-        record_work(current_call(), submitted=submitted, queue_s=0.1, compute_s=0.2, batch_items=7)
+        call = current_call()
+        assert call is not None and call.trace is not None
+        call.trace.record_work(submitted=submitted, queue_s=0.1, compute_s=0.2, batch_items=7)
         logging.getLogger("trimtab_services.test").info("worked")
         raise RuntimeError("a fault")
 

@@ -206,6 +206,7 @@ class TransformersEngine:
         heapq.heappush(self._waiting, _Waiting(request.priority, next(self._arrivals), request, promised, lane.version))
         self._held[request.sequence_id] = None
 
+    @torch.inference_mode()  # a slot that others read from may have to be copied
     def cancel(self, sequence_id: int) -> FinishedSequence | None:
         """Drop a waiting or running sequence; see `Engine.cancel`."""
         if sequence_id not in self._held:
