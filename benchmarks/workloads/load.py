@@ -45,12 +45,13 @@ class Outcome:
         """Makes a request and notes what became of it."""
         began = time.perf_counter()
         try:
-            self.items += await call(number)
+            answered = await call(number)
         except Exception as error:
             self.refused_s.append(time.perf_counter() - began)
             name = error.code().name if isinstance(error, grpc.aio.AioRpcError) else type(error).__name__
             self.refusals[name] = self.refusals.get(name, 0) + 1
         else:
+            self.items += answered
             self.latencies_s.append(time.perf_counter() - began)
 
 
