@@ -31,7 +31,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import grpc
 
@@ -137,6 +137,26 @@ class TrimtabError(Exception):
         self.limit = "" if limit is None else _shown(limit)
         self.metadata = dict(metadata or {})
         self.retry_after_s = retry_after_s
+
+    def at(self, field: str) -> Self:
+        """The same error of another field, which its message begins with instead of its own."""
+        return self.told(f"{field}: {self.message.removeprefix(f'{self.field}: ')}", field=field)
+
+    def under(self, path: str) -> Self:
+        """The same error with a path in front of its field."""
+        return self.at(f"{path}.{self.field}" if self.field else path)
+
+    def told(self, message: str, *, field: str | None = None) -> Self:
+        """The same error with another message; of another field where one is given."""
+        return type(self)(
+            message,
+            reason=self.reason,
+            field=self.field if field is None else field,
+            value=self.value or None,
+            limit=self.limit or None,
+            metadata=self.metadata,
+            retry_after_s=self.retry_after_s,
+        )
 
 
 def _shown(value: object) -> str:

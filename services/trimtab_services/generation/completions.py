@@ -185,7 +185,7 @@ class Completions:
                 if request.per_item_errors:
                     refused.append((prompt.prompt_id, error))
                     continue
-                raise _at(f"prompts[{index}]", error) from None
+                raise error.under(f"prompts[{index}]") from None
             sequences += made
             known += [_Sequence(prompt.prompt_id, one.sample_index, len(ids)) for one in made]
         return sequences, known, refused
@@ -305,20 +305,6 @@ def _told(sequence: _Sequence, token: SampledToken) -> CompletionToken:
     logprob = float(np.float32(token.logprob))  # as the finished completion has it
     return CompletionToken(
         sequence.prompt_id, sequence.sample_index, token.token_id, logprob, token.version, token.is_last
-    )
-
-
-def _at(path: str, error: TrimtabError) -> TrimtabError:
-    """The same error with the item's path in front of its field."""
-    field = f"{path}.{error.field}" if error.field else path
-    message = error.message.removeprefix(f"{error.field}: ")
-    return type(error)(
-        f"{field}: {message}",
-        reason=error.reason,
-        field=field,
-        value=error.value or None,
-        limit=error.limit or None,
-        metadata=error.metadata,
     )
 
 

@@ -10,7 +10,7 @@ from trimtab.errors import InternalError, Reason, TrimtabError, VersionUnavailab
 from trimtab.types import ItemScore, Priority, ScoreItem, ServedModel, TruncationSide, VersionRequirement
 from trimtab.v1 import info_pb2
 
-__all__ = ["Asked", "Found", "RewardModel", "checked_reward", "refuse_version"]
+__all__ = ["Asked", "Found", "RewardModel", "checked_reward", "failed_score", "refuse_version"]
 
 _LARGEST = 3.4028234663852886e38
 """Of float32, which rewards travel as."""
@@ -82,6 +82,11 @@ class RewardModel(Protocol):
     def describe(self, response: info_pb2.GetInfoResponse) -> None:
         """Adds the model to GetInfo."""
         ...
+
+
+def failed_score(item: ScoreItem, error: TrimtabError) -> ItemScore:
+    """What an item that has no reward is answered with."""
+    return ItemScore(0.0, 0, item_id=item.item_id, error=error)
 
 
 def checked_reward(reward: float) -> float | TrimtabError:

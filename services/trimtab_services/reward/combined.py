@@ -8,20 +8,17 @@ import statistics
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from math import exp, log, sqrt, tanh
 
 from simpleeval import InvalidExpression, SimpleEval
 
 from trimtab.errors import InternalError, InvalidRequest, Reason, TrimtabError
 from trimtab.types import ItemScore, ScoreItem, ServedModel, VersionRequirement
 from trimtab.v1 import info_pb2
-from trimtab_services.reward.base import Asked, Found, RewardModel, checked_reward, refuse_version
-from trimtab_services.reward.config import EnsembleConfig, FormulaConfig, formula_variables
+from trimtab_services.reward.base import Asked, Found, RewardModel, checked_reward, failed_score, refuse_version
+from trimtab_services.reward.config import FORMULA_FUNCTIONS, EnsembleConfig, FormulaConfig, formula_variables
 from trimtab_services.runtime.scoring import at_item
 
 __all__ = ["Ensemble", "Formula"]
-
-_FUNCTIONS = {"abs": abs, "exp": exp, "log": log, "max": max, "min": min, "sqrt": sqrt, "tanh": tanh}
 
 
 class _Combined(ABC):
@@ -77,7 +74,7 @@ class _Combined(ABC):
         scores = [found.scores[index] for found in of_parts]
         failed = next((score.error for score in scores if score.error is not None), None)
         if failed is not None:
-            return ItemScore(0.0, 0, item_id=item.item_id, error=failed)
+            return failed_score(item, failed)
         rewards = {found.served.name: score.reward for found, score in zip(of_parts, scores, strict=True)}
         tokens = max(score.token_count for score in scores)
         known = {
@@ -91,7 +88,7 @@ class _Combined(ABC):
         except TrimtabError as error:
             spread, checked = 0.0, error
         if isinstance(checked, TrimtabError):
-            return ItemScore(0.0, 0, item_id=item.item_id, error=at_item(index, checked))
+            return failed_score(item, at_item(index, checked))
         return ItemScore(
             reward=checked,
             token_count=tokens,
@@ -147,7 +144,7 @@ class Formula(_Combined):
     def __init__(self, name: str, config: FormulaConfig, models: Sequence[RewardModel]) -> None:
         super().__init__(name, f"formula: {config.formula}", models)
         self._formula = config.formula
-        self._evaluator = SimpleEval(functions=_FUNCTIONS)
+        self._evaluator = SimpleEval(functions=FORMULA_FUNCTIONS)
         self._parsed = self._evaluator.parse(config.formula)
         self._variables = formula_variables(config.formula)
 

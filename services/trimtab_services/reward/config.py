@@ -5,8 +5,9 @@ from __future__ import annotations
 import ast
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -15,6 +16,7 @@ from trimtab_services.runtime.config import FrozenModelConfig, ModelSource, chec
 
 __all__ = [
     "COMPLETION_VARIABLES",
+    "FORMULA_FUNCTIONS",
     "EnsembleConfig",
     "FormulaConfig",
     "FunctionConfig",
@@ -29,7 +31,16 @@ __all__ = [
 COMPLETION_VARIABLES = ("completion_tokens", "completion_characters", "tokens")
 """What a formula knows of an item besides rewards."""
 
-_FUNCTIONS = ("abs", "exp", "log", "max", "min", "sqrt", "tanh")
+FORMULA_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "abs": abs,
+    "exp": math.exp,
+    "log": math.log,
+    "max": max,
+    "min": min,
+    "sqrt": math.sqrt,
+    "tanh": math.tanh,
+}
+"""What a formula may call."""
 
 
 class _Section(BaseModel):
@@ -66,7 +77,7 @@ class FormulaConfig(_Section):
         description="Such as `helpful - 0.01 * completion_tokens`. Names are models of this service, or "
         + ", ".join(COMPLETION_VARIABLES)
         + "; functions are "
-        + ", ".join(_FUNCTIONS)
+        + ", ".join(FORMULA_FUNCTIONS)
         + ".",
     )
 
@@ -219,8 +230,8 @@ def formula_names(formula: str) -> tuple[str, ...]:
         _check_node(node)
         if isinstance(node, ast.Name):
             if node in functions:
-                if node.id not in _FUNCTIONS:
-                    raise ValueError(f"{node.id}() is not known; functions are {', '.join(_FUNCTIONS)}")
+                if node.id not in FORMULA_FUNCTIONS:
+                    raise ValueError(f"{node.id}() is not known; functions are {', '.join(FORMULA_FUNCTIONS)}")
             elif node.id not in COMPLETION_VARIABLES:
                 names[node.id] = None
     return tuple(names)

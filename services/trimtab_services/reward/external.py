@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from trimtab.errors import InternalError, InvalidRequest, TrimtabError
 from trimtab.types import ItemScore, ScoreItem, ServedModel
 from trimtab.v1 import info_pb2
-from trimtab_services.reward.base import Asked, Found, checked_reward, refuse_version
+from trimtab_services.reward.base import Asked, Found, checked_reward, failed_score, refuse_version
 from trimtab_services.runtime.calls import current_call
 from trimtab_services.runtime.metrics import Metrics
 from trimtab_services.runtime.scheduler import Scheduler
@@ -115,11 +115,10 @@ class ExternalModel:
             group=None,
             priority=asked.priority,
             per_item_errors=asked.per_item_errors,
-            is_charged=False,
         )
         return Found(
             scores=tuple(
-                ItemScore(0.0, 0, item_id=item.item_id, error=one.value)
+                failed_score(item, one.value)
                 if isinstance(one.value, TrimtabError)
                 else ItemScore(one.value, 0, item_id=item.item_id)
                 for item, one in zip(items, done, strict=True)

@@ -11,7 +11,7 @@ from trimtab.types import ItemScore, ScoreItem
 from trimtab.v1 import info_pb2
 from trimtab_models.classifiers import has_score_layer
 from trimtab_models.tokenizer import encode_document
-from trimtab_services.reward.base import Asked, Found
+from trimtab_services.reward.base import Asked, Found, failed_score
 from trimtab_services.reward.scorer import ScoredBy, TokenSequence, check_characters, sequence_of, text_characters
 from trimtab_services.reward.tokenizing import MAX_LOOP_CHARACTERS, ReadingThreads
 from trimtab_services.runtime.scheduler import Done, Scheduler
@@ -68,7 +68,7 @@ class HostedModel:
         return Found(
             scores=tuple(_item_score(*known) for known in zip(items, done, found, strict=True)),
             served=served.served,
-            completion_tokens=tuple(sequence.completion_tokens or None for sequence in found),
+            completion_tokens=tuple(sequence.completion_tokens for sequence in found),
             queue_s=max((one.queue_s for one in done), default=0.0),
             compute_s=sum({one.batch: one.compute_s for one in done}.values()),
         )
@@ -134,7 +134,7 @@ def _ready(sequence: TokenSequence | TrimtabError) -> tuple[TokenSequence, int]:
 
 def _item_score(item: ScoreItem, done: Done[float], sequence: TokenSequence) -> ItemScore:
     if isinstance(done.value, TrimtabError):
-        return ItemScore(0.0, 0, item_id=item.item_id, error=done.value)
+        return failed_score(item, done.value)
     return ItemScore(
         reward=done.value,
         token_count=len(sequence.token_ids),

@@ -36,13 +36,13 @@ class TokenSequence:
     Attributes:
         token_ids: what the model reads.
         truncated: tokens cut off.
-        completion_tokens: how many of the ids are the completion's; 0 where that is not known.
+        completion_tokens: how many of the ids are the completion's; None where that is not known.
         type_ids: segment of each id, for an encoder that reads them.
     """
 
     token_ids: tuple[int, ...]
     truncated: int = 0
-    completion_tokens: int = 0
+    completion_tokens: int | None = None
     type_ids: tuple[int, ...] = ()
 
 
@@ -152,8 +152,12 @@ def sequence_of(item: ScoreItem, served: ServedVersion, truncation: TruncationSi
     if excess <= 0 or truncation is TruncationSide.NONE:
         check_token_ids(whole.token_ids, served)
         return whole
-    kept = slice(excess, None) if truncation is TruncationSide.LEFT else slice(None, most)
-    cut = TokenSequence(whole.token_ids[kept], excess, min(whole.completion_tokens, most), whole.type_ids[kept])
+    completion = whole.completion_tokens
+    if truncation is TruncationSide.LEFT:
+        kept, left = slice(excess, None), None if completion is None else min(completion, most)
+    else:  # the completion is what stands at the end
+        kept, left = slice(None, most), None if completion is None else max(0, completion - excess)
+    cut = TokenSequence(whole.token_ids[kept], excess, left, whole.type_ids[kept])
     check_token_ids(cut.token_ids, served)
     return cut
 

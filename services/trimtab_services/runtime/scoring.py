@@ -144,14 +144,4 @@ def _trace(call: Call | None, submitted_at: float, found: Sequence[Done[Any]]) -
 
 def at_item(index: int, error: TrimtabError) -> TrimtabError:
     """The same error with the item's path in front of its field."""
-    field = f"items[{index}].{error.field}" if error.field else f"items[{index}]"
-    message = error.message.removeprefix(f"{error.field}: ")
-    return type(error)(
-        f"{field}: {message}",
-        reason=error.reason,
-        field=field,
-        value=error.value or None,
-        limit=error.limit or None,
-        metadata=error.metadata,
-        retry_after_s=error.retry_after_s,
-    )
+    return error.under(f"items[{index}]")

@@ -15,20 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import (
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    BertConfig,
-    BertForSequenceClassification,
-    LlamaConfig,
-    LlamaForSequenceClassification,
-    PreTrainedTokenizerFast,
-    RobertaConfig,
-    RobertaForSequenceClassification,
-)
 
 from processes import serving
 from running import FREE_PORTS, RunningServer, client, running
@@ -38,7 +25,6 @@ from trimtab.errors import (
     DeadlineExceeded,
     InternalError,
     InvalidRequest,
-    ModelFolderError,
     NotFound,
     Overloaded,
     Reason,
@@ -46,9 +32,17 @@ from trimtab.errors import (
     Unavailable,
     VersionUnavailable,
 )
-from trimtab.types import ChatMessage, RankRequest, ScoreItem, ScoreRequest, ServiceState, VersionRequirement
-from trimtab_models.loading import load_classifier, reward_model_from_policy, save_model
-from trimtab_models.tokenizer import load_tokenizer
+from trimtab.types import (
+    ChatMessage,
+    RankRequest,
+    ScoreItem,
+    ScoreRequest,
+    ServiceState,
+    TruncationSide,
+    VersionRequirement,
+)
+from trimtab_models.loading import reward_model_from_policy, save_model
+from trimtab_models.tokenizer import encode_completion, encode_prompt, load_tokenizer
 
 PAIRS = (("say something", "helpful"), ("the dog", "It sleeps, twice."), ("a ship", "a rudder"), ("x", "y" * 40))
 ITEMS = tuple(ScoreItem(prompt=prompt, completion=completion) for prompt, completion in PAIRS)
@@ -165,6 +159,7 @@ def server(
         "least": {"kind": "ensemble", "members": ["a", "b", "c"], "combine": "min"},
         "careful": {"kind": "ensemble", "members": ["a", "b", "c"], "combine": "mean_minus_std", "k": 0.5},
         "short": {"kind": "formula", "formula": "a - 0.01 * completion_tokens + max(length, 0.5)"},
+        "count": {"kind": "formula", "formula": "0 * a + completion_tokens"},
         "broken": {"kind": "formula", "formula": "a / (completion_characters - 8)"},
         "length": function("length"),
         "chat": function("chat"),
@@ -196,7 +191,7 @@ def test_models_have_names_and_the_first_is_the_default(rewards: Client, folders
     found = {name: score(rewards, name) for name in "abc"}
     assert score(rewards, "") == found["a"] != found["b"] != found["c"]
     info = {model.served.name: model for model in rewards.info().models}
-    assert len(info) == 19 and info["b"].architecture == "LlamaForSequenceClassification"
+    assert len(info) == 20 and info["b"].architecture == "LlamaForSequenceClassification"
     assert info["mean"].architecture == "ensemble: mean of a, b, c"
     with pytest.raises(NotFound, match="model: 'd' is not served; served are 'a', 'b'"):
         score(rewards, "d")
@@ -291,6 +286,19 @@ def test_a_remote_reward_has_one_limit_for_all_of_its_answer(rewards: Client, re
     remote.status = 200
 
 
+@pytest.mark.parametrize("side", [TruncationSide.LEFT, TruncationSide.RIGHT])
+def test_a_formula_counts_what_is_left_of_a_completion(
+    side: TruncationSide, rewards: Client, folders: dict[str, Path]
+) -> None:
+    prompt, completion = "x" * 100, "y" * 200
+    tokenizer = load_tokenizer(folders["a"])
+    read = len(encode_completion(tokenizer, completion))
+    left = read if side is TruncationSide.LEFT else 256 - len(encode_prompt(tokenizer, prompt))
+    assert read < 256 and left <= read
+    items = (ScoreItem(prompt=prompt, completion=completion),)
+    assert score(rewards, "count", items=items, truncation=side) == [float(left)]
+
+
 def test_a_formula_refuses_what_it_cannot_know(rewards: Client) -> None:
     result = rewards.score(
         ScoreRequest(items=(*ITEMS[:1], ScoreItem(token_ids=(5, 6, 7))), model="broken", per_item_errors=True)
@@ -374,91 +382,3 @@ def test_a_function_that_is_not_there_ends_the_start(tmp_path: Path) -> None:
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 2
     assert "models.f.function: my_missing:f" in ended.stderr and "No module named 'my_missing'" in ended.stderr
-
-
-def make_encoder_tokenizer() -> PreTrainedTokenizerFast:
-    words = "say something helpful the dog It sleeps twice a ship rudder x y , .".split()
-    vocabulary = {word: index for index, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *words])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
-    )
-
-
-def encoder(kind: str, vocab_size: int, labels: int) -> Any:
-    sizes = dict(
-        vocab_size=vocab_size,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
-        max_position_embeddings=66,
-        num_labels=labels,
-        pad_token_id=0,
-        initializer_range=0.5,
-    )
-    torch.manual_seed(0)
-    if kind == "bert":
-        return BertForSequenceClassification(BertConfig(type_vocab_size=2, **sizes))
-    return RobertaForSequenceClassification(RobertaConfig(type_vocab_size=2, **sizes))
-
-
-@pytest.mark.parametrize("kind", ["bert", "roberta"])
-def test_an_encoder_scores_as_its_library_does(kind: str, tmp_path: Path) -> None:
-    tokenizer = make_encoder_tokenizer()
-    save_model(encoder(kind, len(tokenizer), 1), tokenizer, tmp_path / "encoder")
-    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "encoder").eval()
-    theirs = AutoTokenizer.from_pretrained(tmp_path / "encoder")
-    with torch.inference_mode():
-        expected = [float(model(**theirs(*pair, return_tensors="pt")).logits[0, 0]) for pair in PAIRS]
-    with running("reward", model_folder=tmp_path / "encoder") as server, client(server) as rewards:
-        assert score(rewards, "") == pytest.approx(expected, abs=1e-5)
-        ids = tuple(theirs(*PAIRS[1])["input_ids"])
-        with torch.inference_mode():
-            one_segment = float(model(input_ids=torch.tensor([ids])).logits[0, 0])
-        assert score(rewards, "", items=(ScoreItem(token_ids=ids),)) == pytest.approx([one_segment], abs=1e-5)
-        with pytest.raises(InvalidRequest, match=r"items\[0\].prompt: \w+ reads a prompt and a completion that are"):
-            score(rewards, "", items=(ScoreItem(prompt=(5, 6), completion="dog"),))
-        most = rewards.info().models[0].max_sequence_tokens
-        assert most == (66 if kind == "bert" else 65)  # RoBERTa counts positions from behind its padding's
-        assert len(score(rewards, "", items=(ScoreItem(token_ids=(5,) * most),))) == 1
-        with pytest.raises(TrimtabError, match="allowed"):
-            score(rewards, "", items=(ScoreItem(token_ids=(5,) * (most + 1)),))
-
-
-def test_several_labels_need_a_choice(tmp_path: Path) -> None:
-    tokenizer = make_tokenizer()
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
-        num_labels=3,
-        pad_token_id=0,
-        initializer_range=0.2,
-    )
-    save_model(LlamaForSequenceClassification(config), tokenizer, tmp_path / "three")
-    with pytest.raises(ModelFolderError, match="num_labels is 3; a reward model has 1, or `logit` says which it is"):
-        load_classifier(tmp_path / "three")
-    with pytest.raises(ModelFolderError, match="logit is 3; the model has 3 labels, counted from 0"):
-        load_classifier(tmp_path / "three", logit=3)
-    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "three").eval()
-    ids = (5, 6, 7, 8)
-    with torch.inference_mode():
-        expected = model(input_ids=torch.tensor([ids])).logits[0].tolist()
-    folder = str(tmp_path / "three")
-    declared = {str(logit): {"kind": "model", "model_folder": folder, "logit": logit} for logit in range(3)}
-    with running("reward", models=declared) as server, client(server) as rewards:
-        found = [score(rewards, name, items=(ScoreItem(token_ids=ids),))[0] for name in declared]
-    assert found == pytest.approx(expected, abs=1e-5)

@@ -268,11 +268,4 @@ class _Patience:
         if not (self._is_there or is_there):
             raise error
         if self.is_over(failed_at):
-            raise type(error)(
-                f"{error.message}; nothing was answered for {self._most_s:g} s",
-                reason=error.reason,
-                field=error.field,
-                value=error.value or None,
-                limit=error.limit or None,
-                metadata=error.metadata,
-            ) from None
+            raise error.told(f"{error.message}; nothing was answered for {self._most_s:g} s") from None

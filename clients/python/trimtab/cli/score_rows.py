@@ -128,7 +128,6 @@ class InputRow:
 def field_error(name: str, error: TrimtabError) -> TrimtabError:
     """The error of one thing that was scored, with the row's own name for it instead of its place in a request."""
     inner = error.field.partition("].")[2] if error.field.startswith("items[") else error.field
-    message = error.message.removeprefix(f"{error.field}: ")
     outer, dot, rest = inner.partition(".")
     if outer.startswith(("prompt", "messages")):
         field = inner
@@ -136,14 +135,7 @@ def field_error(name: str, error: TrimtabError) -> TrimtabError:
         field = f"{name}{dot}{rest}"
     else:
         field = name
-    return type(error)(
-        f"{field}: {message}",
-        reason=error.reason,
-        field=field,
-        value=error.value or None,
-        limit=error.limit or None,
-        metadata=error.metadata,
-    )
+    return error.at(field)
 
 
 class RowReader:

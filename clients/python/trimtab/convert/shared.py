@@ -46,16 +46,7 @@ def under(path: str) -> Iterator[None]:
     try:
         yield
     except InvalidRequest as error:
-        field = f"{path}.{error.field}" if error.field else path
-        message = error.message.removeprefix(f"{error.field}: ")
-        raise type(error)(
-            f"{field}: {message}",
-            reason=error.reason,
-            field=field,
-            value=error.value or None,
-            limit=error.limit or None,
-            metadata=error.metadata,
-        ) from None
+        raise error.under(path) from None
 
 
 def each(path: str, items: Iterable[T], convert: Callable[[T], R]) -> tuple[R, ...]:

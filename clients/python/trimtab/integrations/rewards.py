@@ -175,12 +175,4 @@ def _is_empty(completion: str | Conversation) -> bool:
 
 def _named(name: str, error: TrimtabError) -> TrimtabError:
     """The error of `items[i]` as that of what the caller calls `name`."""
-    field = name + error.field.partition("]")[2]
-    return type(error)(
-        f"{field}: {error.message.removeprefix(f'{error.field}: ')}",
-        reason=error.reason,
-        field=field,
-        value=error.value or None,
-        limit=error.limit or None,
-        metadata=error.metadata,
-    )
+    return error.at(name + error.field.partition("]")[2])

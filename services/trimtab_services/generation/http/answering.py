@@ -1,4 +1,4 @@
-"""Around every route of the fronts: deadline, callers that go away, errors in the front's shape, event streams."""
+"""Around every route of the fronts: deadline, errors in the front's shape, event streams."""
 
 from __future__ import annotations
 
@@ -22,8 +22,6 @@ __all__ = ["Answering", "Events", "Handler", "json_answer", "request_id"]
 
 _log = logging.getLogger(__name__)
 
-_LOOK_S = 0.1
-"""How often a caller is looked after: aiohttp does not tell a handler that its caller has gone."""
 _STREAM = web.RequestKey("stream", web.StreamResponse)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -49,14 +47,14 @@ class Answering:
     deadline_s: float
 
     def around(self, handler: Handler) -> Handler:
-        """The handler under the deadline, cancelled when its caller goes away, its errors in the front's shape."""
+        """The handler under the deadline, its errors in the front's shape; one whose caller goes away is cancelled."""
 
         async def answer(request: web.Request) -> web.StreamResponse:
             limit_call(self.deadline_s)
             limit = asyncio.timeout(self.deadline_s)
             try:
                 async with limit:
-                    return await _while_somebody_waits(request, handler(request))
+                    return await handler(request)
             except (Cancelled, ConnectionError):
                 raise Cancelled("the caller has gone away") from None
             except Exception as error:
@@ -128,21 +126,3 @@ def request_id() -> str:
 
 def _headers(versions: str = "") -> dict[str, str]:
     return {"x-request-id": request_id(), **({"x-trimtab-version": versions} if versions else {})}
-
-
-async def _while_somebody_waits(request: web.Request, work: Awaitable[web.StreamResponse]) -> web.StreamResponse:
-    """Awaits the work as long as its caller is there.
-
-    Raises:
-        Cancelled: the caller has gone away; the work is cancelled.
-    """
-    task = asyncio.ensure_future(work)
-    try:
-        while not (await asyncio.wait((task,), timeout=_LOOK_S))[0]:
-            if request.transport is None or request.transport.is_closing():
-                raise Cancelled("the caller has gone away")
-    finally:
-        if not task.done():
-            task.cancel()
-            await asyncio.wait((task,))
-    return task.result()

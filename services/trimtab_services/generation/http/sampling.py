@@ -83,15 +83,7 @@ class Asked:
         except (InvalidRequest, Overloaded) as error:
             field = self._renamed(error.field)
             message = self._renamed(error.message).replace("max_new_tokens", self.limit_field)
-            raise type(error)(
-                message,
-                reason=error.reason,
-                field=field,
-                value=error.value or None,
-                limit=error.limit or None,
-                metadata=error.metadata,
-                retry_after_s=error.retry_after_s,
-            ) from None
+            raise error.told(message, field=field) from None
 
     def _renamed(self, text: str) -> str:
         """The text with the name of a prompt's field at its beginning in the caller's words."""

@@ -68,14 +68,7 @@ def parse(body: type[BodyT], content: Mapping[str, Any]) -> BodyT:
         return body.model_validate(content)
     except ValidationError as error:
         wrong = invalid_request(error, "body")
-    field = _FORMS.sub("", wrong.field)
-    raise InvalidRequest(
-        f"{field}{wrong.message.removeprefix(wrong.field)}",
-        reason=wrong.reason,
-        field=field,
-        value=wrong.value,
-        limit=wrong.limit or None,
-    )
+    raise wrong.at(_FORMS.sub("", wrong.field))
 
 
 def _form(value: object) -> str:

@@ -66,12 +66,4 @@ def _check_as_many(field: str, values: Sequence[object] | None, count: int) -> N
 def _of_query(error: TrimtabError) -> TrimtabError:
     """The same error with `query[3]` for `items[3].token_ids`."""
     field = error.field.replace("items[", "query[", 1).replace("].token_ids", "]", 1)
-    return type(error)(
-        f"{field}{error.message.removeprefix(error.field)}" if field != error.field else error.message,
-        reason=error.reason,
-        field=field,
-        value=error.value or None,
-        limit=error.limit or None,
-        metadata=error.metadata,
-        retry_after_s=error.retry_after_s,
-    )
+    return error.at(field) if field != error.field else error
