@@ -41,6 +41,18 @@ class Outcome:
         """Goodput, over the time that requests came in."""
         return self.items / self.wall_s
 
+    def __add__(self, other: Outcome) -> Outcome:
+        """Both together."""
+        kinds = self.refusals.keys() | other.refusals.keys()
+        return Outcome(
+            self.items + other.items,
+            self.latencies_s + other.latencies_s,
+            self.refused_s + other.refused_s,
+            {kind: self.refusals.get(kind, 0) + other.refusals.get(kind, 0) for kind in kinds},
+            self.wall_s + other.wall_s,
+            self.own_cpu_s + other.own_cpu_s,
+        )
+
     async def note(self, call: Call, number: int) -> None:
         """Makes a request and notes what became of it."""
         began = time.perf_counter()

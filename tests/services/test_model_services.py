@@ -110,6 +110,7 @@ def test_draws_do_not_depend_on_the_request_they_came_in(generation: RunningServ
     [
         (ask((5, 400)), Reason.TOKEN_ID_OUT_OF_RANGE, "prompts[0].prompt.token_ids[1]", "319"),
         (ask((5, 6), (7,) * 300), Reason.SEQUENCE_TOO_LONG, "prompts[1].prompt", "256"),
+        (ask((5, 6), "w" * (64 * 256 + 1)), Reason.SEQUENCE_TOO_LONG, "prompts[1].prompt", str(64 * 256)),  # characters
         (ask((5, 6), version=VersionRequirement(exactly=3)), Reason.VERSION_UNAVAILABLE, "version", "0"),
         (ask((5, 6), model="other"), Reason.NOT_FOUND, "model", ""),
     ],

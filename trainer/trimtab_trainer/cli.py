@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from trimtab import Client, TLSConfig, Token
+from trimtab_models.memory import keep_freed_memory
 from trimtab_trainer.config import load_run_spec
 from trimtab_trainer.preflight import check_inputs
 
@@ -69,6 +70,7 @@ def run(
         return 0
     if spec.services is not None:  # before torch: spinning OpenMP threads would take the services' cores from them
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    keep_freed_memory()
     from trimtab_trainer.context import Orders
     from trimtab_trainer.experiment_logs import experiment_logs
     from trimtab_trainer.remote import RemoteSink

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from trimtab.errors import InternalError, InvalidRequest, NotFound, Reason, TrimtabError, VersionUnavailable
 from trimtab.types import (
@@ -28,12 +31,15 @@ from trimtab.types import (
 from trimtab_models.tokenizer import decode, encode_prompt
 from trimtab_services.generation.config import GenerationConfig
 from trimtab_services.generation.engines.base import FinishedSequence, SampledToken, SequenceRequest
-from trimtab_services.generation.serving import Policy, SequenceHost
+from trimtab_services.generation.serving import Policy, SequenceHost, model_facts
 from trimtab_services.runtime.calls import Call, current_call
+from trimtab_services.runtime.reading import TextReader, characters_of, check_characters
 
 __all__ = ["CompletionToken", "Completions"]
 
 _PRIORITIES = {Priority.INTERACTIVE: 0, Priority.ROLLOUT: 1, Priority.BULK: 2}
+
+T = TypeVar("T")
 
 _Event = SampledToken | FinishedSequence
 
@@ -84,11 +90,29 @@ class Completions:
         self._config = config
         self._policy = policy
         self._charge = charge
+        self._reader = TextReader()
 
     def check(self, request: GenerateRequest) -> None:
         """Refuses what `sample` would refuse before it hands anything to the engine; errors as there."""
         self._check(request)
-        self._sequences(request)
+        self._sequences(request, self._read_prompts(request, self._policy.tokenizer))
+
+    async def read(self, fields: Mapping[str, int], read: Callable[[PreTrainedTokenizerBase], T]) -> T:
+        """Reads texts with the policy's tokenizer; what takes long is read beside the event loop.
+
+        Args:
+            fields: characters of each field that is read.
+            read: reads them.
+
+        Raises:
+            Unavailable: there is no version yet.
+            SequenceTooLong: a text is so long that it is not even read.
+            TrimtabError: what `read` raises.
+        """
+        tokenizer, most = self._policy.tokenizer, model_facts(self._policy).max_sequence_tokens
+        for field, characters in fields.items():
+            check_characters(field, characters, most)
+        return await self._reader.read(sum(fields.values()), partial(read, tokenizer))
 
     async def sample(self, request: GenerateRequest) -> AsyncGenerator[GenerateResult, None]:
         """Samples every prompt of the request; each completion comes the moment it ends.
@@ -109,7 +133,9 @@ class Completions:
         self, request: GenerateRequest, *, each_token: bool
     ) -> AsyncGenerator[CompletionToken | GenerateResult, None]:
         self._check(request)
-        sequences, known, refused = self._sequences(request)
+        characters = sum(characters_of(prompt.prompt) for prompt in request.prompts)
+        read = partial(self._read_prompts, request, self._policy.tokenizer)
+        sequences, known, refused = self._sequences(request, await self._reader.read(characters, read))
         for prompt_id, error in refused:
             yield GenerateResult(prompt_id, self._policy.served, error=error)
         if not sequences:
@@ -169,16 +195,33 @@ class Completions:
                 limit=self._config.max_items_per_request,
             )
 
+    def _read_prompts(
+        self, request: GenerateRequest, tokenizer: PreTrainedTokenizerBase
+    ) -> list[tuple[int, ...] | TrimtabError]:
+        """Token ids or error of each prompt; ends at the first error where it refuses the whole request."""
+        most = model_facts(self._policy).max_sequence_tokens
+        found: list[tuple[int, ...] | TrimtabError] = []
+        for prompt in request.prompts:
+            try:
+                check_characters("prompt", characters_of(prompt.prompt), most)
+                found.append(tuple(encode_prompt(tokenizer, prompt.prompt)))
+            except TrimtabError as error:
+                found.append(error)
+                if not request.per_item_errors:
+                    break
+        return found
+
     def _sequences(
-        self, request: GenerateRequest
+        self, request: GenerateRequest, read: Sequence[tuple[int, ...] | TrimtabError]
     ) -> tuple[list[SequenceRequest], list[_Sequence], list[tuple[str, TrimtabError]]]:
         """The engine's requests, what each will be answered with, and the prompts that are refused one by one."""
         sequences: list[SequenceRequest] = []
         known: list[_Sequence] = []
         refused: list[tuple[str, TrimtabError]] = []
-        for index, prompt in enumerate(request.prompts):
+        for index, (prompt, ids) in enumerate(zip(request.prompts, read, strict=False)):
             try:
-                ids = tuple(encode_prompt(self._policy.tokenizer, prompt.prompt))
+                if isinstance(ids, TrimtabError):
+                    raise ids
                 made = self._of_prompt(request, prompt, ids)
                 self._policy.check_sequence(ids, made[0].sampling)
             except TrimtabError as error:

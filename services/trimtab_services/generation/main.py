@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trimtab.v1 import generation_pb2_grpc, info_pb2
+from trimtab_models.memory import keep_freed_memory
 from trimtab_services.generation.config import GenerationConfig
 from trimtab_services.runtime.info import InfoServicer
 from trimtab_services.runtime.server import Service, run_service
@@ -77,4 +78,5 @@ def _service(
 
 def serve(config_file: Path | None, overrides: Mapping[str, object] | None = None) -> int:
     """Runs the service in the foreground; returns the exit code."""
+    keep_freed_memory()
     return run_service("generation", "trimtab.v1.GenerationService", GenerationConfig, build, config_file, overrides)

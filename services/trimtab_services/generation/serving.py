@@ -18,7 +18,16 @@ from trimtab.v1 import info_pb2
 from trimtab_services.generation.config import GenerationConfig
 from trimtab_services.generation.engines.base import EngineLoad, FinishedSequence, SampledToken, SequenceRequest
 
-__all__ = ["Policy", "Receive", "ReceiveToken", "SequenceHost", "check_fits", "describe_work", "refuse_overload"]
+__all__ = [
+    "Policy",
+    "Receive",
+    "ReceiveToken",
+    "SequenceHost",
+    "check_fits",
+    "describe_work",
+    "model_facts",
+    "refuse_overload",
+]
 
 Receive = Callable[[FinishedSequence], None]
 ReceiveToken = Callable[[SampledToken], None]
@@ -115,6 +124,13 @@ class Policy(Protocol):
     def describe(self, response: info_pb2.GetInfoResponse) -> None:
         """The service's part of GetInfo: engine, one model, limits, load."""
         ...
+
+
+def model_facts(policy: Policy) -> info_pb2.ModelInfo:
+    """What GetInfo says of the served model."""
+    response = info_pb2.GetInfoResponse()
+    policy.describe(response)
+    return response.models[0]
 
 
 def describe_work(

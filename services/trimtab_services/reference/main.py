@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from trimtab.v1 import reference_pb2_grpc
+from trimtab_models.memory import keep_freed_memory
 from trimtab_services.runtime.config import FrozenModelConfig
 from trimtab_services.runtime.server import Service, run_service
 from trimtab_services.runtime.state import Runtime
@@ -37,4 +38,5 @@ async def build(runtime: Runtime[FrozenModelConfig]) -> Service:
 
 def serve(config_file: Path | None, overrides: Mapping[str, object] | None = None) -> int:
     """Runs the service in the foreground; returns the exit code."""
+    keep_freed_memory()
     return run_service("reference", "trimtab.v1.ReferenceService", FrozenModelConfig, build, config_file, overrides)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from functools import partial
 
@@ -12,8 +11,8 @@ from trimtab.v1 import info_pb2
 from trimtab_models.classifiers import has_score_layer
 from trimtab_models.tokenizer import encode_document
 from trimtab_services.reward.base import Asked, Found, failed_score
-from trimtab_services.reward.scorer import ScoredBy, TokenSequence, check_characters, sequence_of, text_characters
-from trimtab_services.reward.tokenizing import MAX_LOOP_CHARACTERS, ReadingThreads
+from trimtab_services.reward.scorer import ScoredBy, TokenSequence, sequence_of, text_characters
+from trimtab_services.runtime.reading import TextReader, check_characters
 from trimtab_services.runtime.scheduler import Done, Scheduler
 from trimtab_services.runtime.scoring import compute_items
 from trimtab_services.runtime.slots import ModelSlot, ServedVersion
@@ -37,8 +36,7 @@ class HostedModel:
         self._slot = slot
         self._scheduler = scheduler
         self._logit = logit
-        self._threads = ReadingThreads()
-        self._reading = threading.Lock()  # a tokenizer is switched to read control tokens or not: one thread at a time
+        self._reader = TextReader()
 
     @property
     def name(self) -> str:
@@ -81,8 +79,8 @@ class HostedModel:
             SequenceTooLong: so long that it is not even read, whether it may be cut or not.
         """
         served = self._slot.current
-        check_characters("", len(text), served, may_be_cut=True)
-        with self._reading:
+        check_characters("", len(text), served.max_sequence_tokens, may_be_cut=True)
+        with self._reader.alone():
             if control_tokens:
                 return tuple(served.tokenizer(text, add_special_tokens=False)["input_ids"])
             if not has_score_layer(served.model):  # an encoder: the tokenizer puts its own tokens around a text
@@ -96,21 +94,8 @@ class HostedModel:
         self, items: Sequence[ScoreItem], served: ServedVersion, asked: Asked
     ) -> list[TokenSequence | TrimtabError]:
         """Every item's sequence or error; much text is read in a thread, as is what comes while one is at it."""
-        read = partial(_read, items, served, asked)
         characters = sum(sum(text_characters(item).values()) for item in items)
-        if characters == 0:
-            return read()
-        if characters <= MAX_LOOP_CHARACTERS and self._reading.acquire(blocking=False):
-            try:
-                return read()
-            finally:
-                self._reading.release()
-
-        def read_alone() -> list[TokenSequence | TrimtabError]:
-            with self._reading:
-                return read()
-
-        return await self._threads.run(read_alone)
+        return await self._reader.read(characters, partial(_read, items, served, asked))
 
 
 def _read(items: Sequence[ScoreItem], served: ServedVersion, asked: Asked) -> list[TokenSequence | TrimtabError]:

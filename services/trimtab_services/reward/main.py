@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from trimtab.v1 import reward_pb2_grpc
+from trimtab_models.memory import keep_freed_memory
 from trimtab_services.reward.config import RewardConfig
 from trimtab_services.runtime.server import Service, run_service
 from trimtab_services.runtime.state import Runtime
@@ -34,4 +35,5 @@ async def build(runtime: Runtime[RewardConfig]) -> Service:
 
 def serve(config_file: Path | None, overrides: Mapping[str, object] | None = None) -> int:
     """Runs the service in the foreground; returns the exit code."""
+    keep_freed_memory()
     return run_service("reward", "trimtab.v1.RewardService", RewardConfig, build, config_file, overrides)

@@ -8,25 +8,19 @@ from typing import Any, cast
 
 import torch
 
-from trimtab.errors import InvalidRequest, SequenceTooLong, TrimtabError
-from trimtab.types import ChatMessage, ScoreItem, TruncationSide
+from trimtab.errors import InvalidRequest, TrimtabError
+from trimtab.types import ScoreItem, TruncationSide
 from trimtab_models.classifiers import classifier_scores, has_score_layer
 from trimtab_models.heads import check_finite
 from trimtab_models.packing import pad_right
 from trimtab_models.tokenizer import encode_completion, encode_conversation, encode_prompt
 from trimtab_services.reward.base import checked_reward
 from trimtab_services.runtime.frozen import BatchShapes
+from trimtab_services.runtime.reading import characters_of, check_characters
 from trimtab_services.runtime.scoring import check_token_ids
 from trimtab_services.runtime.slots import ServedVersion
 
-__all__ = ["ScoredBy", "Scorer", "TokenSequence", "canary", "check_characters", "sequence_of", "text_characters"]
-
-_CHARACTERS_PER_TOKEN = {False: 64, True: 1024}
-"""Most characters of a text for each token that the model takes, by whether what is too long may be cut.
-
-Longer texts are not even read. Few tokens are longer than 64 characters, so one that long would be refused. Where it
-may be cut it is read whole all the same: tokens at a cut in the text would not be those of the text.
-"""
+__all__ = ["ScoredBy", "Scorer", "TokenSequence", "canary", "sequence_of", "text_characters"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,39 +95,10 @@ def canary(served: ServedVersion, logit: int = 0) -> None:
     check_finite(classifier_scores(served.model, ids, lengths, logit=logit))
 
 
-def check_characters(field: str, characters: int, served: ServedVersion, *, may_be_cut: bool) -> None:
-    """Refuses a text that is far too long, before it takes seconds to read.
-
-    Args:
-        field: where it stands; may be empty.
-        characters: its length.
-        served: what is to read it.
-        may_be_cut: whether its tokens may be cut to the model's length afterwards.
-
-    Raises:
-        SequenceTooLong: names characters, not tokens.
-    """
-    most = _CHARACTERS_PER_TOKEN[may_be_cut] * served.max_sequence_tokens
-    if characters > most:
-        raise SequenceTooLong(
-            f"{field}: {characters} characters; allowed: {most}, {_CHARACTERS_PER_TOKEN[may_be_cut]} for each of "
-            f"{served.max_sequence_tokens} tokens".removeprefix(": "),
-            field=field,
-            value=characters,
-            limit=most,
-        )
-
-
 def text_characters(item: ScoreItem) -> dict[str, int]:
     """Characters of each field of an item that is text or messages."""
-    found: dict[str, int] = {}
-    for field in ("prompt", "completion", "messages"):
-        value = getattr(item, field)
-        if isinstance(value, str):
-            found[field] = len(value)
-        elif value and isinstance(value[0], ChatMessage):
-            found[field] = sum(len(message.content) for message in value)
-    return found
+    found = {field: characters_of(getattr(item, field)) for field in ("prompt", "completion", "messages")}
+    return {field: characters for field, characters in found.items() if characters}
 
 
 def sequence_of(item: ScoreItem, served: ServedVersion, truncation: TruncationSide) -> TokenSequence:
@@ -145,7 +110,9 @@ def sequence_of(item: ScoreItem, served: ServedVersion, truncation: TruncationSi
         SequenceTooLong: too long, and nothing may be cut; or so long that it is not even read.
     """
     for field, characters in text_characters(item).items():
-        check_characters(field, characters, served, may_be_cut=truncation is not TruncationSide.NONE)
+        check_characters(
+            field, characters, served.max_sequence_tokens, may_be_cut=truncation is not TruncationSide.NONE
+        )
     whole = _sequence(item, served)
     most = served.max_sequence_tokens
     excess = len(whole.token_ids) - most

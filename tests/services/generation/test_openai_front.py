@@ -88,6 +88,15 @@ def test_every_form_of_a_prompt(web: httpx.Client, llama_folder: Path) -> None:
         assert choices[0]["text"] == choices[1]["text"] == one != choices[2]["text"]
 
 
+def test_much_text_is_read_as_little_is(web: httpx.Client) -> None:
+    text = TEXT + " " + "the dog " * 20
+    alone = complete(web, prompt=text, temperature=0, max_tokens=3)
+    count = 1 + 4096 // len(text)  # more than the event loop reads itself
+    many = complete(web, prompt=[text] * count, temperature=0, max_tokens=3)
+    assert {choice["text"] for choice in many["choices"]} == {alone["choices"][0]["text"]}
+    assert many["usage"]["prompt_tokens"] == count * alone["usage"]["prompt_tokens"]
+
+
 def test_a_prompt_twice_in_a_request_is_drawn_twice(web: httpx.Client) -> None:
     one, other = complete(web, prompt=[TEXT, TEXT], seed=5, max_tokens=20)["choices"]
     assert one["text"] != other["text"]

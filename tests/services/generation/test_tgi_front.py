@@ -155,6 +155,21 @@ def test_tokenize_points_into_the_text(web: httpx.Client, llama_folder: Path) ->
     assert rows[-1]["stop"] == len(text)
 
 
+@pytest.mark.parametrize(
+    "path", ["/generate", "/generate_stream", "/tokenize", "/v1/completions", "/v1/chat/completions"]
+)
+def test_a_text_that_is_far_too_long_is_not_even_read(web: httpx.Client, path: str) -> None:
+    text = "x" * (64 * 256 + 1)
+    body: dict[str, Any] = {"inputs": text}
+    if path.startswith("/v1"):
+        chat = path.endswith("chat/completions")
+        body = {"messages": [{"role": "user", "content": text}]} if chat else {"prompt": text}
+        body["model"] = "policy"
+    answer = web.post(path, json=body)
+    assert answer.status_code in (400, 413, 422), answer.text
+    assert f"{len(text)} characters" in answer.text and str(64 * 256) in answer.text
+
+
 def test_info_has_both_tgis_fields_and_ours(web: httpx.Client, llama_folder: Path) -> None:
     info = web.get("/info").json()
     assert info["model_id"] == str(llama_folder) and info["max_total_tokens"] == 256

@@ -122,6 +122,35 @@ def test_batches_hold_similar_lengths_and_padding_counts_in_the_budget():
     assert names(cut_batch([item("long", 500), *window], 100)) == ["long"]
 
 
+def test_a_batch_ends_where_padding_would_cost_more_than_one_more_batch():
+    window = [item(f"{tokens}", tokens) for tokens in (300, 290, 280, 40)]
+    assert names(cut_batch(window, 1600)) == ["300", "290", "280"]  # 40 would be padded by 260, more than a 16th
+    assert names(cut_batch(window[::-1], 1600)) == ["40"]
+    assert names(cut_batch([item("300", 300), item("210", 210)], 1600)) == ["300", "210"]
+
+
+def test_an_odd_length_is_not_overtaken_by_newcomers_of_common_lengths():
+    queue = WorkQueue(max_batch_tokens=40)
+    queue.add(item("first", 10, at=0.0))
+    queue.add(item("odd", 40, at=0.0))
+    order: list[str] = []
+    for turn in range(1, 60):
+        for number in range(4):
+            queue.add(item(f"{turn}.{number}", 10, at=float(turn)))
+        order += names(queue.take(float(turn))[0])
+    assert order.index("odd") <= 8
+    assert queue.tokens == 10 * queue.items
+
+
+def test_a_newcomer_that_is_more_urgent_joins_a_window_in_use():
+    queue = WorkQueue(max_batch_tokens=10)
+    for number in range(30):
+        queue.add(item(f"big{number}", 10, caller="big"))
+    assert names(queue.take(0.0)[0]) == ["big0"]
+    queue.add(item("small", 10, caller="small"))
+    assert "small" in names(queue.take(0.0)[0]) + names(queue.take(0.0)[0])
+
+
 def test_groups_never_share_a_batch():
     queue = WorkQueue(max_batch_tokens=100)
     for number in range(4):

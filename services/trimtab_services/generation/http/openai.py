@@ -21,10 +21,11 @@ from trimtab_services.generation.http.openai_requests import (
     chat_request,
     completion_request,
 )
-from trimtab_services.generation.http.sampling import Asked, ChoicePart, model_facts, sample, stream
+from trimtab_services.generation.http.sampling import Asked, ChoicePart, sample, stream
 from trimtab_services.generation.http.scoring import ScoredTokens, SequenceScorer
 from trimtab_services.generation.http.text import TextStream
-from trimtab_services.generation.serving import Policy
+from trimtab_services.generation.serving import Policy, model_facts
+from trimtab_services.runtime.reading import characters_of
 
 __all__ = ["OpenAIFront"]
 
@@ -67,9 +68,10 @@ class OpenAIFront:
         """`POST /v1/completions`."""
         asked = completion_request(await read_body(request))
         asked.check_model(self._policy.name)
-        fields = [field for field, _ in asked.named_prompts()]
+        fields = {field: characters_of(prompt) for field, prompt in asked.named_prompts()}
         self._completions.check_count(len(fields) * asked.n, "prompt")
-        work = asked.asked(asked.prompts(self._policy.tokenizer), fields, max(1, asked.max_tokens))
+        prompts = await self._completions.read(fields, asked.prompts)
+        work = asked.asked(prompts, [*fields], max(1, asked.max_tokens))
         if asked.stream:
             envelope = answers.Envelope("text_completion", "cmpl", self._policy.served)
             events = self._completion_events(asked, work, envelope)
@@ -93,7 +95,8 @@ class OpenAIFront:
         """`POST /v1/chat/completions`."""
         asked = chat_request(await read_body(request))
         asked.check_model(self._policy.name)
-        prompt = asked.prompt(self._policy.tokenizer)
+        characters = sum(len(message.content) for message in asked.messages)
+        prompt = await self._completions.read({"messages": characters}, asked.prompt)
         most = asked.max_new_tokens(len(prompt), model_facts(self._policy).max_sequence_tokens)
         work = asked.asked([prompt], ["messages"], most)
         if asked.stream:

@@ -22,12 +22,11 @@ from trimtab.types import (
     SamplingParams,
     ServedModel,
 )
-from trimtab.v1 import info_pb2
 from trimtab_services.generation.completions import Completions, CompletionToken
 from trimtab_services.generation.http.text import TextPiece, TextStream
-from trimtab_services.generation.serving import Policy
+from trimtab_services.generation.serving import Policy, model_facts
 
-__all__ = ["AnswerToken", "Asked", "ChoicePart", "End", "fingerprint", "model_facts", "sample", "stream"]
+__all__ = ["AnswerToken", "Asked", "ChoicePart", "End", "fingerprint", "sample", "stream"]
 
 
 class End(Enum):
@@ -203,13 +202,6 @@ async def stream(completions: Completions, policy: Policy, asked: Asked) -> Asyn
                 elif event.completion is not None:
                     part = choices.pop(event.completion.sample_index).finish(event.completion, eos)
                     yield _joined([last.pop(part.index), part])
-
-
-def model_facts(policy: Policy) -> info_pb2.ModelInfo:
-    """What GetInfo says of the served model."""
-    response = info_pb2.GetInfoResponse()
-    policy.describe(response)
-    return response.models[0]
 
 
 def fingerprint(served: ServedModel, version: int) -> str:

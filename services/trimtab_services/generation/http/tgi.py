@@ -11,14 +11,12 @@ from google.protobuf import json_format
 
 from trimtab.errors import InvalidRequest, NotFound, Unsupported
 from trimtab.v1 import info_pb2
-from trimtab_models.tokenizer import leading_ids
 from trimtab_services.generation.completions import Completions
 from trimtab_services.generation.http import tgi_answers as answers
 from trimtab_services.generation.http.answering import Answering, Events, json_answer
 from trimtab_services.generation.http.bodies import parse, read_body
 from trimtab_services.generation.http.sampling import AnswerToken, Asked, ChoicePart, sample, stream
 from trimtab_services.generation.http.scoring import SequenceScorer
-from trimtab_services.generation.http.text import token_text
 from trimtab_services.generation.http.tgi_requests import GenerateRequest, TokenizeRequest, generate_request
 from trimtab_services.generation.serving import Policy
 
@@ -79,33 +77,23 @@ class TGIFront:
     async def tokenize(self, request: web.Request) -> web.StreamResponse:
         """`POST /tokenize`: the tokens of a text, each with the characters of it that it stands for."""
         asked = parse(TokenizeRequest, await read_body(request))
-        tokenizer = self._policy.tokenizer
-        found = tokenizer(
-            asked.inputs, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
-        )
-        leading = [(token_id, (0, 0)) for token_id in leading_ids(tokenizer)] if asked.add_special_tokens else []
-        rows = [
-            {
-                "id": token_id,
-                "text": asked.inputs[start:stop] or token_text(tokenizer, token_id),
-                "start": start,
-                "stop": stop,
-            }
-            for token_id, (start, stop) in [*leading, *zip(found["input_ids"], found["offset_mapping"], strict=True)]
-        ]
+        rows = await self._completions.read({"inputs": len(asked.inputs)}, asked.rows)
         return json_answer(rows, {self._policy.served.version})
 
     async def _whole(self, asked: GenerateRequest, *, as_list: bool) -> web.StreamResponse:
-        work = asked.asked(self._policy.tokenizer)
+        work = await self._read(asked)
         (part,) = await sample(self._completions, self._policy, work)
         result: dict[str, Any] = {"generated_text": self._full_text(asked, part.text)}
         if asked.parameters.details or asked.parameters.decoder_input_details:
             result["details"] = await self._details(asked, work, part)
         return json_answer([result] if as_list else result, set(part.versions))
 
+    async def _read(self, asked: GenerateRequest) -> Asked:
+        return await self._completions.read({"inputs": len(asked.inputs)}, asked.asked)
+
     async def _stream(self, request: web.Request, asked: GenerateRequest) -> web.StreamResponse:
         asked.check_stream()
-        events = self._events(asked, asked.asked(self._policy.tokenizer))
+        events = self._events(asked, await self._read(asked))
         return await self.answering.stream(request, events, self._policy.served.version)
 
     async def _events(self, asked: GenerateRequest, work: Asked) -> Events:

@@ -10,9 +10,10 @@ from transformers import PreTrainedTokenizerBase
 from trimtab.errors import InvalidRequest, Reason, Unsupported
 from trimtab.types import SamplingParams
 from trimtab.types.shared import INT32_END, MAX_TEMPERATURE, MIN_TOP_P, Text
-from trimtab_models.tokenizer import encode_document
+from trimtab_models.tokenizer import encode_document, leading_ids
 from trimtab_services.generation.http.bodies import Body, StopStrings, neutral, parse
 from trimtab_services.generation.http.sampling import Asked
+from trimtab_services.generation.http.text import token_text
 
 __all__ = ["GenerateRequest", "TokenizeRequest", "generate_request"]
 
@@ -107,6 +108,20 @@ class TokenizeRequest(Body):
     inputs: Text
     add_special_tokens: bool = True
     parameters: Any = None  # as clients of TGI send it along; says nothing of how text is cut
+
+    def rows(self, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
+        """The tokens, each with the characters that it stands for."""
+        found = tokenizer(self.inputs, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
+        leading = [(token_id, (0, 0)) for token_id in leading_ids(tokenizer)] if self.add_special_tokens else []
+        return [
+            {
+                "id": token_id,
+                "text": self.inputs[start:stop] or token_text(tokenizer, token_id),
+                "start": start,
+                "stop": stop,
+            }
+            for token_id, (start, stop) in [*leading, *zip(found["input_ids"], found["offset_mapping"], strict=True)]
+        ]
 
 
 def generate_request(body: dict[str, Any]) -> GenerateRequest:

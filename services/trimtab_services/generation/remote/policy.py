@@ -7,6 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -38,10 +39,11 @@ _LOOK_AGAIN_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """A remote server that answers: what it is, and how it reads."""
+    """A remote server that answers: what it is, how it reads, and what requests are read with here."""
 
     info: RemoteInfo
     texts: PromptTexts
+    tokenizer: PreTrainedTokenizerBase
 
 
 class RemotePolicy:
@@ -88,7 +90,7 @@ class RemotePolicy:
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer of the configured folder; Unavailable while the remote server does not answer."""
-        return self._known.texts.tokenizer
+        return self._known.tokenizer
 
     async def run(self) -> None:
         """Background work of the service: reads the tokenizer, then looks after the remote server for ever.
@@ -173,8 +175,10 @@ class RemotePolicy:
         """
         info = await self._client.info()
         if self._remote is None or info != self._remote.info:
-            texts = PromptTexts(tokenizer, await self._client.tokenize(probe_text(tokenizer)))
-            self._adopt(_Known(info, texts))
+            # one of its own: requests are read in threads, and one tokenizer is no two threads'
+            own = deepcopy(tokenizer)
+            texts = PromptTexts(own, await self._client.tokenize(probe_text(own)))
+            self._adopt(_Known(info, texts, tokenizer))
             _log.info("remote server", extra={"url": self._client.url, "model": info.model_id, "sha": info.model_sha})
         if self._runtime.state != State.SERVICE_STATE_SERVING:
             await self._runtime.set_state(State.SERVICE_STATE_SERVING)

@@ -9,7 +9,7 @@ from trimtab.errors import InvalidRequest, Reason, VersionUnavailable
 from trimtab.types import ScoreItem
 from trimtab.v1 import info_pb2
 from trimtab_services.reward.base import RewardModel
-from trimtab_services.reward.tokenizing import ReadingThreads
+from trimtab_services.runtime.reading import ReadingThreads
 
 __all__ = ["WholeTexts"]
 
