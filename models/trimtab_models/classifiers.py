@@ -18,7 +18,7 @@ from trimtab.errors import ModelFolderError
 from trimtab_models.anatomy import reward_bias
 from trimtab_models.heads import hidden_states
 
-__all__ = ["check_classifier", "classifier_scores", "has_score_layer"]
+__all__ = ["check_classifier", "classifier_scores", "end_needed", "has_score_layer"]
 
 
 def has_score_layer(model: PreTrainedModel) -> bool:
@@ -90,6 +90,11 @@ def classifier_scores(
     extra: dict[str, Any] = {} if type_ids is None else {"token_type_ids": type_ids}
     logits: Tensor = model(input_ids=input_ids, attention_mask=mask.long(), **extra).logits
     return logits[:, logit].float() - reward_bias(model)
+
+
+def end_needed(model: PreTrainedModel) -> int | None:
+    """The EOS id that every sequence must contain; None where a model reads its score elsewhere."""
+    return model.config.eos_token_id if _reads_at_eos(model) else None
 
 
 def _reads_at_eos(model: PreTrainedModel) -> bool:

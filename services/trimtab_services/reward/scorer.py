@@ -10,7 +10,7 @@ import torch
 
 from trimtab.errors import InvalidRequest, TrimtabError
 from trimtab.types import ScoreItem, TruncationSide
-from trimtab_models.classifiers import classifier_scores, has_score_layer
+from trimtab_models.classifiers import classifier_scores, end_needed, has_score_layer
 from trimtab_models.heads import check_finite
 from trimtab_models.packing import pad_right
 from trimtab_models.tokenizer import encode_completion, encode_conversation, encode_prompt
@@ -117,16 +117,27 @@ def sequence_of(item: ScoreItem, served: ServedVersion, truncation: TruncationSi
     most = served.max_sequence_tokens
     excess = len(whole.token_ids) - most
     if excess <= 0 or truncation is TruncationSide.NONE:
-        check_token_ids(whole.token_ids, served)
-        return whole
+        return _checked(whole, served)
     completion = whole.completion_tokens
     if truncation is TruncationSide.LEFT:
         kept, left = slice(excess, None), None if completion is None else min(completion, most)
     else:  # the completion is what stands at the end
         kept, left = slice(None, most), None if completion is None else max(0, completion - excess)
-    cut = TokenSequence(whole.token_ids[kept], excess, left, whole.type_ids[kept])
-    check_token_ids(cut.token_ids, served)
-    return cut
+    return _checked(TokenSequence(whole.token_ids[kept], excess, left, whole.type_ids[kept]), served)
+
+
+def _checked(sequence: TokenSequence, served: ServedVersion) -> TokenSequence:
+    check_token_ids(sequence.token_ids, served)
+    needed = end_needed(served.model)
+    if needed is not None and needed not in sequence.token_ids:
+        cut = f", {sequence.truncated} tokens cut off" if sequence.truncated else ""
+        raise InvalidRequest(
+            f"token_ids: {len(sequence.token_ids)} tokens without EOS (id {needed}){cut}; "
+            f"{type(served.model).__name__} reads its score there",
+            field="token_ids",
+            limit=f"at least one {needed}",
+        )
+    return sequence
 
 
 def _sequence(item: ScoreItem, served: ServedVersion) -> TokenSequence:

@@ -20,7 +20,7 @@ from transformers import (
 
 from running import client, running
 from tiny_models import make_tokenizer
-from trimtab.errors import InternalError, ModelFolderError, Reason, SequenceTooLong
+from trimtab.errors import InvalidRequest, ModelFolderError, SequenceTooLong
 from trimtab.types import ScoreItem, ScoreRequest
 from trimtab_models.anatomy import UNBOUNDED_TOKENS
 from trimtab_models.classifiers import has_score_layer
@@ -129,8 +129,9 @@ def test_rows_of_different_numbers_of_ends_share_a_request(kind: str, tmp_path: 
     with running("reward", model_folder=folder) as server, client(server) as rewards:
         found = rewards.score(ScoreRequest(items=items, per_item_errors=True)).scores
         assert [one.reward for one in found[:3]] == pytest.approx(library_scores(folder, rows), abs=1e-5)
-        assert found[3].error is not None and found[3].error.reason is Reason.NOT_FINITE  # it has no end to be read at
-        with pytest.raises(InternalError, match=r"items\[3\]"):
+        error = found[3].error  # it has no end to be read at
+        assert error is not None and error.field == "items[3].token_ids" and "without EOS" in str(error)
+        with pytest.raises(InvalidRequest, match=r"items\[3\]"):
             rewards.score(ScoreRequest(items=items))
 
 
