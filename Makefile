@@ -7,7 +7,7 @@ STAMP := $(VENV)/.trimtab-installed
 DEV_STAMP := $(VENV)/.trimtab-dev-installed
 
 .PHONY: setup setup-dev quickstart test test-slow lint types layers check protos stubs-fresh oldest-protobuf typescript
-.PHONY: typescript-stubs foreign-clients bench clean
+.PHONY: typescript-stubs foreign-clients image chart-files test-kubernetes bench clean
 
 setup: $(STAMP)
 
@@ -71,6 +71,20 @@ foreign-clients: setup-dev
 
 typescript-stubs:
 	cd clients/typescript && npm ci && npm run generate
+
+# The image; BASE=python:3.11-slim@sha256:... is required. ARGS="--torch cu130" builds for CUDA (images/build --help).
+image:
+	images/build --base "$(BASE)" $(ARGS)
+
+# What the chart has from elsewhere: its README from the comments of values.yaml, the dashboard and the alerts.
+chart-files: setup-dev
+	$(BIN)/python helm/values_readme.py
+	cp observability/grafana/trimtab.json helm/trimtab/files/dashboard.json
+	cp observability/prometheus/alerts.yaml helm/trimtab/files/alerts.yaml
+
+# Against ../shared/kube, or the throw-away cluster of TRIMTAB_TEST_KUBECONFIG; TRIMTAB_TEST_IMAGE is the image of runs.
+test-kubernetes: setup-dev
+	$(BIN)/pytest -m "slow or not slow" tests/kubernetes tests/helm tests/images $(ARGS)
 
 bench: setup-dev
 	@test -n "$(NAME)" || { echo "usage: make bench NAME=x, one of: $(basename $(notdir $(wildcard benchmarks/*.py)))"; exit 2; }

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Writes the Python stubs: those of protos/trimtab/v1 into the SDK, those of protos/inference into the reward service,
-# which is the only one that speaks that protocol. With DIR both go below DIR. The tools live in a venv of their own,
+# which is the only one that speaks that protocol, and KEDA's into the trainer service. With DIR all go below DIR. The tools live in a venv of their own,
 # because the pinned grpcio-tools, whose output runs on protobuf 6 and 7, needs protobuf 6 itself.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 sdk=${1:-clients/python}
 services=${1:-services}
 inference=trimtab_services/reward/fronts/inference
+scaler=trimtab_services/trainer/externalscaler
 venv=.venv-protos
 if ! cmp --silent protos/requirements.txt "$venv/requirements.txt"; then  # none yet, other pins, or half an install
   rm -rf "$venv"
@@ -24,7 +25,8 @@ stubs() {  # OUT, where the protos are, the protos
     --python_out="$out" --grpc_python_out="$out" --mypy_out=quiet:"$out" --mypy_grpc_out=quiet:"$out" "$@"
 }
 
-rm -f "$sdk"/trimtab/v1/*_pb2*.py* "$services/$inference"/*_pb2*.py*
+rm -f "$sdk"/trimtab/v1/*_pb2*.py* "$services"/{"$inference","$scaler"}/*_pb2*.py*
 stubs "$sdk" protos protos/trimtab/v1/*.proto
 rm -f "$sdk"/trimtab/v1/{errors,types}_pb2_grpc.py*   # no service in them
 stubs "$services" "$inference=protos/inference" "$inference/open_inference.proto"  # where they are imported from
+stubs "$services" "$scaler=protos/externalscaler" "$scaler/externalscaler.proto"

@@ -22,12 +22,13 @@ class Pair:
     key: Path
 
 
-def make_pair(folder: Path, name: str, *, password: bytes | None = None) -> Pair:
-    """Writes a new pair as `name`.pem and `name`.key; with a password the key is encrypted."""
+def make_pair(folder: Path, name: str, *, password: bytes | None = None, host: str = "") -> Pair:
+    """Writes a new pair as `name`.pem and `name`.key, for this machine or another host; with a password, encrypted."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
     now = datetime.datetime.now(datetime.UTC)
-    hosts = x509.SubjectAlternativeName([x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    here = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+    hosts = x509.SubjectAlternativeName([x509.DNSName(host)] if host else here)
     certificate = (
         x509.CertificateBuilder()
         .subject_name(subject)

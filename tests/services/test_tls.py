@@ -95,6 +95,17 @@ def test_mutual_tls(mutual: RunningServer, server_pair: Pair, client_pair: Pair)
         assert connection.info().state == "SERVING"
 
 
+def test_a_replica_reached_by_its_address_has_the_name_s_certificate(reward_folder: Path, tmp_path: Path) -> None:
+    pair = make_pair(tmp_path, "named", host="reward-headless.rlhf.svc")
+    files = {"certificate_file": pair.certificate, "key_file": pair.key}
+    with running("reward", model_folder=reward_folder, tls=files) as server:
+        named = TLSConfig(pair.certificate, server_name="reward-headless.rlhf.svc")
+        with client(server, tls=named) as connection:
+            assert len(connection.score(REQUEST).scores) == 1
+        with client(server, tls=TLSConfig(pair.certificate)) as connection, pytest.raises(Unavailable):
+            connection.info(timeout_s=5)
+
+
 @pytest.mark.parametrize("which", ["no certificate", "another's certificate", "another root", "plain text"])
 def test_a_failed_handshake_is_unavailable_within_the_deadline(
     which: str, mutual: RunningServer, server_pair: Pair, client_pair: Pair

@@ -42,6 +42,7 @@ EXIT_STOPPED = 130
 @click.option("--report-ca-file", type=click.Path(path_type=Path), help="PEM roots for it; turns TLS on.")
 @click.option("--report-certificate-file", type=click.Path(path_type=Path), help="PEM client certificate, for mTLS.")
 @click.option("--report-key-file", type=click.Path(path_type=Path), help="PEM key of the client certificate.")
+@click.option("--report-insecure", is_flag=True, help="Allow that token in plaintext beyond this host.")
 def run(
     spec_file: Path,
     overrides: tuple[str, ...],
@@ -56,6 +57,7 @@ def run(
     report_ca_file: Path | None,
     report_certificate_file: Path | None,
     report_key_file: Path | None,
+    report_insecure: bool,
 ) -> int:
     """Run the stages of SPEC_FILE in the foreground. Ctrl-C ends the step, saves a checkpoint and stops, resumable."""
     given = [*overrides]
@@ -84,7 +86,8 @@ def run(
         token = Token(file=report_token_file) if report_token_file else None
         files = (report_ca_file, report_certificate_file, report_key_file)
         tls = TLSConfig(*files) if report_tls or any(files) else None
-        sink = RemoteSink(Client(report_to, token=token, tls=tls), spec.name, spec.directory, orders)
+        client = Client(report_to, token=token, tls=tls, insecure=report_insecure)
+        sink = RemoteSink(client, spec.name, spec.directory, orders)
     try:
         with (
             experiment_logs(spec) as logs,

@@ -148,6 +148,7 @@ class ServicesConfig(Section):
     weights: ServiceAddresses | None = Field(default=None, description="null: `endpoints_file`.")
     token_file: Path | None = Field(default=None, description="File with the bearer token, read again when it changes.")
     tls: TLSFiles | None = Field(default=None, description="null: plaintext.")
+    insecure: bool = Field(default=False, description="Allows the token in plaintext beyond this host.")
     patience_s: float = Field(default=60.0, gt=0, description="How long a call waits for any well replica.")
     start_timeout_s: float = Field(
         default=15.0, gt=0, description="How long a stage waits at its start for a first answer of each service."

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +104,14 @@ class Services:
         self._stage = stage
         self._token = Token(file=config.token_file) if config.token_file else None
         self._tls = TLSConfig(**config.tls.model_dump()) if config.tls else None
-        self.weights = Client(self._weights_address(), token=self._token, tls=self._tls, timeout_s=_PUBLISH_TIMEOUT_S)
+        self._insecure = config.insecure
+        self.weights = Client(
+            self._weights_address(),
+            token=self._token,
+            tls=self._tls,
+            insecure=config.insecure,
+            timeout_s=_PUBLISH_TIMEOUT_S,
+        )
         self._channels = RunChannels(
             self.weights, run=run, stage=stage, patience_s=config.patience_s, tell=tell, pause=self._pause
         )
@@ -310,8 +319,11 @@ class Services:
 
     def _fleets(self) -> tuple[Fleet, Fleet, Fleet]:
         def fleet(name: str) -> Fleet:
-            resolver = _resolver(self._config.of(name), name)  # type: ignore[arg-type]  # one of the four names
-            return Fleet(name, resolver, self._connect, patience_s=self._config.patience_s, tell=self._tell)
+            where = self._config.of(name)  # type: ignore[arg-type]  # one of the four names
+            # the replicas of a name are reached by their addresses, and their certificate has the name
+            server_name = where.dns.rpartition(":")[0] if where.dns else ""
+            connect = partial(self._connect, server_name=server_name)
+            return Fleet(name, _resolver(where, name), connect, patience_s=self._config.patience_s, tell=self._tell)
 
         return fleet("generation"), fleet("reward"), fleet("reference")
 
@@ -319,8 +331,9 @@ class Services:
         fleet: Fleet = getattr(self.rollouts, service)
         return fleet
 
-    def _connect(self, address: str) -> AsyncClient:
-        return AsyncClient(address, token=self._token, tls=self._tls)
+    def _connect(self, address: str, *, server_name: str) -> AsyncClient:
+        tls = replace(self._tls, server_name=server_name) if self._tls else None
+        return AsyncClient(address, token=self._token, tls=tls, insecure=self._insecure)
 
     def _wait_served(self, fleet: Fleet, weights_digest: str, version: int) -> None:
         """Waits long for replicas that load a version, less where one refuses it or where none answers."""

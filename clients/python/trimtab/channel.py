@@ -40,11 +40,14 @@ class TLSConfig:
     Attributes:
         ca_file: PEM roots; None takes those of the system.
         certificate_file, key_file: PEM client certificate and key, for mTLS; both or none.
+        server_name: that the server's certificate must have; empty is the host of the target. For targets that are
+            addresses behind a name.
     """
 
     ca_file: Path | None = None
     certificate_file: Path | None = None
     key_file: Path | None = None
+    server_name: str = ""
 
     def credentials(self) -> grpc.ChannelCredentials:
         """Reads the files.
@@ -61,6 +64,10 @@ class TLSConfig:
             private_key=_read("tls.key_file", self.key_file),
             certificate_chain=_read("tls.certificate_file", self.certificate_file),
         )
+
+    def options(self) -> list[tuple[str, str | int]]:
+        """Options of a channel."""
+        return [*_OPTIONS, *([("grpc.ssl_target_name_override", self.server_name)] if self.server_name else [])]
 
 
 class Token:
@@ -126,7 +133,7 @@ def open_channel(target: str, tls: TLSConfig | None, token: Token | None, insecu
     check_target(target, tls, token, insecure)
     if tls is None:
         return grpc.insecure_channel(target, options=_OPTIONS)
-    return grpc.secure_channel(target, tls.credentials(), options=_OPTIONS)
+    return grpc.secure_channel(target, tls.credentials(), options=tls.options())
 
 
 def open_aio_channel(target: str, tls: TLSConfig | None, token: Token | None, insecure: bool) -> grpc.aio.Channel:
@@ -134,7 +141,7 @@ def open_aio_channel(target: str, tls: TLSConfig | None, token: Token | None, in
     check_target(target, tls, token, insecure)
     if tls is None:
         return grpc.aio.insecure_channel(target, options=_OPTIONS)
-    return grpc.aio.secure_channel(target, tls.credentials(), options=_OPTIONS)
+    return grpc.aio.secure_channel(target, tls.credentials(), options=tls.options())
 
 
 def check_target(target: str, tls: TLSConfig | None, token: Token | None, insecure: bool) -> None:

@@ -3,12 +3,44 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from trimtab_services.runtime.config import ClientTLS, ServiceConfig
 
-__all__ = ["TrainerServiceConfig"]
+__all__ = ["KubernetesLauncherConfig", "LocalLauncherConfig", "TrainerServiceConfig"]
+
+
+class LocalLauncherConfig(BaseModel):
+    """Runs are processes of this machine."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["local"] = Field(default="local", description="Runs are processes of this machine.")
+
+
+class KubernetesLauncherConfig(BaseModel):
+    """Runs are Jobs of a Kubernetes cluster."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["kubernetes"] = Field(description="Runs are Jobs of a Kubernetes cluster.")
+    template_file: Path = Field(
+        description="YAML: one Job, whose pod has a container `run` and the volumes `spec` and `runs`, and at most one "
+        "PersistentVolumeClaim, of which each run then gets its own."
+    )
+    namespace: str = Field(default="", description="Namespace of the Jobs. Empty: that of this service's pod.")
+    resumes: int = Field(
+        default=3,
+        ge=0,
+        le=1000,
+        description="How often a run whose pod was evicted or preempted, or whose node was lost, is started again from "
+        "its last checkpoint before it counts as FAILED.",
+    )
+    kubeconfig: Path | None = Field(
+        default=None, description="How to reach the cluster from outside. Unset: by the pod's own ServiceAccount."
+    )
 
 
 class TrainerServiceConfig(ServiceConfig):
@@ -40,11 +72,28 @@ class TrainerServiceConfig(ServiceConfig):
         "checkpoint. A second SIGTERM or Ctrl-C ends them at once.",
     )
     start_timeout_s: float = Field(
-        default=120.0, gt=0, le=3600, description="A run process that has not reported by then is ended and FAILED."
+        default=120.0,
+        gt=0,
+        le=3600,
+        description="A run that has not reported by then is ended and FAILED. On Kubernetes it holds the time in which "
+        "a node is found and the image is pulled.",
+    )
+    launcher: Annotated[LocalLauncherConfig | KubernetesLauncherConfig, Field(discriminator="kind")] = Field(
+        default_factory=LocalLauncherConfig, description="Where runs work: `kind` is `local` or `kubernetes`."
+    )
+    scaler_port: int | None = Field(
+        default=None,
+        ge=0,
+        le=65535,
+        description="Port of KEDA's external scaler, plaintext and without tokens, for KEDA alone. Unset: none.",
     )
 
     @model_validator(mode="after")
     def _runs_can_report(self) -> TrainerServiceConfig:
         if self.tls is not None and self.report_tls is None:
             raise ValueError("`tls` is set, so run processes need `report_tls` to report to this service")
+        if self.stop_runs_on_drain and self.launcher.kind == "kubernetes":
+            raise ValueError(
+                "`stop_runs_on_drain` is for `launcher.kind: local`; Jobs outlive this service, which finds them again"
+            )
         return self

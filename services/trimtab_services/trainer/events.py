@@ -250,6 +250,23 @@ class EventStore:
         with self._engine.connect() as connection:
             return [pb.RunEvent.FromString(payload) for payload in connection.execute(query).scalars()]
 
+    def rollout_queue(self, name: str) -> pb.RolloutQueue:
+        """The rollout queue last told in the stage that the run is in; empty where none was.
+
+        Raises:
+            NotFound: no run of that name.
+        """
+        run = self.run(name)
+        query = sa.select(_events.c.payload).where(_events.c.run == run.number).order_by(_events.c.sequence.desc())
+        with self._engine.connect() as connection:
+            for payload in connection.execute(query).scalars():
+                run_event = pb.RunEvent.FromString(payload)
+                if run_event.HasField("rollout_queue"):
+                    return run_event.rollout_queue
+                if run_event.HasField("stage_started"):
+                    break
+        return pb.RolloutQueue()
+
     def order_checkpoint(self, name: str) -> int:
         """Notes that the run is to write a checkpoint; returns the order's number, which grows.
 

@@ -11,7 +11,8 @@ from trimtab_services.runtime.server import Service, run_service
 from trimtab_services.runtime.state import Runtime
 from trimtab_services.trainer.config import TrainerServiceConfig
 from trimtab_services.trainer.events import EventStore
-from trimtab_services.trainer.launcher import LocalLauncher
+from trimtab_services.trainer.launchers import make_launcher
+from trimtab_services.trainer.scaler import start_scaler
 from trimtab_services.trainer.servicer import TrainerServicer
 
 __all__ = ["serve"]
@@ -21,17 +22,21 @@ async def build(runtime: Runtime[TrainerServiceConfig]) -> Service:
     """Makes the service out of its runtime."""
     config = runtime.config
     store = EventStore(config.directory.resolve() / "events.sqlite")
-    address = runtime.address(runtime.ports.grpc)
-    launcher = LocalLauncher(address, config.endpoints_file, config.token_file, config.report_tls)
+    launcher = await make_launcher(config, runtime.address(runtime.ports.grpc))
     servicer = TrainerServicer(runtime, store, launcher)
+    scaler = await start_scaler(runtime, servicer.rollout_demand)
 
     async def close() -> None:
+        if scaler is not None:
+            await scaler.stop(None)
+        await servicer.close()
+        await launcher.close()
         store.close()
 
     return Service(
         handlers=[partial(trainer_pb2_grpc.add_TrainerServiceServicer_to_server, servicer)],
         describe=describe,
-        background=[servicer.watch_processes],
+        background=[servicer.find_works],
         drain=servicer.stop_runs if config.stop_runs_on_drain else None,
         drain_s=config.stop_runs_s,
         close=close,

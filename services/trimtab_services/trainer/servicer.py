@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
+import math
 import shutil
 import signal
-import subprocess
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc
 
-from trimtab.errors import FailedPrecondition, InvalidRequest, Reason, Unavailable
+from trimtab.errors import FailedPrecondition, InvalidRequest, Reason, TrimtabError, Unavailable
 from trimtab.v1 import trainer_pb2 as pb
 from trimtab.v1 import trainer_pb2_grpc
 from trimtab_services.runtime.state import Runtime, State
 from trimtab_services.trainer.config import TrainerServiceConfig
 from trimtab_services.trainer.events import ENDED, EventStore, RunRow
-from trimtab_services.trainer.launcher import LocalLauncher, is_run_process, kill, terminate
+from trimtab_services.trainer.launchers import Ending, Launcher, Work
 from trimtab_services.trainer.orders import CheckpointOrders
+from trimtab_services.trainer.rollout_demand import RolloutDemand, demand_of
 
 __all__ = ["TrainerServicer"]
 
@@ -36,8 +36,7 @@ T = TypeVar("T")
 _NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_")
 _MOST_NAME_CHARACTERS = 63
 _MOST_PAGE = 1000
-_STOPPED = 130
-"""Exit code of a run process that was stopped."""
+_LOOK_S = 0.2
 
 
 class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
@@ -46,10 +45,10 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
     Args:
         runtime: the server it lives in.
         store: runs and events.
-        launcher: starts run processes.
+        launcher: starts the work of runs.
     """
 
-    def __init__(self, runtime: Runtime[TrainerServiceConfig], store: EventStore, launcher: LocalLauncher) -> None:
+    def __init__(self, runtime: Runtime[TrainerServiceConfig], store: EventStore, launcher: Launcher) -> None:
         self._runtime = runtime
         self._directory = runtime.config.directory.resolve()
         self._store = store
@@ -57,44 +56,60 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         self._changed: dict[str, asyncio.Event] = defaultdict(asyncio.Event)
         self._launched_at: dict[str, float] = {}  # seconds since the epoch
         self._launching = asyncio.Lock()
+        self._works: dict[str, Work] = {}  # of runs that have not ended
+        self._found = asyncio.Event()  # set once those of an earlier life are among them
         self._tasks: set[asyncio.Task[Any]] = set()
         self._store_lock = asyncio.Lock()
 
-    async def watch_processes(self) -> None:
-        """Background work: takes up the runs of an earlier life of this service, whose processes may still be alive."""
+    async def find_works(self) -> None:
+        """Background work: takes up the runs of an earlier life of this service, whose work may still go on."""
         for run in await self._in_store(self._store.runs, limit=_MOST_PAGE):
             if run.state in ENDED:
                 continue
-            if run.pid and is_run_process(run.pid, run.name):
-                self._watch(run.name, run.pid, None)
+            work = await self._launcher.find(run)
+            if work is not None:
+                self._follow(run.name, work)
             else:
-                await self._settle(run, "its process was gone when the service started")
+                await self._fail(run.name, "its process was gone when the service started")
+        self._found.set()
         await self._runtime.set_state(State.SERVICE_STATE_SERVING)
 
     async def stop_runs(self) -> None:
-        """Asks every run process to stop with a checkpoint, and waits until all have ended.
+        """Asks every run to stop with a checkpoint, and waits until all have ended.
 
         Meanwhile SIGTERM or SIGINT ends them at once.
         """
         async with self._launching:  # what is being launched is stopped too, and the drain refuses what comes later
-            runs = [run for run in await self._in_store(self._store.runs, limit=_MOST_PAGE) if run.state not in ENDED]
-            for run in runs:
-                await self._ask_to_stop(run)
-        left = {run.name: run.pid for run in runs}
+            for run in await self._in_store(self._store.runs, limit=_MOST_PAGE):
+                if run.state not in ENDED:
+                    await self._ask_to_stop(run)
 
         def end_at_once() -> None:
-            for name, pid in left.items():
-                kill(pid, name)
+            for work in self._works.values():
+                self._start_task(work.kill())
 
         for number in (signal.SIGTERM, signal.SIGINT):
             with suppress(ValueError, RuntimeError):  # only a server in the main thread is told by signals
                 asyncio.get_running_loop().add_signal_handler(number, end_at_once)
-        while left := {name: pid for name, pid in left.items() if is_run_process(pid, name)}:
+        while self._works:
             await asyncio.sleep(0.1)
 
+    async def close(self) -> None:
+        """Follows runs no more; their work goes on, and the service's next life finds it."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def rollout_demand(self) -> RolloutDemand:
+        """What the runs want of the generation replicas now."""
+        runs = await self._in_store(self._store.runs, limit=_MOST_PAGE)
+        return await self._in_store(demand_of, self._store, runs)
+
     async def StartRun(self, request: pb.StartRunRequest, context: grpc.aio.ServicerContext) -> pb.StartRunResponse:
-        """Checks the spec and launches a run process; idempotent by name."""
+        """Checks the spec and launches the run; idempotent by name."""
         name = _checked_name(request.name)
+        self._launcher.check_name(name)
         if not request.spec_yaml.strip():
             raise InvalidRequest("spec_yaml: must not be empty", reason=Reason.FIELD_MISSING, field="spec_yaml")
         self._directory.mkdir(parents=True, exist_ok=True)
@@ -114,6 +129,7 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
             run, is_new = await self._in_store(self._store.create_run, name, spec_yaml, directory)
             if is_new:
                 if directory.exists():  # of a run of that name that failed before its first step
+                    await self._or_fail(run, self._launcher.forget(run))
                     await asyncio.to_thread(shutil.rmtree, directory)
                 directory.mkdir()
                 (directory / "spec.given.yaml").write_text(spec_yaml)
@@ -154,8 +170,15 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
                 raise FailedPrecondition(
                     f"name: run {run.name!r} has SUCCEEDED; there is nothing to resume", field="name", value=run.name
                 )
-            has_begun = (Path(run.directory) / "state.json").exists()  # else it was stopped while it still started
-            return await self._launch(run, resume=has_begun)
+            return await self._launch(run, resume=await self._has_begun(run))
+
+    async def _has_begun(self, run: RunRow) -> bool:
+        """Whether there is something to resume; else the run ended while it still started.
+
+        Its folder may be out of sight, but a run reports nothing before it has made it.
+        """
+        on_disk = (Path(run.directory) / "state.json").exists()
+        return on_disk or await self._in_store(self._store.last_sequence, run.name) > 0
 
     async def GetRun(self, request: pb.GetRunRequest, context: grpc.aio.ServicerContext) -> pb.GetRunResponse:
         """One run."""
@@ -240,8 +263,7 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
                     "name: the first message must name the run", reason=Reason.FIELD_MISSING, field="name"
                 )
             if request.HasField("event"):
-                since = self._launched_at.get(name, 0.0)
-                last = await self._in_store(self._store.append, name, request.event, since=since)
+                last = await self._keep(name, request.event)
                 await self._in_store(orders.settle, request.event)
                 self._changed[name].set()
             else:
@@ -255,6 +277,18 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
             if self._lets_go_of(run):
                 return  # the run keeps its events until a service is back
 
+    async def _keep(self, name: str, event: pb.RunEvent) -> int:
+        """Keeps an event; returns the number of the last one kept.
+
+        A run that tells of a stop that nobody asked for here was told to stop by the cluster, perhaps to make room.
+        Whether it ends there or goes on elsewhere is known once its work has ended.
+        """
+        since = self._launched_at.get(name, 0.0)
+        if self._launcher.disrupts and event.run_ended.state == pb.RUN_STATE_STOPPED:
+            run = await self._in_store(self._store.run, name)
+            since = since if run.state == pb.RUN_STATE_STOPPING else math.inf
+        return await self._in_store(self._store.append, name, event, since=since)
+
     def _lets_go_of(self, run: RunRow) -> bool:
         """Whether the drain ends the streams of a run; those of one that is told to end go on to its end."""
         stops = self._runtime.config.stop_runs_on_drain or run.state == pb.RUN_STATE_STOPPING
@@ -264,28 +298,42 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         """Tells a run to end, once: a second signal would end it without a checkpoint. The caller holds the lock."""
         if run.state == pb.RUN_STATE_STOPPING:
             return run
-        if not run.pid:
-            await self._settle(run, "it was stopped before it had a process")
+        await self._found.wait()
+        work = self._works.get(run.name)
+        if work is None:
+            await self._fail(run.name, "it was stopped before it had a process")
             return await self._in_store(self._store.run, run.name)
-        run = await self._in_store(self._store.set_state, run.name, pb.RUN_STATE_STOPPING)
-        terminate(run.pid, run.name)
+        stopping = await self._in_store(self._store.set_state, run.name, pb.RUN_STATE_STOPPING)
+        try:
+            await work.stop()
+        except TrimtabError:
+            await self._in_store(self._store.set_state, run.name, run.state)
+            raise
         self._changed[run.name].set()
+        return stopping
+
+    async def _launch(self, run: RunRow, *, resume: bool, resumes: int = 0) -> RunRow:
+        """Starts the work of a run and follows it. The caller holds the lock."""
+        self._launched_at[run.name] = time.time()
+        work = await self._or_fail(run, self._launcher.start(run, resume=resume, resumes=resumes))
+        run = await self._in_store(self._store.set_state, run.name, pb.RUN_STATE_STARTING, pid=work.pid)
+        self._follow(run.name, work)
         return run
 
-    async def _launch(self, run: RunRow, *, resume: bool) -> RunRow:
-        directory = Path(run.directory)
-        self._launched_at[run.name] = time.time()
+    async def _or_fail(self, run: RunRow, work: Awaitable[T]) -> T:
+        """Awaits what the launcher does for a run; what it raises is also the run's end."""
         try:
-            process = self._launcher.start(run.name, directory / "spec.given.yaml", directory, resume=resume)
+            return await work
         except OSError as error:
             await self._fail(run.name, f"its process could not be started: {error}")
             raise
-        run = await self._in_store(self._store.set_state, run.name, pb.RUN_STATE_STARTING, pid=process.pid)
-        self._watch(run.name, process.pid, process)
-        return run
+        except TrimtabError as error:
+            await self._fail(run.name, error.message)
+            raise
 
-    def _watch(self, name: str, pid: int, process: subprocess.Popen[bytes] | None) -> None:
-        self._start_task(self._watch_process(name, pid, process))
+    def _follow(self, name: str, work: Work) -> None:
+        self._works[name] = work
+        self._start_task(self._follow_work(name, work))
 
     async def _to_the_end(self, work: Coroutine[Any, Any, T]) -> T:
         """Awaits work that goes on when its caller goes away: half a launch would leave a run that nobody watches."""
@@ -297,39 +345,72 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _watch_process(self, name: str, pid: int, process: subprocess.Popen[bytes] | None) -> None:
-        """Notices a process that ended without saying so, and one that never reported."""
+    async def _follow_work(self, name: str, work: Work) -> None:
+        """Notices work that ended without saying so, and work that never reported."""
+        ended = self._start_task(work.ended())
+        if await self._is_silent(name, ended):
+            ending = await self._end_silent(work)
+        else:
+            try:
+                ending = await ended
+            except TrimtabError as error:
+                ending = Ending(pb.RUN_STATE_FAILED, error.message)
+        async with self._launching:
+            if self._works.get(name) is work:  # else a later launch has taken its place
+                await self._settle(name, work, ending)
+        ended.cancel()
+
+    async def _is_silent(self, name: str, ended: asyncio.Task[Ending]) -> bool:
+        """Waits for the first report of a run; True where none came in time."""
         loop = asyncio.get_running_loop()
         start_by = loop.time() + self._runtime.config.start_timeout_s
-        while process.poll() is None if process else is_run_process(pid, name):
-            run = await self._in_store(self._store.run, name)
-            if run.state == pb.RUN_STATE_STARTING and loop.time() > start_by:
-                terminate(pid, name)
-                await self._fail(name, f"it did not report within {self._runtime.config.start_timeout_s:.0f} s")
-                return
-            await asyncio.sleep(0.2)
+        while not ended.done() and (await self._in_store(self._store.run, name)).state == pb.RUN_STATE_STARTING:
+            if loop.time() > start_by:
+                return True
+            await asyncio.wait({ended}, timeout=_LOOK_S)
+        return False
+
+    async def _end_silent(self, work: Work) -> Ending:
+        """Ends work that has not reported in time."""
+        error = f"it did not report within {self._runtime.config.start_timeout_s:.0f} s"
+        try:
+            why = await work.why_silent()
+            await work.stop()
+        except TrimtabError as problem:
+            why = problem.message
+        return Ending(pb.RUN_STATE_FAILED, f"{error}: {why}" if why else error)
+
+    async def _settle(self, name: str, work: Work, ending: Ending) -> None:
+        """The state of a run whose work has ended: what it told, else how the work ended. The caller holds the lock."""
         run = await self._in_store(self._store.run, name)
-        if run.state == pb.RUN_STATE_STOPPING and process and process.returncode == -signal.SIGTERM:
-            await self._in_store(self._store.set_state, name, pb.RUN_STATE_STOPPED)  # before it could heed the signal
-        elif run.state not in ENDED and run.pid == pid:
-            code = f"exit code {process.returncode}" if process else "unknown exit code"
-            error = f"its process ended with {code}: {_log_end(Path(run.directory) / 'run.log')}"
-            await self._settle(run, error, exit_code=process.returncode if process else None)
+        asked = run.state == pb.RUN_STATE_STOPPING
+        if run.state not in ENDED:
+            if ending.disrupted and not asked:
+                if self._runtime.draining.is_set():
+                    return  # the service's next life finds the work, and goes on with the run
+                if work.resumes < self._launcher.most_resumes:
+                    del self._works[name]
+                    await self._go_on(run, work.resumes + 1, ending)
+                    return
+                ending = _disrupted_too_often(ending, work.resumes, self._launcher.most_resumes)
+            if asked and (ending.terminated or ending.disrupted):
+                ending = Ending(pb.RUN_STATE_STOPPED)
+            if ending.state == pb.RUN_STATE_FAILED:
+                await self._fail(name, ending.error)
+            else:
+                await self._in_store(self._store.set_state, name, ending.state)
+        try:
+            await work.clean_up()
+        except TrimtabError as error:
+            _log.warning("an ended run was not cleaned up", extra={"run": name, "error": error.message})
+        del self._works[name]
         self._changed[name].set()
 
-    async def _settle(self, run: RunRow, error: str, *, exit_code: int | None = None) -> None:
-        """The state of a run whose process ended without telling: what its folder says, else FAILED with `error`.
-
-        A process that stopped says so by its exit code too. With another code it never began, and its folder tells of
-        the stop before.
-        """
-        state = _state_on_disk(Path(run.directory))
-        not_begun = state == pb.RUN_STATE_STOPPED and exit_code not in (None, 0, _STOPPED)
-        if state is None or not_begun:
-            await self._fail(run.name, error)
-            return
-        await self._in_store(self._store.set_state, run.name, state)
-        self._changed[run.name].set()
+    async def _go_on(self, run: RunRow, resumes: int, ending: Ending) -> None:
+        """Launches a disrupted run again; a launch that fails is the run's end, and in its state."""
+        _log.warning("run disrupted, goes on", extra={"run": run.name, "error": ending.error, "resumes": resumes})
+        with suppress(TrimtabError, OSError):
+            await self._launch(run, resume=await self._has_begun(run), resumes=resumes)
 
     async def _fail(self, name: str, error: str) -> None:
         _log.error("run failed", extra={"run": name, "error": error})
@@ -365,18 +446,6 @@ def _state(run: RunRow) -> str:
     return pb.RunState.Name(run.state).removeprefix("RUN_STATE_")
 
 
-def _state_on_disk(directory: Path) -> pb.RunState.ValueType | None:
-    """STOPPED or SUCCEEDED where the run's state.json says so."""
-    try:
-        name = json.loads((directory / "state.json").read_text(encoding="utf-8"))["state"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return {"STOPPED": pb.RUN_STATE_STOPPED, "SUCCEEDED": pb.RUN_STATE_SUCCEEDED}.get(name)
-
-
-def _log_end(path: Path) -> str:
-    try:
-        lines = path.read_text(errors="replace").strip().splitlines()
-    except OSError:
-        return "it left no log"
-    return f"{' | '.join(lines[-3:]) or 'its log is empty'} (all of it: {path})"
+def _disrupted_too_often(ending: Ending, resumes: int, most: int) -> Ending:
+    error = f"{ending.error}; it was started again {resumes} times, and launcher.resumes allows {most}"
+    return Ending(pb.RUN_STATE_FAILED, error)

@@ -18,7 +18,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from running import FREE_PORTS, RunningServer, client
+from running import FREE_PORTS, RunningServer, client, wait_serving
 from trimtab import Client
 from trimtab.cli.display import RunDisplay, follow_run
 from trimtab.errors import FailedPrecondition, InvalidRequest, NotFound, Reason, Unavailable
@@ -26,7 +26,7 @@ from trimtab.v1 import trainer_pb2 as pb
 from trimtab_services.trainer import main
 from trimtab_services.trainer.config import TrainerServiceConfig
 from trimtab_services.trainer.events import EventStore
-from trimtab_services.trainer.launcher import is_run_process, kill
+from trimtab_services.trainer.launchers.local import is_run_process, kill
 from trimtab_trainer import remote
 from trimtab_trainer.context import Orders
 
@@ -50,6 +50,7 @@ def trainer_service(
     config = TrainerServiceConfig(directory=directory, drain_s=drain_s, **settings, **FREE_PORTS)
     server = RunningServer(config, "trainer", "trimtab.v1.TrainerService", main.build)
     try:
+        wait_serving(server)
         with client(server) as connection:
             yield server, connection
     finally:
@@ -270,6 +271,7 @@ def test_the_service_comes_back_to_a_run_that_went_on(tmp_path: Path, llama_fold
     config = TrainerServiceConfig(directory=tmp_path / "runs", drain_s=5.0, **{**FREE_PORTS, "grpc_port": port})
     server = RunningServer(config, "trainer", "trimtab.v1.TrainerService", main.build)
     try:
+        wait_serving(server)
         with client(server) as service:
             wait_steps(service, "outliving", before.step + 5)
             service.stop_run(pb.StopRunRequest(name="outliving"))
@@ -413,6 +415,7 @@ def test_a_second_signal_ends_the_runs_at_once(tmp_path: Path, llama_folder: Pat
     try:
         wait_until(ready.exists)
         with Client(json.loads(ready.read_text())["grpc"], timeout_s=30) as service:
+            wait_until(lambda: service.info().state == "SERVING")
             start(service, "stuck", sft(llama_folder, demonstrations, epochs=5000))
             wait_steps(service, "stuck", 1)
         pid = process_of(tmp_path / "runs", "stuck")

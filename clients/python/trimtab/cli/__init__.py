@@ -30,7 +30,9 @@ class _Lazy:
 COMMANDS = {
     "quickstart": _Lazy("trimtab_trainer.cli", "all", "The whole job on this machine: SFT, reward model, PPO-ptx."),
     "up": _Lazy("trimtab.cli.services", "", "Start the services on this machine; Ctrl-C drains and stops them."),
-    "scale": _Lazy("trimtab.cli.services", "", "Set the number of replicas of a local service, during a run too."),
+    "scale": _Lazy(
+        "trimtab.cli.services", "", "Set the number of replicas of a service, local or of a release, during a run too."
+    ),
     "status": _Lazy("trimtab.cli.status", "", "Services, replicas, versions, lag and queue; runs and their state."),
     "serve": _Lazy("trimtab.cli.services", "", "One service in the foreground: what a container runs."),
     "run": _Lazy("trimtab_trainer.cli", "trainer", "A run in the foreground from a run spec."),

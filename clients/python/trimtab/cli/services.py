@@ -13,6 +13,7 @@ from typing import Any
 import click
 import yaml
 
+from trimtab.cli.release import Release, release_options
 from trimtab.errors import ConfigError
 from trimtab.local import SCALABLE, SERVICES, LocalServices, end_with_parent, read_endpoints, request_scale
 
@@ -105,12 +106,24 @@ def read_up_config(path: Path | None) -> dict[str, Any]:
 @click.command()
 @click.argument("assignments", nargs=-1, required=True, metavar="SERVICE=N...")
 @click.option("--dir", "directory", type=click.Path(path_type=Path), default=DEFAULT_DIRECTORY, show_default=True)
+@release_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON object: the wanted number of each service named.")
-def scale(assignments: tuple[str, ...], directory: Path, as_json: bool) -> None:
-    """Set the number of local replicas, such as generation=2, while a run goes on."""
+def scale(assignments: tuple[str, ...], directory: Path, as_json: bool, release: str | None, **cluster: Any) -> None:
+    """Set the number of replicas, such as generation=2, while a run goes on: local ones, or those of a release.
+
+    A release's is refused where an autoscaler sets it.
+    """
     wanted = dict(_assignment(text) for text in assignments)
+    of = Release(release, **cluster) if release is not None else None
     for service, count in wanted.items():
-        request_scale(directory, service, count)
+        if of is None:
+            request_scale(directory, service, count)
+        elif service in SCALABLE:
+            of.scale(service, count)
+        else:
+            raise ConfigError(
+                f"{service!r} cannot be scaled; {', '.join(SCALABLE)} can", field="service", value=service
+            )
         if not as_json:
             click.echo(f"{service}: {count} wanted")
     if as_json:

@@ -1,0 +1,1 @@
+"""Stubs of KEDA's external scaler protocol, made by `protos/generate.sh`."""

@@ -1,0 +1,46 @@
+"""Checking a spec before anything is launched: the trainer does it, in a process of its own on this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from pathlib import Path
+
+from trimtab.errors import InvalidRequest
+
+__all__ = ["check_spec", "run_command"]
+
+_CHECK_TIMEOUT_S = 60.0
+
+
+def run_command(spec_file: Path, endpoints_file: Path | None, *options: str) -> list[str]:
+    """`trimtab run` of a spec on this machine."""
+    endpoints = ("--endpoints", str(endpoints_file)) if endpoints_file else ()
+    return [sys.executable, "-m", "trimtab", "run", str(spec_file), *endpoints, *options]
+
+
+async def check_spec(spec_file: Path, endpoints_file: Path | None) -> None:
+    """Has the trainer check a spec, without starting anything.
+
+    Args:
+        spec_file: YAML.
+        endpoints_file: for a spec that names no services; None leaves that to the spec.
+
+    Raises:
+        InvalidRequest: the spec is wrong; the message names key, value and what is allowed.
+    """
+    process = await asyncio.create_subprocess_exec(
+        *run_command(spec_file, endpoints_file, "--check"), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    try:
+        async with asyncio.timeout(_CHECK_TIMEOUT_S):
+            _, stderr = await process.communicate()
+    except TimeoutError:
+        process.kill()
+        raise InvalidRequest(
+            f"spec_yaml: checking it took longer than {_CHECK_TIMEOUT_S:.0f} s", field="spec_yaml"
+        ) from None
+    if process.returncode:
+        text = stderr.decode(errors="replace").strip().removeprefix("error: ").replace(f"{spec_file}: ", "")
+        raise InvalidRequest(f"spec_yaml: {text}", field="spec_yaml")

@@ -1,0 +1,148 @@
+"""The work of one run on Kubernetes: its Job, followed from a launch or from the service's return to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import aclosing, suppress
+
+from trimtab.errors import NotFound, Unavailable
+from trimtab_services.trainer.launchers.base import Ending, log_end
+from trimtab_services.trainer.launchers.cluster import Cluster, Conflict, Model
+from trimtab_services.trainer.launchers.pod_log import PodLog
+from trimtab_services.trainer.launchers.pod_state import ending_of, is_finished, is_over, why_pending
+from trimtab_services.trainer.launchers.template import CONTAINER, RESUMES
+
+__all__ = ["KubernetesWork"]
+
+_log = logging.getLogger(__name__)
+
+_LOOK_S = 5.0
+"""Most seconds between two looks at the Job; every change of a pod is seen at once."""
+
+_SOON_S = 5.0
+"""Within this time of its pod's end a Job has ended too, or goes on with others."""
+
+_AGAIN_S = 2.0
+_LOG_S = 10.0
+_NOT_STARTED = ("FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox", "Failed")
+
+
+class KubernetesWork:
+    """One Job.
+
+    Args:
+        cluster: where it is.
+        job: its name.
+        log: of the run.
+        uid: of the Job, which tells it from an earlier one of its name; None: not read yet.
+        resumes: as `Work.resumes`, until the Job is read.
+    """
+
+    pid = 0
+
+    def __init__(self, cluster: Cluster, job: str, log: PodLog, uid: str | None = None, resumes: int = 0) -> None:
+        self._cluster = cluster
+        self._job = job
+        self._log = log
+        self._uid = uid
+        self._resumes = resumes
+        self._pod: Model | None = None  # as it was last seen
+        self._copying: asyncio.Task[None] | None = None
+
+    @property
+    def resumes(self) -> int:
+        """As `Work.resumes`."""
+        return self._resumes
+
+    async def ended(self) -> Ending:
+        """As `Work.ended`. While the API is away the run is taken to go on.
+
+        Raises:
+            FailedPrecondition: a permission is missing.
+        """
+        try:
+            job = await self._until_over()
+            if self._copying is not None:
+                await asyncio.wait({self._copying}, timeout=_LOG_S)
+        finally:
+            if self._copying is not None:
+                self._copying.cancel()
+        return ending_of(job, self._job, self._pod, self._cluster.namespace, log_end(self._log.path))
+
+    async def stop(self) -> None:
+        """Deletes the Job: its pod gets SIGTERM, and its grace period for a checkpoint."""
+        with suppress(NotFound, Conflict):
+            await self._cluster.delete_job(self._job, self._uid)
+
+    async def kill(self) -> None:
+        """Deletes the Job; nothing is faster than the pod's grace period."""
+        await self.stop()
+
+    async def why_silent(self) -> str:
+        """What its pod waits for, or why there is none."""
+        name = self._cluster.named("Job", self._job)
+        if self._pod is None:
+            problem = await self._cluster.last_event("Job", self._job, "FailedCreate")
+            return f"{name}: its pod could not be created: {problem}" if problem else f"{name} has no pod yet"
+        if pending := why_pending(self._pod, self._cluster.namespace):
+            return pending
+        pod = self._pod.metadata.name
+        problem = await self._cluster.last_event("Pod", pod, *_NOT_STARTED)
+        return f"{self._cluster.named('Pod', pod)}: {problem or f'is {self._pod.status.phase}'}"
+
+    async def clean_up(self) -> None:
+        """Deletes the Job, and with it its pods and the spec's ConfigMap."""
+        await self.stop()
+
+    async def _until_over(self) -> Model | None:
+        """Follows the Job until it has finished, which is then returned, or is gone."""
+        is_away = False
+        while True:
+            try:
+                return await self._follow()
+            except Unavailable as error:
+                if not is_away:
+                    _log.warning("a run cannot be followed for now", extra={"job": self._job, "error": error.message})
+                is_away = True
+            await asyncio.sleep(_AGAIN_S)
+
+    async def _follow(self) -> Model | None:
+        job = await self._read()
+        if job is None:
+            return None
+        selector = f"batch.kubernetes.io/controller-uid={self._uid}"
+        async with aclosing(self._cluster.watch_pods(selector, every_s=_LOOK_S)) as changes:
+            async for pods in changes:
+                self._see(list(pods.values()))
+                over = self._pod is not None and (is_over(self._pod) or self._pod.metadata.name not in pods)
+                job = await (self._read_soon() if over else self._read())
+                if job is None or is_finished(job):
+                    return job
+        return job
+
+    def _see(self, pods: list[Model]) -> None:
+        """Notes the newest pod, and copies its log once there may be one."""
+        if pods:
+            self._pod = max(pods, key=lambda pod: pod.metadata.creation_timestamp)
+        if self._pod is not None and self._copying is None and self._pod.status.phase not in (None, "Pending"):
+            self._copying = asyncio.create_task(self._log.follow(self._pod.metadata.name, CONTAINER))
+
+    async def _read(self) -> Model | None:
+        """The Job as it is now; None where it is gone, or its name is a later one's."""
+        try:
+            job = await self._cluster.job(self._job)
+        except NotFound:
+            return None
+        if self._uid is None:
+            self._uid = job.metadata.uid
+            self._resumes = int((job.metadata.annotations or {}).get(RESUMES, "0"))
+        return job if job.metadata.uid == self._uid else None
+
+    async def _read_soon(self) -> Model | None:
+        """The Job once it has ended, or as it is after a while."""
+        loop = asyncio.get_running_loop()
+        give_up = loop.time() + _SOON_S
+        while (job := await self._read()) is not None and not is_finished(job) and loop.time() < give_up:
+            await asyncio.sleep(0.2)
+        return job

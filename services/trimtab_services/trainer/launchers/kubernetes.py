@@ -1,0 +1,139 @@
+"""The Kubernetes launcher: a run is a Job, made from a template that the operator writes.
+
+A run's Job is named `TEMPLATE-RUN`; its spec is in a ConfigMap that the Job owns. The run's folder is on a claim of its
+own, which outlives the Job, or in a folder of one that all share.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from trimtab.errors import FailedPrecondition, NotFound, TrimtabError
+from trimtab_services.trainer.config import KubernetesLauncherConfig
+from trimtab_services.trainer.events import RunRow
+from trimtab_services.trainer.launchers.check import check_spec
+from trimtab_services.trainer.launchers.cluster import Cluster, Conflict
+from trimtab_services.trainer.launchers.job import KubernetesWork
+from trimtab_services.trainer.launchers.pod_log import PodLog
+from trimtab_services.trainer.launchers.template import RunTemplate
+
+__all__ = ["KubernetesLauncher"]
+
+_GONE_S = 60.0
+_LOOK_S = 0.2
+
+
+class KubernetesLauncher:
+    """Starts and finds the Jobs of runs.
+
+    Args:
+        cluster: where they are; closed by `close`.
+        template: what they are made from.
+        most_resumes: how often a disrupted run is started again by itself.
+        endpoints_file: of this pod, for checking specs that name no services; the Jobs' is in the template.
+    """
+
+    disrupts = True
+
+    def __init__(
+        self, cluster: Cluster, template: RunTemplate, *, most_resumes: int, endpoints_file: Path | None
+    ) -> None:
+        self.most_resumes = most_resumes
+        self._cluster = cluster
+        self._template = template
+        self._endpoints_file = endpoints_file
+
+    @classmethod
+    async def connect(cls, config: KubernetesLauncherConfig, endpoints_file: Path | None) -> KubernetesLauncher:
+        """Reads the template and how to reach the cluster; makes no call.
+
+        Raises:
+            ConfigError: names the key, the file and what is wrong.
+        """
+        template = RunTemplate.read(config.template_file)
+        cluster = await Cluster.connect(config.namespace, config.kubeconfig)
+        return cls(cluster, template, most_resumes=config.resumes, endpoints_file=endpoints_file)
+
+    def check_name(self, name: str) -> None:
+        """As `RunTemplate.check_name`."""
+        self._template.check_name(name)
+
+    async def check(self, spec_file: Path) -> None:
+        """As `Launcher.check`. Files that the spec names are looked for in this pod."""
+        await check_spec(spec_file, self._endpoints_file)
+
+    async def start(self, run: RunRow, *, resume: bool, resumes: int = 0) -> KubernetesWork:
+        """Creates the run's Job, after what is left of an earlier one is gone.
+
+        Raises:
+            FailedPrecondition: a permission or quota is missing, or the API refuses an object; names it.
+            Unavailable: the API does not answer.
+        """
+        name = self._template.job_name(run.name)
+        await self._remove_job(name)
+        claim = self._template.claim_of(run.name)
+        if claim is not None:
+            with suppress(Conflict):  # the run's own, from its first launch
+                await self._cluster.create_claim(claim)
+        config_map = f"{name}-{secrets.token_hex(4)}"
+        job = await self._cluster.create_job(
+            self._template.job_of(run.name, config_map=config_map, resume=resume, resumes=resumes)
+        )
+        uid: str = job.metadata.uid
+        body = self._template.config_map_of(run.name, name=config_map, spec_yaml=run.spec_yaml, job_uid=uid)
+        work = self._work(run, uid, resumes)
+        try:
+            await self._cluster.create_config_map(body)
+        except TrimtabError:
+            with suppress(TrimtabError):
+                await work.stop()
+            raise
+        return work
+
+    async def find(self, run: RunRow) -> KubernetesWork | None:
+        """The run's Job; that it is gone is found by following it."""
+        return self._work(run)
+
+    async def forget(self, run: RunRow) -> None:
+        """Deletes the run's Job and its own claim, with all data.
+
+        Raises:
+            FailedPrecondition: a permission is missing, or they are still there after a minute.
+            Unavailable: the API does not answer.
+        """
+        await self._remove_job(self._template.job_name(run.name))
+        claim = self._template.claim_name(run.name)
+        if claim is not None:
+            await self._remove("PersistentVolumeClaim", claim, self._cluster.delete_claim, self._cluster.claim)
+
+    async def close(self) -> None:
+        """Closes the connections; the Jobs go on."""
+        await self._cluster.close()
+
+    def _work(self, run: RunRow, uid: str | None = None, resumes: int = 0) -> KubernetesWork:
+        log = PodLog(self._cluster, Path(run.directory) / "run.log", run.name)
+        return KubernetesWork(self._cluster, self._template.job_name(run.name), log, uid, resumes)
+
+    async def _remove_job(self, name: str) -> None:
+        await self._remove("Job", name, self._cluster.delete_job, self._cluster.job)
+
+    async def _remove(self, kind: str, name: str, delete: Any, read: Any) -> None:
+        """Deletes an object and waits until it is gone; nothing where there is none."""
+        try:
+            async with asyncio.timeout(_GONE_S):
+                await delete(name)
+                while True:
+                    await read(name)
+                    await asyncio.sleep(_LOOK_S)
+        except NotFound:
+            return
+        except TimeoutError:
+            what = self._cluster.named(kind, name)
+            raise FailedPrecondition(
+                f"{what} of an earlier launch is still there {_GONE_S:.0f} s after it was deleted; try again later",
+                field=what,
+            ) from None

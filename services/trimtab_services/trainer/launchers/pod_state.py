@@ -1,0 +1,130 @@
+"""Reads the state of Jobs and pods: how a run's work ended, and what keeps a pod from working. No calls are made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from trimtab.v1 import trainer_pb2 as pb
+from trimtab_services.trainer.launchers.base import Ending
+from trimtab_services.trainer.launchers.cluster import Model
+from trimtab_services.trainer.launchers.template import CONTAINER
+
+__all__ = ["ending_of", "failed_condition", "is_finished", "is_over", "why_pending"]
+
+_STOPPED = 130
+"""Exit code of `trimtab run` that was stopped and saved a checkpoint."""
+
+
+def is_finished(job: Model) -> bool:
+    """Whether a Job has succeeded or failed, its pods included."""
+    return any(one.type in ("Complete", "Failed") and one.status == "True" for one in _conditions(job))
+
+
+def is_over(pod: Model) -> bool:
+    """Whether a pod will not work any more."""
+    return pod.status is not None and pod.status.phase in ("Succeeded", "Failed")
+
+
+def failed_condition(job: Model) -> Model | None:
+    """The condition that tells of a Job's failure."""
+    return next((one for one in _conditions(job) if one.type == "Failed" and one.status == "True"), None)
+
+
+def ending_of(job: Model | None, job_name: str, pod: Model | None, namespace: str, log: str) -> Ending:
+    """How a run's work ended.
+
+    Args:
+        job: finished, or None where it is gone.
+        job_name: of the Job.
+        pod: as it was last seen; None where none was.
+        namespace: of both.
+        log: the last lines of the pod's log.
+    """
+    failure = failed_condition(job) if job is not None else None
+    if failure is not None and failure.reason == "DeadlineExceeded":
+        return Ending(pb.RUN_STATE_FAILED, f"Job {namespace}/{job_name}: {failure.reason}: {failure.message}")
+    was_deleted = job is None or job.metadata.deletion_timestamp is not None
+    if pod is not None:
+        name = f"Pod {namespace}/{pod.metadata.name}"
+        if (ending := _ending_of_pod(pod, name, log, was_deleted=was_deleted)) is not None:
+            return ending
+    if failure is not None:
+        disrupted = failure.reason == "PodFailurePolicy"
+        what = f"Job {namespace}/{job_name}: {failure.reason}: {failure.message}"
+        return Ending(pb.RUN_STATE_FAILED, what, disrupted=disrupted)
+    if was_deleted:
+        return Ending(pb.RUN_STATE_FAILED, f"Job {namespace}/{job_name} was deleted", terminated=True)
+    return Ending(pb.RUN_STATE_SUCCEEDED)
+
+
+def _ending_of_pod(pod: Model, name: str, log: str, *, was_deleted: bool) -> Ending | None:
+    """What a pod tells of its end; None where it tells nothing."""
+    terminated = _terminated(pod)
+    code = terminated.exit_code if terminated is not None else None
+    if code == 0:
+        return Ending(pb.RUN_STATE_SUCCEEDED)
+    disruption = next(
+        (one for one in pod.status.conditions or [] if one.type == "DisruptionTarget" and one.status == "True"), None
+    )
+    if disruption is not None and not was_deleted:
+        what = _DISRUPTIONS.get(disruption.reason or "", f"was disrupted ({disruption.reason})")
+        return Ending(pb.RUN_STATE_FAILED, f"{name} {what}: {disruption.message}", disrupted=True)
+    if pod.status.reason == "Evicted":
+        return Ending(pb.RUN_STATE_FAILED, f"{name} was evicted: {pod.status.message}")
+    if terminated is None:
+        return None
+    if terminated.reason == "OOMKilled":
+        return Ending(pb.RUN_STATE_FAILED, f"{name} was OOM-killed: {_memory_limit(pod)}")
+    if code == _STOPPED:
+        return Ending(pb.RUN_STATE_STOPPED)
+    error = f"{name} ended with exit code {code}{f' ({terminated.message})' if terminated.message else ''}: {log}"
+    return Ending(pb.RUN_STATE_FAILED, error, terminated=was_deleted)
+
+
+_DISRUPTIONS = {
+    "PreemptionByScheduler": "was preempted",
+    "EvictionByEvictionAPI": "was evicted",
+    "TerminationByKubelet": "was evicted by its node",
+    "DeletionByTaintManager": "was evicted from its node",
+    "DeletionByPodGC": "was lost with its node",
+}
+
+
+def why_pending(pod: Model, namespace: str) -> str:
+    """What keeps a pod from working, as far as its own state tells; empty where it does not."""
+    name = f"Pod {namespace}/{pod.metadata.name}"
+    for condition in pod.status.conditions or []:
+        if condition.type == "PodScheduled" and condition.status == "False":
+            return f"{name} cannot be scheduled ({condition.reason}): {condition.message}"
+    for status in _statuses(pod):
+        waiting = status.state.waiting if status.state is not None else None
+        if waiting is None or waiting.reason in (None, "ContainerCreating", "PodInitializing"):
+            continue
+        if "Image" in waiting.reason or waiting.reason == "RegistryUnavailable":
+            return f"{name}: image {status.image!r} cannot be pulled ({waiting.reason}): {waiting.message}"
+        return f"{name}: container {status.name!r} waits ({waiting.reason}): {waiting.message}"
+    return ""
+
+
+def _memory_limit(pod: Model) -> str:
+    container = next((one for one in pod.spec.containers if one.name == CONTAINER), None)
+    limits = container.resources.limits if container is not None and container.resources is not None else None
+    limit = (limits or {}).get("memory")
+    if limit is None:
+        return f"its node ran out of memory, and container {CONTAINER!r} has no memory limit"
+    return f"container {CONTAINER!r} passed its memory limit of {limit}"
+
+
+def _terminated(pod: Model) -> Model | None:
+    for status in pod.status.container_statuses or []:
+        if status.name == CONTAINER and status.state is not None:
+            return status.state.terminated
+    return None
+
+
+def _statuses(pod: Model) -> Iterable[Model]:
+    return [*(pod.status.init_container_statuses or []), *(pod.status.container_statuses or [])]
+
+
+def _conditions(job: Model) -> list[Model]:
+    return (job.status.conditions or []) if job.status is not None else []

@@ -1,0 +1,37 @@
+"""What the runs want of the generation replicas: the figure by which autoscalers set their number."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from trimtab.v1 import trainer_pb2 as pb
+from trimtab_services.trainer.events import ENDED, EventStore, RunRow
+
+__all__ = ["SAMPLING_STAGES", "RolloutDemand", "demand_of"]
+
+SAMPLING_STAGES = frozenset(
+    {"collect_rankings", "sft_baseline", "ppo", "ppo_without_ptx", "ppo_without_kl", "evaluate"}
+)
+"""Stages that need generation replicas from their first moment, when they ask each for its limits, to their last."""
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutDemand:
+    """What runs want of the generation replicas.
+
+    Attributes:
+        rollouts: waiting for a replica or being generated.
+        is_active: a run is in a stage that samples, though it may be updating its policy just now.
+    """
+
+    rollouts: int
+    is_active: bool
+
+
+def demand_of(store: EventStore, runs: Iterable[RunRow]) -> RolloutDemand:
+    """The demand of those of the runs that are in a stage that samples, all together."""
+    sampling = [run for run in runs if run.state not in ENDED and run.stage in SAMPLING_STAGES]
+    queues: list[pb.RolloutQueue] = [store.rollout_queue(run.name) for run in sampling]
+    rollouts = sum(queue.waiting_rollouts + queue.running_rollouts for queue in queues)
+    return RolloutDemand(rollouts, is_active=bool(sampling))
