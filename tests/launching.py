@@ -4,10 +4,8 @@ says it does (`ROLE`), and never with the administrator's rights, which only set
 from __future__ import annotations
 
 import os
-import re
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,23 +14,20 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import kubernetes
 import pytest
 import yaml
 
+from clusters import KUBECTL, throw_away_cluster
 from running import FREE_PORTS, RunningServer, client
 from trimtab import Client
 from trimtab.errors import TrimtabError
 from trimtab.v1 import trainer_pb2 as pb
 from trimtab_services.trainer import main
 from trimtab_services.trainer.config import TrainerServiceConfig
+from trimtab_services.trainer.launchers.cluster import ROLE
 
-kubernetes = pytest.importorskip("kubernetes", reason="the Kubernetes client is not installed")
-
-from trimtab_services.trainer.launchers.cluster import ROLE  # noqa: E402  (it imports the client)
-
-CLUSTER = Path(__file__).parents[2] / "shared/kube/cluster"
 IMAGE = os.environ.get("TRIMTAB_TEST_IMAGE", "localhost/trimtab:dev")
-KUBECTL = str(Path(sys.executable).with_name("kubectl"))
 RUNS = "/var/lib/trimtab/runs"
 PATIENCE_S = 120.0
 
@@ -46,17 +41,10 @@ def wait_for(condition: Callable[[], Any], what: str = "", patience_s: float = P
 
 
 @pytest.fixture(scope="session")
-def admin_kubeconfig() -> str:
-    """The kubeconfig of a throw-away cluster."""
-    kubeconfig = os.environ.get("TRIMTAB_TEST_KUBECONFIG", "")
-    if not kubeconfig and not CLUSTER.exists():
-        pytest.skip(
-            "needs a cluster: set TRIMTAB_TEST_KUBECONFIG to the kubeconfig of a throw-away one, such as kind's"
-        )
-    if not kubeconfig:
-        told = subprocess.run([CLUSTER, "up", "--keda"], check=True, capture_output=True, text=True, timeout=300).stdout
-        kubeconfig = re.search(r"KUBECONFIG=(\S+)", told)[1]
-    return kubeconfig
+def admin_kubeconfig() -> Iterator[str]:
+    """Of the throw-away cluster, with all rights."""
+    with throw_away_cluster() as path:
+        yield str(path)
 
 
 @pytest.fixture(scope="session")

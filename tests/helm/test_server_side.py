@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from helm.conftest import KUBECTL
+from clusters import KUBECTL
 from helm.rendering import VALUES_FILES, render, run_template
 
 

@@ -35,6 +35,7 @@ __all__ = [
     "ClientTLS",
     "check_exposure",
     "check_one_source",
+    "host_port",
     "is_loopback",
     "load_config",
 ]
@@ -256,6 +257,11 @@ def load_config(
         raise ConfigError(f"{service} configuration: keys must be strings: {error}") from None
     check_exposure(config)
     return config
+
+
+def host_port(host: str, port: int) -> str:
+    """`host:port`, an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
 
 
 def is_loopback(host: str) -> bool:

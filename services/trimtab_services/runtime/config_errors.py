@@ -31,8 +31,9 @@ def explain(
     # an unknown key first: it is often the misspelt name of one that is missing
     details = sorted(error.errors(), key=lambda detail: detail["type"] != "extra_forbidden")
     first = details[0]
-    key = ".".join(str(part) for part in first["loc"])
-    source = next((name for name, layer in reversed(layers) if _holds(layer, first["loc"])), layers[0][0])
+    location = _as_written(config_class, first["loc"])
+    key = ".".join(location)
+    source = next((name for name, layer in reversed(layers) if _holds(layer, location)), layers[0][0])
     more = f" ({len(details) - 1} more wrong keys)" if len(details) > 1 else ""
     allowed = _allowed_for(config_class, first)
     if first["type"] == "extra_forbidden":
@@ -48,7 +49,18 @@ def explain(
     return ConfigError(message, field=key, value=value, limit=allowed)
 
 
-def _holds(layer: dict[str, Any], location: tuple[int | str, ...]) -> bool:
+def _as_written(config_class: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """A location without the tags of unions, which pydantic puts in and no configuration has."""
+    at: Any = config_class
+    kept = []
+    for part in map(str, location):
+        if not _tagged(at, part):
+            kept.append(part)
+        at = _inside(at, part)
+    return kept
+
+
+def _holds(layer: dict[str, Any], location: Sequence[str]) -> bool:
     at: Any = layer
     for part in location:
         if not isinstance(at, dict) or part not in at:
@@ -69,13 +81,24 @@ def _allowed_for(config_class: type[BaseModel], details: ErrorDetails) -> str:
 
 def _inside(annotation: Any, part: str) -> Any:
     """The type of a part of a value: a key of a section or of a mapping, or the tag of a union."""
+    if tagged := _tagged(annotation, part):
+        return tagged
     for section in _sections(annotation):
         if part in section.model_fields:
             return section.model_fields[part].annotation
-        if part in get_args(getattr(section.model_fields.get("kind"), "annotation", None)):
-            return section
     mapping = next((choice for choice in _choices(annotation) if get_origin(choice) is dict), None)
     return annotation if mapping is None else get_args(mapping)[1]
+
+
+def _tagged(annotation: Any, tag: str) -> type[BaseModel] | None:
+    """The member of a union by its tag, which is the first thing that a location has inside one; None outside."""
+    sections = _sections(annotation)
+    kinds = [section.model_fields.get("kind") for section in sections]
+    if len(sections) < 2 or None in kinds:
+        return None
+    return next(
+        (one for one, kind in zip(sections, kinds, strict=True) if kind and tag in get_args(kind.annotation)), None
+    )
 
 
 def _choices(annotation: Any) -> list[Any]:

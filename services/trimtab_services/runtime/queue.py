@@ -94,7 +94,7 @@ def cut_batch(window: Sequence[Item], max_batch_tokens: int) -> list[Item]:
 
 
 _Entry = tuple[float, int, Item]
-"""Start tag, number of arrival, item: the order of a level."""
+"""Start tag, number of arrival, item. No two numbers are equal, so entries compare by urgency."""
 
 
 class _Level:
@@ -162,14 +162,15 @@ class _Level:
         first = window[0] if total >= least else None
         joining: list[_Entry] = []
         while heap:
-            if not self._is_here(heap[0][2]):
-                heapq.heappop(heap)
-            elif heap[0][:2] < first[:2] if first else not (window or joining) or total + heap[0][2].tokens <= tokens:
-                joining.append(heapq.heappop(heap))
-                total += joining[-1][2].tokens
-            else:
+            item = heap[0][2]
+            joins = heap[0] < first if first else total == 0 or total + item.tokens <= tokens
+            if self._is_here(item) and not joins:
                 break
-        self._windows[group] = list(heapq.merge(joining, window, key=_order))
+            entry = heapq.heappop(heap)
+            if self._is_here(item):
+                joining.append(entry)
+                total += item.tokens
+        self._windows[group] = list(heapq.merge(joining, window))
         return [item for _, _, item in self._windows[group]]
 
     def advance(self, start_tag: float) -> None:
@@ -181,7 +182,7 @@ class _Level:
 
     def _head_group(self) -> tuple[Hashable] | None:
         """The group of the most urgent item, in a tuple, since None is a group too; None when nothing waits."""
-        best: tuple[float, int] | None = None
+        best: _Entry | None = None
         found: tuple[Hashable] | None = None
         for group in [*self._windows, *(group for group in self._heaps if group not in self._windows)]:
             heap = self._heaps.get(group, [])
@@ -192,14 +193,10 @@ class _Level:
             window = [entry for entry in self._windows.pop(group, []) if self._is_here(entry[2])]
             if window:
                 self._windows[group] = window
-            heads = [entries[0][:2] for entries in (heap, window) if entries]
+            heads = [entries[0] for entries in (heap, window) if entries]
             if heads and (best is None or min(heads) < best):
                 best, found = min(heads), (group,)
         return found
-
-
-def _order(entry: _Entry) -> tuple[float, int]:
-    return entry[:2]
 
 
 class WorkQueue:

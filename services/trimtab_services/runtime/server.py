@@ -38,7 +38,7 @@ from grpc_reflection.v1alpha import reflection
 from trimtab.errors import ConfigError, ModelFolderError
 from trimtab.v1 import info_pb2, info_pb2_grpc
 from trimtab_services.runtime.certificates import Certificates
-from trimtab_services.runtime.config import ServiceConfig, load_config
+from trimtab_services.runtime.config import ServiceConfig, host_port, load_config
 from trimtab_services.runtime.errors import CallInterceptor
 from trimtab_services.runtime.http import Route, make_app, make_metrics_app, make_runner
 from trimtab_services.runtime.info import InfoServicer
@@ -355,7 +355,7 @@ def _probe(host: str, key: str, port: int) -> None:
 def _add_port(
     server: grpc.aio.Server, host: str, key: str, port: int, credentials: grpc.ServerCredentials | None
 ) -> int:
-    address = f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
+    address = host_port(host, port)
     try:
         taken = (
             server.add_insecure_port(address) if credentials is None else server.add_secure_port(address, credentials)

@@ -18,7 +18,7 @@ from typing import Generic, TypeVar
 from trimtab.errors import InternalError, Reason, Unavailable
 from trimtab.v1 import info_pb2
 from trimtab_services.runtime.auth import TokenTable
-from trimtab_services.runtime.config import ServiceConfig
+from trimtab_services.runtime.config import ServiceConfig, host_port
 from trimtab_services.runtime.health import HealthBoard
 from trimtab_services.runtime.metrics import Metrics
 from trimtab_services.runtime.quota import Quotas
@@ -138,8 +138,7 @@ class Runtime(Generic[ConfigT]):
 
     def address(self, port: int) -> str:
         """host:port that others reach one of the ports by."""
-        host = self.config.reachable_host
-        return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
+        return host_port(self.config.reachable_host, port)
 
     async def set_state(self, state: info_pb2.ServiceState.ValueType, reason: str = "", *, channel: str = "") -> None:
         """Moves the service to a state: GetInfo, health, metrics and refusals follow.

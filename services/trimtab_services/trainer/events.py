@@ -18,10 +18,13 @@ from sqlalchemy import event
 from trimtab.errors import FailedPrecondition, InvalidRequest, NotFound
 from trimtab.v1 import trainer_pb2 as pb
 
-__all__ = ["ENDED", "EventStore", "RunRow"]
+__all__ = ["ENDED", "MOST_RUNS", "EventStore", "RunRow"]
 
 ENDED = frozenset({pb.RUN_STATE_STOPPED, pb.RUN_STATE_SUCCEEDED, pb.RUN_STATE_FAILED})
 """States in which no process works on the run."""
+
+MOST_RUNS = 1000
+"""Most runs of one page."""
 
 _metadata = sa.MetaData()
 _runs = sa.Table(

@@ -12,8 +12,11 @@ from trimtab_services.runtime.state import Runtime
 from trimtab_services.trainer.config import TrainerServiceConfig
 from trimtab_services.trainer.events import EventStore
 from trimtab_services.trainer.launchers import make_launcher
+from trimtab_services.trainer.records import RunRecords
+from trimtab_services.trainer.rollout_demand import demand_of
 from trimtab_services.trainer.scaler import start_scaler
 from trimtab_services.trainer.servicer import TrainerServicer
+from trimtab_services.trainer.works import RunWorks
 
 __all__ = ["serve"]
 
@@ -23,21 +26,23 @@ async def build(runtime: Runtime[TrainerServiceConfig]) -> Service:
     config = runtime.config
     store = EventStore(config.directory.resolve() / "events.sqlite")
     launcher = await make_launcher(config, runtime.address(runtime.ports.grpc))
-    servicer = TrainerServicer(runtime, store, launcher)
-    scaler = await start_scaler(runtime, servicer.rollout_demand)
+    records = RunRecords(store)
+    works = RunWorks(runtime, records, launcher)
+    servicer = TrainerServicer(runtime, records, launcher, works)
+    scaler = await start_scaler(runtime, partial(demand_of, records))
 
     async def close() -> None:
         if scaler is not None:
             await scaler.stop(None)
-        await servicer.close()
+        await works.close()
         await launcher.close()
         store.close()
 
     return Service(
         handlers=[partial(trainer_pb2_grpc.add_TrainerServiceServicer_to_server, servicer)],
         describe=describe,
-        background=[servicer.find_works],
-        drain=servicer.stop_runs if config.stop_runs_on_drain else None,
+        background=[works.find_works],
+        drain=works.stop_runs if config.stop_runs_on_drain else None,
         drain_s=config.stop_runs_s,
         close=close,
     )

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
-from trimtab.v1 import trainer_pb2 as pb
-from trimtab_services.trainer.events import ENDED, EventStore, RunRow
+from trimtab_services.trainer.events import ENDED, MOST_RUNS
+from trimtab_services.trainer.records import RunRecords
 
 __all__ = ["SAMPLING_STAGES", "RolloutDemand", "demand_of"]
 
@@ -29,9 +28,10 @@ class RolloutDemand:
     is_active: bool
 
 
-def demand_of(store: EventStore, runs: Iterable[RunRow]) -> RolloutDemand:
+async def demand_of(records: RunRecords) -> RolloutDemand:
     """The demand of those of the runs that are in a stage that samples, all together."""
-    sampling = [run for run in runs if run.state not in ENDED and run.stage in SAMPLING_STAGES]
-    queues: list[pb.RolloutQueue] = [store.rollout_queue(run.name) for run in sampling]
+    runs = await records.ask(records.store.runs, limit=MOST_RUNS)
+    sampling = [run.name for run in runs if run.state not in ENDED and run.stage in SAMPLING_STAGES]
+    queues = [await records.ask(records.store.rollout_queue, name) for name in sampling]
     rollouts = sum(queue.waiting_rollouts + queue.running_rollouts for queue in queues)
     return RolloutDemand(rollouts, is_active=bool(sampling))

@@ -20,6 +20,7 @@ import grpc
 import grpc.aio
 
 from trimtab.errors import ConfigError
+from trimtab_services.runtime.config import host_port
 from trimtab_services.runtime.state import Runtime
 from trimtab_services.trainer.config import TrainerServiceConfig
 from trimtab_services.trainer.externalscaler import externalscaler_pb2 as pb
@@ -99,9 +100,8 @@ async def start_scaler(
         return None
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     externalscaler_pb2_grpc.add_ExternalScalerServicer_to_server(ExternalScaler(demand, runtime.draining), server)
-    host = f"[{config.host}]" if ":" in config.host and not config.host.startswith("[") else config.host
     try:
-        server.add_insecure_port(f"{host}:{config.scaler_port}")
+        server.add_insecure_port(host_port(config.host, config.scaler_port))
     except RuntimeError as error:
         raise ConfigError(
             f"scaler_port {config.scaler_port} on {config.host}: {error}; stop what uses it, or choose another port",

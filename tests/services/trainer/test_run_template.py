@@ -130,7 +130,7 @@ def test_names_that_become_no_job(tmp_path: Path, name: str) -> None:
     ("launcher", "words"),
     [
         ({"kind": "slurm"}, "launcher"),
-        ({"kind": "kubernetes"}, "launcher.kubernetes.template_file"),
+        ({"kind": "kubernetes"}, "launcher.template_file"),
         ({"kind": "kubernetes", "template_file": "t.yaml", "resumes": -1}, "-1"),
         ({"kind": "local", "namespace": "x"}, "namespace"),
     ],

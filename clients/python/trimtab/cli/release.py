@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -131,7 +132,11 @@ class Release:
 
 
 def _as_ours(error: Any, what: str) -> TrimtabError:
-    message = f"{what}: {error.status} {error.reason}: {error.body}"
+    try:
+        said = json.loads(error.body)["message"]
+    except (TypeError, ValueError, KeyError):
+        said = error.body or error.reason
+    message = f"{what}: {said} ({error.status})"
     if error.status in (401, 403):
         return PermissionDenied(message)
     return NotFound(message) if error.status == 404 else FailedPrecondition(message)

@@ -9,7 +9,10 @@ from typing import Protocol
 from trimtab.v1 import trainer_pb2 as pb
 from trimtab_services.trainer.events import RunRow
 
-__all__ = ["Ending", "Launcher", "Work", "log_end"]
+__all__ = ["STOPPED_EXIT_CODE", "Ending", "Launcher", "Work", "log_end"]
+
+STOPPED_EXIT_CODE = 130
+"""Of `trimtab run` that was stopped and has saved a checkpoint."""
 
 _LAST_LINES = 3
 

@@ -14,14 +14,12 @@ from pathlib import Path
 from trimtab.v1 import trainer_pb2 as pb
 from trimtab_services.runtime.config import ClientTLS
 from trimtab_services.trainer.events import RunRow
-from trimtab_services.trainer.launchers.base import Ending, log_end
+from trimtab_services.trainer.launchers.base import STOPPED_EXIT_CODE, Ending, log_end
 from trimtab_services.trainer.launchers.check import check_spec, run_command
 
 __all__ = ["LocalLauncher", "LocalWork", "is_run_process", "kill", "terminate"]
 
 _LOOK_S = 0.2
-_STOPPED = 130
-"""Exit code of a run process that was stopped."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +120,7 @@ class LocalWork:
             await asyncio.sleep(_LOOK_S)
         exit_code = self.process.returncode if self.process else None
         state = _state_on_disk(self.directory)
-        if state is None or (state == pb.RUN_STATE_STOPPED and exit_code not in (None, 0, _STOPPED)):
+        if state is None or (state == pb.RUN_STATE_STOPPED and exit_code not in (None, 0, STOPPED_EXIT_CODE)):
             code = "unknown exit code" if exit_code is None else f"exit code {exit_code}"
             error = f"its process ended with {code}: {log_end(self.directory / 'run.log')}"
             return Ending(pb.RUN_STATE_FAILED, error, terminated=exit_code == -signal.SIGTERM)

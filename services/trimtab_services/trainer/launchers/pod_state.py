@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from trimtab.v1 import trainer_pb2 as pb
-from trimtab_services.trainer.launchers.base import Ending
+from trimtab_services.trainer.launchers.base import STOPPED_EXIT_CODE, Ending
 from trimtab_services.trainer.launchers.cluster import Model
 from trimtab_services.trainer.launchers.template import CONTAINER
 
 __all__ = ["ending_of", "failed_condition", "is_finished", "is_over", "why_pending"]
-
-_STOPPED = 130
-"""Exit code of `trimtab run` that was stopped and saved a checkpoint."""
 
 
 def is_finished(job: Model) -> bool:
@@ -75,7 +72,7 @@ def _ending_of_pod(pod: Model, name: str, log: str, *, was_deleted: bool) -> End
         return None
     if terminated.reason == "OOMKilled":
         return Ending(pb.RUN_STATE_FAILED, f"{name} was OOM-killed: {_memory_limit(pod)}")
-    if code == _STOPPED:
+    if code == STOPPED_EXIT_CODE:
         return Ending(pb.RUN_STATE_STOPPED)
     error = f"{name} ended with exit code {code}{f' ({terminated.message})' if terminated.message else ''}: {log}"
     return Ending(pb.RUN_STATE_FAILED, error, terminated=was_deleted)

@@ -1,0 +1,44 @@
+"""A throw-away Kubernetes cluster for tests."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+__all__ = ["KUBECTL", "throw_away_cluster"]
+
+KUBECTL = Path(sys.executable).parent / "kubectl"
+_CLUSTER = Path(__file__).parents[2] / "shared" / "kube" / "cluster"
+
+
+@contextmanager
+def throw_away_cluster() -> Iterator[Path]:
+    """kubeconfig of `TRIMTAB_TEST_KUBECONFIG`, or of a cluster that is started for the tests unless it runs already."""
+    if given := os.environ.get("TRIMTAB_TEST_KUBECONFIG"):
+        yield Path(given)
+        return
+    if not _CLUSTER.exists():
+        pytest.skip("no cluster: neither TRIMTAB_TEST_KUBECONFIG nor ../shared/kube is there")
+    ran_before = "'Ready': 'True'" in _cluster("status", check=False)
+    try:
+        told = _cluster("up", "--keda")
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        pytest.skip(f"no cluster: {_CLUSTER.name} up did not start one: {error}")
+    found = re.search(r"KUBECONFIG=['\"]?([^\s'\";]+)", told)
+    assert found, told
+    try:
+        yield Path(found[1])
+    finally:
+        if not ran_before:
+            _cluster("down")
+
+
+def _cluster(*arguments: str, check: bool = True) -> str:
+    return subprocess.run([_CLUSTER, *arguments], check=check, capture_output=True, text=True, timeout=170).stdout
