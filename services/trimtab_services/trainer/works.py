@@ -31,6 +31,7 @@ _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _LOOK_S = 0.2
+_SETTLED_S = 15.0
 
 
 class RunWorks:
@@ -93,7 +94,13 @@ class RunWorks:
             await asyncio.sleep(0.1)
 
     async def close(self) -> None:
-        """Follows runs no more; their work goes on, and the service's next life finds it."""
+        """Follows runs no more; their work goes on, and the service's next life finds it.
+
+        A run that is just being settled is settled first: what its work left is removed by nobody else.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_SETTLED_S), self.launching:
+                pass
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()

@@ -160,6 +160,11 @@ def test_preempted_by_a_higher_priority_and_resumed(namespace: Namespace, tmp_pa
         wait_for(lambda: first not in [pod.metadata.name for pod in namespace.pods("humble")])
         wait_state(service, "humble", pb.RUN_STATE_STARTING)
         namespace.core.delete_namespaced_pod("rival", namespace.name)
+        wait_for(
+            lambda: (
+                "rival" not in [pod.metadata.name for pod in namespace.core.list_namespaced_pod(namespace.name).items]
+            )
+        )
         second = namespace.running_pod("humble")
         job = namespace.batch.read_namespaced_job("t-humble", namespace.name)
         assert second != first and job.metadata.annotations["trimtab.dev/resumes"] == "1"
