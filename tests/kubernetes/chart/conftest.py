@@ -1,0 +1,3 @@
+from releases import kubeconfig, place
+
+__all__ = ["kubeconfig", "place"]  # fixtures
