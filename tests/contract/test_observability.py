@@ -27,6 +27,7 @@ from trimtab_services.runtime.state import Runtime
 
 FOLDER = Path(__file__).parents[2] / "observability"
 ALERTS = FOLDER / "prometheus" / "alerts.yaml"
+OPERATE = FOLDER.parent / "docs" / "operate.md"
 DASHBOARD = json.loads((FOLDER / "grafana" / "trimtab.json").read_text(encoding="utf-8"))
 RULES: list[dict[str, Any]] = [
     rule for group in yaml.safe_load(ALERTS.read_text(encoding="utf-8"))["groups"] for rule in group["rules"]
@@ -158,6 +159,11 @@ def test_the_rules_are_sound() -> None:
         assert rule["annotations"]["summary"]
         assert "for" not in rule or promql_parser.parse_duration(rule["for"]).total_seconds() > 0
         parsed(rule["expr"])
+
+
+def test_operators_are_told_what_to_do_about_each_alert() -> None:
+    rows = [line.split("|")[1:-1] for line in OPERATE.read_text(encoding="utf-8").splitlines() if "| Trimtab" in line]
+    assert [name.strip() for name, _, _ in rows] == [rule["alert"] for rule in RULES]
 
 
 def test_a_replica_that_cannot_follow_a_roll_back_lags_too() -> None:
