@@ -1,11 +1,17 @@
-"""What must survive a power cut: flushing to disk, in one place."""
+"""What must survive a power cut: flushing to disk, and folders that appear whole, in one place."""
 
 from __future__ import annotations
 
 import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["sync", "sync_folder"]
+from trimtab.errors import ConfigError
+
+__all__ = ["new_model_folder", "sync", "sync_folder"]
 
 
 def sync(path: Path) -> None:
@@ -21,3 +27,34 @@ def sync_folder(folder: Path) -> None:
     """Flushes everything in a folder, at any depth, and the folder itself, to disk."""
     for path in (*folder.rglob("*"), folder):
         sync(path)
+
+
+@contextmanager
+def new_model_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write a model to, which takes the place of `folder` once the block ends without an error.
+
+    Args:
+        folder: a new or empty one, or a model folder, which is replaced.
+
+    Raises:
+        ConfigError: it is a file, or a folder that holds something else than a model.
+    """
+    is_model = (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
+    if folder.exists() and not is_model and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(
+            f"{folder}: is there already and is no model folder; nothing in it is touched. Name a new folder",
+            field="folder",
+            value=folder,
+        )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(f".partial-{folder.name}-{uuid.uuid4().hex[:8]}")
+    try:
+        partial.mkdir()
+        yield partial
+        sync_folder(partial)
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.rename(folder)
+        sync(folder.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

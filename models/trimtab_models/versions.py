@@ -7,9 +7,7 @@ holds the same weights, bit for bit.
 from __future__ import annotations
 
 import copy
-import shutil
 import tempfile
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,7 @@ from trimtab.errors import ConfigError, ModelFolderError
 from trimtab.v1 import weights_pb2
 from trimtab.weights import MAX_CHAIN, FetchedVersion, Publication, Publisher, TensorData, publish_version
 from trimtab_models.anatomy import named_parameter_tensors
-from trimtab_models.files import sync, sync_folder
+from trimtab_models.files import new_model_folder
 from trimtab_models.loading import DTYPES
 from trimtab_models.tokenizer import chat_template_digest, load_tokenizer, tokenizer_digest
 
@@ -199,30 +197,12 @@ def write_model_folder(fetched: FetchedVersion, folder: str | Path) -> None:
     Raises:
         ConfigError: it is a file, or a folder that holds something else than a model.
     """
-    folder = Path(folder)
-    is_model = (folder / "config.json").is_file() and (folder / "model.safetensors").is_file()
-    if folder.exists() and not is_model and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(
-            f"{folder}: is there already and is no model folder; nothing in it is touched. Name a new folder",
-            field="folder",
-            value=folder,
-        )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(f".partial-{folder.name}-{uuid.uuid4().hex[:8]}")
-    try:
-        partial.mkdir()
+    with new_model_folder(Path(folder)) as partial:
         for name, content in fetched.files.items():
             path = partial / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
         save_file(tensors_to_torch(fetched), partial / "model.safetensors", metadata={"format": "pt"})
-        sync_folder(partial)
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial.rename(folder)
-        sync(folder.parent)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _to_torch(tensor: TensorData) -> Tensor:

@@ -79,7 +79,7 @@ def test_ports_exist(manifests: Manifests) -> None:
     deployments = manifests.of("Deployment")
     for name, one in manifests.of("Service").items():
         pod = deployments[name.removesuffix("-headless")]["spec"]["template"]
-        offered = {port["name"]: port["containerPort"] for c in containers(pod) for port in c["ports"]}
+        offered = {port["name"]: port["containerPort"] for c in containers(pod) for port in c.get("ports", [])}
         for port in one["spec"]["ports"]:
             assert port["port"] == offered[port["targetPort"]] == PORTS[port["name"]]
     for name, one in manifests.of("ServiceMonitor").items():
@@ -89,7 +89,7 @@ def test_ports_exist(manifests: Manifests) -> None:
 
 def test_probes_ask_the_plaintext_health_port_by_number(manifests: Manifests) -> None:
     for name, one in manifests.of("Deployment").items():
-        (container,) = containers(one["spec"]["template"])
+        (container,) = one["spec"]["template"]["spec"]["containers"]
         for probe in ("startup", "liveness", "readiness"):
             assert container[f"{probe}Probe"]["grpc"] == {"port": 50052, "service": probe}, name
 

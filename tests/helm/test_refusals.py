@@ -89,6 +89,14 @@ SECRETS = {name: {"existingSecret": name} for name in ("run", "replica", "client
             ["generation.model.folder", "weights.enabled"],
         ),
         (
+            {"reward": {"model": {"s3": {"url": "s3://b/m"}, "folder": "/models/m"}}},
+            ["reward.model.s3.url", "reward.model.folder"],
+        ),
+        (
+            {"reward": {"model": {"s3": {"url": "s3://b/m"}, "volume": {"emptyDir": {}}}}},
+            ["reward.model.s3.url", "reward.model.volume"],
+        ),
+        (
             {"generation": {"replicas": 2, "autoscaling": {"kind": "keda"}}},
             ["generation.replicas", "generation.autoscaling.kind"],
         ),

@@ -40,7 +40,11 @@ key_file: /etc/trimtab-tls/tls.key
 {{- end -}}
 
 {{- define "trimtab.config.model" -}}
-{{- if .values.model.folder }}
+# So that clients have moved to other replicas by the time that this one is told to end.
+connection_age_s: {{ mulf 0.6 .values.preStopSeconds }}
+{{- if .values.model.s3.url }}
+model_folder: {{ include "trimtab.downloadedModel" . }}
+{{- else if .values.model.folder }}
 model_folder: {{ .values.model.folder | quote }}
 {{- else }}
 cache_directory: /var/lib/trimtab/cache

@@ -50,6 +50,10 @@ spec:
       securityContext:
         {{- include "trimtab.podSecurityContext" $values.podSecurityContext | nindent 8 }}
       {{- include "trimtab.scheduling" (dict "root" $root "component" $component "values" $values) | nindent 6 }}
+      {{- if dig "model" "s3" "url" "" $values }}
+      initContainers:
+        {{- include "trimtab.modelDownload" (dict "root" $root "values" $values) | nindent 8 }}
+      {{- end }}
       containers:
         - name: {{ $component }}
           image: {{ include "trimtab.image" (dict "root" $root "image" $values.image) }}
@@ -63,8 +67,8 @@ spec:
             {{- end }}
           env:
             {{- include "trimtab.environment" $values.extraEnv | nindent 12 }}
-            {{- if eq $component "weights" }}
-            {{- include "trimtab.storeEnvironment" $root | nindent 12 }}
+            {{- if eq (dig "store" "kind" "" $values) "s3" }}
+            {{- include "trimtab.bucketEnvironment" $values.store.s3 | nindent 12 }}
             {{- end }}
           ports:
             - {name: grpc, containerPort: 50051}
@@ -185,7 +189,7 @@ emptyDir: {}
 - name: shm
   emptyDir: {medium: Memory, sizeLimit: {{ .values.shm.sizeLimit }}}
 {{- end }}
-{{- with dig "model" "volume" dict .values }}
+{{- with include "trimtab.modelVolume" . | fromYaml }}
 - name: models
   {{- toYaml . | nindent 2 }}
 {{- end }}
@@ -208,7 +212,7 @@ emptyDir: {}
 {{- if .values.shm.sizeLimit }}
 - {name: shm, mountPath: /dev/shm}
 {{- end }}
-{{- if dig "model" "volume" dict .values }}
+{{- if include "trimtab.modelVolume" . | fromYaml }}
 - {name: models, mountPath: /models, readOnly: true}
 {{- end }}
 {{- with .values.extraVolumeMounts }}
@@ -216,22 +220,48 @@ emptyDir: {}
 {{- end }}
 {{- end -}}
 
-{{/* Credentials and endpoint of the bucket, as for the AWS command line. */}}
-{{- define "trimtab.storeEnvironment" -}}
-{{- $store := .Values.weights.store -}}
-{{- if eq $store.kind "s3" }}
-{{- with $store.s3.endpoint }}
+{{/* Source of the volume at /models: the TrainerService has that of its runs, since it checks the folders that specs name. */}}
+{{- define "trimtab.modelVolume" -}}
+{{- if dig "model" "s3" "url" "" .values -}}
+emptyDir: {}
+{{- else -}}
+{{- ternary (dig "run" "modelVolume" dict .values) (dig "model" "volume" dict .values) (eq .component "trainer") | toYaml -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Credentials and endpoint of a bucket, as for the AWS command line. Argument: its values. */}}
+{{- define "trimtab.bucketEnvironment" -}}
+{{- with .endpoint }}
 - {name: AWS_ENDPOINT_URL_S3, value: {{ . | quote }}}
 {{- end }}
-{{- with $store.s3.region }}
+{{- with .region }}
 - {name: AWS_DEFAULT_REGION, value: {{ . | quote }}}
 {{- end }}
-{{- if $store.s3.existingSecret }}
-{{- range list "AWS_ACCESS_KEY_ID" "AWS_SECRET_ACCESS_KEY" }}
-- name: {{ . }}
+{{- if .existingSecret }}
+{{- range $key := list "AWS_ACCESS_KEY_ID" "AWS_SECRET_ACCESS_KEY" }}
+- name: {{ $key }}
   valueFrom:
-    secretKeyRef: {name: {{ $store.s3.existingSecret }}, key: {{ . }}}
-{{- end }}
+    secretKeyRef: {name: {{ $.existingSecret }}, key: {{ $key }}}
 {{- end }}
 {{- end }}
 {{- end -}}
+
+{{/* The container that copies the model out of its bucket first. Arguments: root, values. */}}
+{{- define "trimtab.modelDownload" -}}
+- name: model
+  image: {{ include "trimtab.image" (dict "root" .root "image" .values.image) }}
+  imagePullPolicy: {{ .root.Values.image.pullPolicy }}
+  args: [weights, download, {{ .values.model.s3.url | quote }}, {{ include "trimtab.downloadedModel" . }}]
+  env:
+    {{- include "trimtab.environment" .values.extraEnv | nindent 4 }}
+    {{- include "trimtab.bucketEnvironment" .values.model.s3 | nindent 4 }}
+  resources:
+    {{- include "trimtab.resources" .values | nindent 4 }}
+  securityContext:
+    {{- include "trimtab.securityContext" .values.securityContext | nindent 4 }}
+  volumeMounts:
+    - {name: models, mountPath: /models}
+    - {name: tmp, mountPath: /tmp}
+{{- end -}}
+
+{{- define "trimtab.downloadedModel" -}}/models/model{{- end -}}

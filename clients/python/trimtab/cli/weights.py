@@ -20,7 +20,7 @@ __all__ = ["weights"]
 
 @click.group()
 def weights() -> None:
-    """List, import, export, promote and prune model versions."""
+    """List, import, export, promote and prune model versions; copy models out of buckets."""
 
 
 @weights.command("list")
@@ -85,10 +85,22 @@ def _stored(one: pb.VersionSummary) -> str:
 @connection_options
 def import_folder(folder: Path, channels: tuple[str, ...], **connection: Any) -> None:
     """Publish the Hugging Face FOLDER as a new version."""
-    versions = _versions_module("import")
+    versions = _module("versions", "import")
     with client_of("weights", **connection) as client:
         manifest = versions.publish_folder(client, folder, channels=list(channels))
     click.echo(f"version {manifest.version}, weights {manifest.weights_digest[:12]}")
+
+
+@weights.command()
+@click.argument("url")
+@click.argument("folder", type=click.Path(path_type=Path))
+def download(url: str, folder: Path) -> None:
+    """Copy the Hugging Face folder at URL (s3://bucket/model) to FOLDER, whole or not at all."""
+    try:
+        copied = _module("buckets", "download").download_folder(url, folder)
+    except ImportError as error:
+        raise click.ClickException(f"{url} needs {error.name or error}: pip install 'trimtab[s3]'") from error
+    click.echo(f"{folder}: {copied / 1e6:.1f} MB")
 
 
 @weights.command()
@@ -97,7 +109,7 @@ def import_folder(folder: Path, channels: tuple[str, ...], **connection: Any) ->
 @connection_options
 def export(source: str, folder: Path, **connection: Any) -> None:
     """Write a version to FOLDER, a plain Hugging Face folder with safetensors."""
-    versions = _versions_module("export")
+    versions = _module("versions", "export")
     which: dict[str, Any] = {"version": int(source)} if source.isdecimal() else {"channel": source}
     with client_of("weights", **connection) as client:
         versions.write_model_folder(fetch_version(client, **which), folder)
@@ -129,9 +141,9 @@ def prune(keep_last: int, run: str, dry_run: bool, **connection: Any) -> None:
     click.echo(f"{verb} {len(found.removed_versions)} versions, {found.removed_bytes / 1e6:.1f} MB")
 
 
-def _versions_module(command: str) -> Any:
+def _module(name: str, command: str) -> Any:
     try:
-        return importlib.import_module("trimtab_models.versions")
+        return importlib.import_module(f"trimtab_models.{name}")
     except ModuleNotFoundError as error:
         raise click.ClickException(
             f"`trimtab weights {command}` needs {error.name}: pip install 'trimtab[models]'"
