@@ -1,5 +1,5 @@
-"""A TrainerService whose runs are Jobs of a real cluster, with a ServiceAccount that may do exactly what the launcher
-says it does (`ROLE`), and never with the administrator's rights, which only set the stage."""
+"""A TrainerService whose runs are Jobs of a real cluster, with the ServiceAccount and the Role of the chart, and never
+with the administrator's rights, which only set the stage."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ import pytest
 import yaml
 
 from clusters import KUBECTL, throw_away_cluster
+from helm.rendering import render
 from running import FREE_PORTS, RunningServer, client
 from trimtab import Client
 from trimtab.errors import TrimtabError
@@ -55,7 +56,7 @@ def admin(admin_kubeconfig: str) -> Any:
 
 @dataclass
 class Namespace:
-    """A namespace of its own with the ServiceAccount of a TrainerService."""
+    """A namespace of its own with the chart's ServiceAccount of a TrainerService and the rights that it has."""
 
     admin: Any
     directory: Path
@@ -66,19 +67,18 @@ class Namespace:
         self.batch = kubernetes.client.BatchV1Api(self.admin)
         self.rbac = kubernetes.client.RbacAuthorizationV1Api(self.admin)
         self.core.create_namespace({"metadata": {"name": self.name}})
-        self.core.create_namespaced_service_account(self.name, {"metadata": {"name": "trainer"}})
-        self.rbac.create_namespaced_role(self.name, {"metadata": {"name": "trainer"}, "rules": rules(ROLE)})
-        role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "trainer"}
-        account = {"kind": "ServiceAccount", "name": "trainer", "namespace": self.name}
-        self.rbac.create_namespaced_role_binding(
-            self.name, {"metadata": {"name": "trainer"}, "roleRef": role, "subjects": [account]}
-        )
+        rendered = render({}, namespace=self.name)
+        role, binding = rendered.only("Role"), rendered.only("RoleBinding")
+        self.role, self.account = role["metadata"]["name"], binding["subjects"][0]["name"]
+        self.core.create_namespaced_service_account(self.name, rendered["ServiceAccount", self.account])
+        self.rbac.create_namespaced_role(self.name, role)
+        self.rbac.create_namespaced_role_binding(self.name, binding)
         self.kubeconfig = self._kubeconfig()
 
     def _kubeconfig(self) -> Path:
         """Of the ServiceAccount, by a token that the API server gives out."""
         request = {"spec": {"expirationSeconds": 3600}}
-        token = self.core.create_namespaced_service_account_token("trainer", self.name, request).status.token
+        token = self.core.create_namespaced_service_account_token(self.account, self.name, request).status.token
         configuration = self.admin.configuration
         context = {"cluster": "test", "user": "trainer"}
         content = {
@@ -100,7 +100,7 @@ class Namespace:
 
     def allow(self, role: Any) -> None:
         """Changes the Role, and waits until the API server goes by it."""
-        self.rbac.replace_namespaced_role("trainer", self.name, {"metadata": {"name": "trainer"}, "rules": rules(role)})
+        self.rbac.replace_namespaced_role(self.role, self.name, {"metadata": {"name": self.role}, "rules": rules(role)})
         account = kubernetes.client.AuthorizationV1Api(kubernetes.config.new_client_from_config(str(self.kubeconfig)))
 
         def goes_by_it() -> bool:
@@ -275,7 +275,8 @@ def deploy_trainer(namespace: Namespace, text: str, **settings: Any) -> None:
         ],
     }
     pod = {
-        "serviceAccountName": "trainer",
+        "serviceAccountName": namespace.account,
+        "automountServiceAccountToken": True,
         "terminationGracePeriodSeconds": 5,
         "containers": [container],
         "volumes": [

@@ -6,6 +6,7 @@ import os
 import subprocess
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,15 +44,22 @@ def kubeconfig() -> Iterator[Path]:
         yield path
 
 
-@pytest.fixture
-def place(kubeconfig: Path) -> Iterator[Place]:
-    place = Place(kubeconfig, f"release-{uuid.uuid4().hex[:8]}")
+@contextmanager
+def new_place(kubeconfig: Path, prefix: str) -> Iterator[Place]:
+    """A namespace that enforces Pod Security `restricted`, for as long as it is needed."""
+    place = Place(kubeconfig, f"{prefix}-{uuid.uuid4().hex[:8]}")
     place.kubectl("create", "namespace", place.namespace)
     place.kubectl("label", "namespace", place.namespace, "pod-security.kubernetes.io/enforce=restricted")
     try:
         yield place
     finally:
         place.kubectl("delete", "namespace", place.namespace, "--wait=false")
+
+
+@pytest.fixture
+def place(kubeconfig: Path) -> Iterator[Place]:
+    with new_place(kubeconfig, "release") as place:
+        yield place
 
 
 def secrets(place: Place) -> str:

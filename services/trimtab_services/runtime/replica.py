@@ -22,6 +22,7 @@ import tempfile
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
 from contextlib import aclosing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -175,20 +176,20 @@ class Follower:
         with tempfile.TemporaryDirectory(prefix="trimtab-cache-", ignore_cleanup_errors=True) as temporary:
             directory = self._source.cache_directory or Path(temporary)
             token = Token(file=source.token_file) if source.token_file is not None else None
-            client = AsyncClient(source.address, token=token, tls=_tls(source), insecure=self._config.insecure)
-            try:
-                async with asyncio.TaskGroup() as tasks:
-                    tasks.create_task(self._watch(client))
-                    tasks.create_task(self._apply(source, token, directory.resolve()))
-            finally:
-                await client.close()
+            insecure = self._config.insecure
+            connect = partial(AsyncClient, source.address, token=token, tls=_tls(source), insecure=insecure)
+            await connect().close()  # files that cannot be used end the service now; later they are only told
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._watch(connect))
+                tasks.create_task(self._apply(source, token, directory.resolve()))
 
-    async def _watch(self, client: AsyncClient) -> None:
-        """Keeps `channel_version` what the channel points to; connects again for ever."""
+    async def _watch(self, connect: Callable[[], AsyncClient]) -> None:
+        """Keeps `channel_version` what the channel points to; connects again for ever, each time with the certificates
+        that the files then hold."""
         delay_s = _FIRST_RETRY_S
         while True:
             try:
-                async with aclosing(self._messages(client)) as messages:
+                async with connect() as client, aclosing(self._messages(client)) as messages:
                     async for version in messages:
                         delay_s = _FIRST_RETRY_S
                         self._note(version)

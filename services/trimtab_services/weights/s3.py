@@ -45,8 +45,8 @@ class S3Files(RemoteFiles):
         root: bucket/prefix.
 
     Raises:
-        ConfigError: no such bucket.
-        Unavailable: it cannot be reached, or not with these credentials.
+        ConfigError: no such bucket, or not for these credentials.
+        Unavailable: it cannot be reached.
     """
 
     def __init__(self, filesystem: Any, root: str) -> None:
@@ -61,6 +61,15 @@ class S3Files(RemoteFiles):
                 self._fs.call_s3("head_bucket", Bucket=self._bucket)
         except NotFound:
             raise ConfigError(f"no such bucket: {self._bucket}", field="store", value=self._bucket) from None
+        except Unavailable as error:
+            if not isinstance(error.__cause__, PermissionError):
+                raise
+            raise ConfigError(
+                f"bucket {self._bucket}: refused to these credentials (403): key or secret is wrong, or their user may "
+                "not list it",
+                field="store",
+                value=self._bucket,
+            ) from None
 
     def read(self, path: str) -> bytes:
         """As `Files.read`."""

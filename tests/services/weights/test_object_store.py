@@ -19,7 +19,7 @@ import yaml
 
 from running import FREE_PORTS
 from trimtab.client import Client
-from trimtab.errors import ConfigError, LeaseHeld, NotFound, Unavailable
+from trimtab.errors import ConfigError, DeadlineExceeded, LeaseHeld, NotFound, Unavailable
 from trimtab.v1 import weights_pb2 as pb
 from trimtab_services.weights.opening import open_files
 from trimtab_services.weights.remote import PART_BYTES
@@ -100,7 +100,8 @@ def test_a_write_that_fails_half_way_is_done_once(s3: S3, path: str, when: str, 
     with running(store=store) as service, Client(service.target, timeout_s=60) as client:
         assert publish(client) == 1
         s3.fail("PUT", path, when=when, times=times)
-        with suppress(Unavailable):  # where boto does not give up, it finds what it has written itself
+        # Where boto does not give up, it finds what it has written itself.
+        with suppress(Unavailable, DeadlineExceeded):
             publish(client, 1, publish_id="p", timeout_s=5)
         s3.heal()
         retried = publish(client, 1, publish_id="p")
