@@ -28,6 +28,7 @@ from trimtab.types import (
     ServiceInfo,
 )
 from trimtab.v1 import info_pb2, reference_pb2, reward_pb2
+from trimtab.v1 import labeling_pb2 as labels
 from trimtab.v1 import trainer_pb2 as runs
 from trimtab.v1 import weights_pb2 as weights
 
@@ -202,6 +203,66 @@ class AsyncClient:
         """Asks a run for a checkpoint after its step."""
         return await self._unary(rpcs.CHECKPOINT_RUN, request, timeout_s)
 
+    async def create_project(
+        self, request: labels.CreateProjectRequest, *, timeout_s: float | None = None
+    ) -> labels.CreateProjectResponse:
+        """Makes a labeling project."""
+        return await self._unary(rpcs.CREATE_PROJECT, request, timeout_s)
+
+    async def get_project(
+        self, request: labels.GetProjectRequest, *, timeout_s: float | None = None
+    ) -> labels.GetProjectResponse:
+        """One labeling project with its progress."""
+        return await self._unary(rpcs.GET_PROJECT, request, timeout_s)
+
+    async def list_projects(
+        self, request: labels.ListProjectsRequest, *, timeout_s: float | None = None
+    ) -> labels.ListProjectsResponse:
+        """A page of labeling projects, by name."""
+        return await self._unary(rpcs.LIST_PROJECTS, request, timeout_s)
+
+    async def update_project(
+        self, request: labels.UpdateProjectRequest, *, timeout_s: float | None = None
+    ) -> labels.UpdateProjectResponse:
+        """Sets fields of a labeling project."""
+        return await self._unary(rpcs.UPDATE_PROJECT, request, timeout_s)
+
+    async def get_agreement(
+        self, request: labels.GetAgreementRequest, *, timeout_s: float | None = None
+    ) -> labels.GetAgreementResponse:
+        """How labelers of a project agree."""
+        return await self._unary(rpcs.GET_AGREEMENT, request, timeout_s)
+
+    async def create_account(
+        self, request: labels.CreateAccountRequest, *, timeout_s: float | None = None
+    ) -> labels.CreateAccountResponse:
+        """Makes an account of a person."""
+        return await self._unary(rpcs.CREATE_ACCOUNT, request, timeout_s)
+
+    async def update_account(
+        self, request: labels.UpdateAccountRequest, *, timeout_s: float | None = None
+    ) -> labels.UpdateAccountResponse:
+        """Sets fields of an account."""
+        return await self._unary(rpcs.UPDATE_ACCOUNT, request, timeout_s)
+
+    async def list_accounts(
+        self, request: labels.ListAccountsRequest, *, timeout_s: float | None = None
+    ) -> labels.ListAccountsResponse:
+        """A page of accounts, by name."""
+        return await self._unary(rpcs.LIST_ACCOUNTS, request, timeout_s)
+
+    async def list_audit_events(
+        self, request: labels.ListAuditEventsRequest, *, timeout_s: float | None = None
+    ) -> labels.ListAuditEventsResponse:
+        """Changes after a sequence number, oldest first."""
+        return await self._unary(rpcs.LIST_AUDIT_EVENTS, request, timeout_s)
+
+    async def import_tasks(
+        self, requests: AsyncIterable[labels.ImportTasksRequest], *, timeout_s: float | None = None
+    ) -> labels.ImportTasksResponse:
+        """Adds tasks to a labeling project, all or none."""
+        return await self._stream_in(rpcs.IMPORT_TASKS, requests, timeout_s)
+
     def generate(self, request: GenerateRequest, *, timeout_s: float | None = None) -> AsyncIterator[GenerateResult]:
         """Completions, each the moment it ends, in any order."""
         return self._stream(rpcs.GENERATE, request, timeout_s)
@@ -217,6 +278,12 @@ class AsyncClient:
     ) -> AsyncIterator[runs.WatchRunResponse]:
         """Events of a run after a sequence number, until it has ended; Unavailable when the service drains before."""
         return self._stream(rpcs.WATCH_RUN, request, timeout_s)
+
+    def export_labels(
+        self, request: labels.ExportLabelsRequest, *, timeout_s: float | None = None
+    ) -> AsyncIterator[labels.ExportLabelsResponse]:
+        """Labels as rows of the dataset formats; with follow, until its deadline or a drain."""
+        return self._stream(rpcs.EXPORT_LABELS, request, timeout_s)
 
     def score_stream(
         self, requests: AsyncIterable[reward_pb2.ScoreStreamRequest], *, timeout_s: float | None = None
@@ -274,6 +341,17 @@ class AsyncClient:
             raise from_rpc_error(error, target=self.target, method=rpc.path, timeout_s=timeout_s) from None
         finally:
             replies.cancel()  # a caller that stops reading frees the work behind it
+
+    async def _stream_in(
+        self, rpc: Rpc[Argument, Result], arguments: AsyncIterable[Argument], timeout_s: float | None
+    ) -> Result:
+        timeout_s = self.timeout_s if timeout_s is None else timeout_s
+        call = self._open.stream_unary(rpc.path, **rpc.serializers)
+        messages = (rpc.to_message(argument) async for argument in arguments)
+        try:
+            return rpc.from_message(await call(messages, timeout=timeout_s, metadata=call_metadata(self._token)))
+        except grpc.RpcError as error:
+            raise from_rpc_error(error, target=self.target, method=rpc.path, timeout_s=timeout_s) from None
 
     async def _both_streams(
         self, rpc: Rpc[Argument, Result], arguments: AsyncIterable[Argument], timeout_s: float | None

@@ -26,6 +26,7 @@ from trimtab.types import (
     ServiceInfo,
 )
 from trimtab.v1 import info_pb2, reference_pb2, reward_pb2
+from trimtab.v1 import labeling_pb2 as labels
 from trimtab.v1 import trainer_pb2 as runs
 from trimtab.v1 import weights_pb2 as weights
 
@@ -192,6 +193,66 @@ class Client:
         """Asks a run for a checkpoint after its step."""
         return self._unary(rpcs.CHECKPOINT_RUN, request, timeout_s)
 
+    def create_project(
+        self, request: labels.CreateProjectRequest, *, timeout_s: float | None = None
+    ) -> labels.CreateProjectResponse:
+        """Makes a labeling project."""
+        return self._unary(rpcs.CREATE_PROJECT, request, timeout_s)
+
+    def get_project(
+        self, request: labels.GetProjectRequest, *, timeout_s: float | None = None
+    ) -> labels.GetProjectResponse:
+        """One labeling project with its progress."""
+        return self._unary(rpcs.GET_PROJECT, request, timeout_s)
+
+    def list_projects(
+        self, request: labels.ListProjectsRequest, *, timeout_s: float | None = None
+    ) -> labels.ListProjectsResponse:
+        """A page of labeling projects, by name."""
+        return self._unary(rpcs.LIST_PROJECTS, request, timeout_s)
+
+    def update_project(
+        self, request: labels.UpdateProjectRequest, *, timeout_s: float | None = None
+    ) -> labels.UpdateProjectResponse:
+        """Sets fields of a labeling project."""
+        return self._unary(rpcs.UPDATE_PROJECT, request, timeout_s)
+
+    def get_agreement(
+        self, request: labels.GetAgreementRequest, *, timeout_s: float | None = None
+    ) -> labels.GetAgreementResponse:
+        """How labelers of a project agree."""
+        return self._unary(rpcs.GET_AGREEMENT, request, timeout_s)
+
+    def create_account(
+        self, request: labels.CreateAccountRequest, *, timeout_s: float | None = None
+    ) -> labels.CreateAccountResponse:
+        """Makes an account of a person."""
+        return self._unary(rpcs.CREATE_ACCOUNT, request, timeout_s)
+
+    def update_account(
+        self, request: labels.UpdateAccountRequest, *, timeout_s: float | None = None
+    ) -> labels.UpdateAccountResponse:
+        """Sets fields of an account."""
+        return self._unary(rpcs.UPDATE_ACCOUNT, request, timeout_s)
+
+    def list_accounts(
+        self, request: labels.ListAccountsRequest, *, timeout_s: float | None = None
+    ) -> labels.ListAccountsResponse:
+        """A page of accounts, by name."""
+        return self._unary(rpcs.LIST_ACCOUNTS, request, timeout_s)
+
+    def list_audit_events(
+        self, request: labels.ListAuditEventsRequest, *, timeout_s: float | None = None
+    ) -> labels.ListAuditEventsResponse:
+        """Changes after a sequence number, oldest first."""
+        return self._unary(rpcs.LIST_AUDIT_EVENTS, request, timeout_s)
+
+    def import_tasks(
+        self, requests: Iterable[labels.ImportTasksRequest], *, timeout_s: float | None = None
+    ) -> labels.ImportTasksResponse:
+        """Adds tasks to a labeling project, all or none."""
+        return self._stream_in(rpcs.IMPORT_TASKS, requests, timeout_s)
+
     def generate(self, request: GenerateRequest, *, timeout_s: float | None = None) -> Iterator[GenerateResult]:
         """Completions, each the moment it ends, in any order."""
         return self._stream(rpcs.GENERATE, request, timeout_s)
@@ -207,6 +268,12 @@ class Client:
     ) -> Iterator[runs.WatchRunResponse]:
         """Events of a run after a sequence number, until it has ended; Unavailable when the service drains before."""
         return self._stream(rpcs.WATCH_RUN, request, timeout_s)
+
+    def export_labels(
+        self, request: labels.ExportLabelsRequest, *, timeout_s: float | None = None
+    ) -> Iterator[labels.ExportLabelsResponse]:
+        """Labels as rows of the dataset formats; with follow, until its deadline or a drain."""
+        return self._stream(rpcs.EXPORT_LABELS, request, timeout_s)
 
     def score_stream(
         self, requests: Iterable[reward_pb2.ScoreStreamRequest], *, timeout_s: float | None = None
@@ -262,6 +329,15 @@ class Client:
             raise from_rpc_error(error, target=self.target, method=rpc.path, timeout_s=timeout_s) from None
         finally:
             replies.cancel()  # a caller that stops reading frees the work behind it
+
+    def _stream_in(self, rpc: Rpc[Argument, Result], arguments: Iterable[Argument], timeout_s: float | None) -> Result:
+        timeout_s = self.timeout_s if timeout_s is None else timeout_s
+        call = self._open.stream_unary(rpc.path, **rpc.serializers)
+        messages = (rpc.to_message(argument) for argument in arguments)
+        try:
+            return rpc.from_message(call(messages, timeout=timeout_s, metadata=call_metadata(self._token)))
+        except grpc.RpcError as error:
+            raise from_rpc_error(error, target=self.target, method=rpc.path, timeout_s=timeout_s) from None
 
     def _both_streams(
         self, rpc: Rpc[Argument, Result], arguments: Iterable[Argument], timeout_s: float | None

@@ -1,7 +1,8 @@
 """Every rpc as data: its path, its messages, how records become messages, and whether it may be repeated.
 
-`Client` and `AsyncClient` have a line for each and nothing else in common to keep alike. The weights and trainer rpcs
-speak the messages of `trimtab.v1` themselves: their fields are documented there, and records would only repeat them.
+`Client` and `AsyncClient` have a line for each and nothing else in common to keep alike. The weights, trainer and
+labeling rpcs speak the messages of `trimtab.v1` themselves: their fields are documented there, and records would only
+repeat them.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from trimtab.types import (
     ServiceInfo,
 )
 from trimtab.v1 import generation_pb2, info_pb2, reference_pb2, reward_pb2
+from trimtab.v1 import labeling_pb2 as labels
 from trimtab.v1 import trainer_pb2 as runs
 from trimtab.v1 import weights_pb2 as weights
 
@@ -164,4 +166,39 @@ CHECKPOINT_RUN: Rpc[runs.CheckpointRunRequest, runs.CheckpointRunResponse] = Rpc
 )
 REPORT_EVENTS: Rpc[runs.ReportEventsRequest, runs.ReportEventsResponse] = Rpc(
     _T + "ReportEvents", runs.ReportEventsRequest, runs.ReportEventsResponse, repeatable=False
+)
+
+_L = "/trimtab.v1.LabelingService/"
+CREATE_PROJECT: Rpc[labels.CreateProjectRequest, labels.CreateProjectResponse] = Rpc(
+    _L + "CreateProject", labels.CreateProjectRequest, labels.CreateProjectResponse
+)
+GET_PROJECT: Rpc[labels.GetProjectRequest, labels.GetProjectResponse] = Rpc(
+    _L + "GetProject", labels.GetProjectRequest, labels.GetProjectResponse
+)
+LIST_PROJECTS: Rpc[labels.ListProjectsRequest, labels.ListProjectsResponse] = Rpc(
+    _L + "ListProjects", labels.ListProjectsRequest, labels.ListProjectsResponse
+)
+UPDATE_PROJECT: Rpc[labels.UpdateProjectRequest, labels.UpdateProjectResponse] = Rpc(
+    _L + "UpdateProject", labels.UpdateProjectRequest, labels.UpdateProjectResponse
+)
+GET_AGREEMENT: Rpc[labels.GetAgreementRequest, labels.GetAgreementResponse] = Rpc(
+    _L + "GetAgreement", labels.GetAgreementRequest, labels.GetAgreementResponse
+)
+CREATE_ACCOUNT: Rpc[labels.CreateAccountRequest, labels.CreateAccountResponse] = Rpc(
+    _L + "CreateAccount", labels.CreateAccountRequest, labels.CreateAccountResponse
+)
+UPDATE_ACCOUNT: Rpc[labels.UpdateAccountRequest, labels.UpdateAccountResponse] = Rpc(
+    _L + "UpdateAccount", labels.UpdateAccountRequest, labels.UpdateAccountResponse
+)
+LIST_ACCOUNTS: Rpc[labels.ListAccountsRequest, labels.ListAccountsResponse] = Rpc(
+    _L + "ListAccounts", labels.ListAccountsRequest, labels.ListAccountsResponse
+)
+LIST_AUDIT_EVENTS: Rpc[labels.ListAuditEventsRequest, labels.ListAuditEventsResponse] = Rpc(
+    _L + "ListAuditEvents", labels.ListAuditEventsRequest, labels.ListAuditEventsResponse
+)
+IMPORT_TASKS: Rpc[labels.ImportTasksRequest, labels.ImportTasksResponse] = Rpc(
+    _L + "ImportTasks", labels.ImportTasksRequest, labels.ImportTasksResponse, repeatable=False
+)
+EXPORT_LABELS: Rpc[labels.ExportLabelsRequest, labels.ExportLabelsResponse] = Rpc(
+    _L + "ExportLabels", labels.ExportLabelsRequest, labels.ExportLabelsResponse, repeatable=False
 )

@@ -89,6 +89,13 @@ METHODS: Mapping[str, MethodPolicy] = {
     ),
     **_methods("trimtab.v1.TrainerService", "runs", "StartRun GetRun ListRuns StopRun ResumeRun CheckpointRun"),
     **_methods("trimtab.v1.TrainerService", "runs", "WatchRun ReportEvents", has_default_deadline=False),
+    **_methods(
+        "trimtab.v1.LabelingService",
+        "label",
+        "CreateProject GetProject ListProjects UpdateProject GetAgreement CreateAccount UpdateAccount ListAccounts "
+        "ListAuditEvents",
+    ),
+    **_methods("trimtab.v1.LabelingService", "label", "ImportTasks ExportLabels", has_default_deadline=False),
 }
 """Policy of every gRPC method by its full name. A method that is not here is refused: it fails closed."""
 

@@ -68,6 +68,7 @@ class Route:
         path: aiohttp path, such as `/blobs/{digest}`.
         handler: answers a request; raises `trimtab.errors`.
         scope: scope that a token must have. Empty: any known token.
+        needs_token: False where the handler itself finds out who calls, such as by the session of a person.
         is_work: refused while the service is not SERVING; waited for in a drain.
         deadline_s: seconds it may take; None: the server's default; `inf`: no end, for bulk bytes.
         word_error: the answer to an error, such as of the caller's token; None: as our own routes word it.
@@ -77,6 +78,7 @@ class Route:
     path: str
     handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     scope: str = ""
+    needs_token: bool = True
     is_work: bool = True
     deadline_s: float | None = None
     word_error: Callable[[TrimtabError], web.Response] | None = None
@@ -172,7 +174,7 @@ def _around(runtime: Runtime[Any], route: Route) -> Callable[[web.Request], Awai
         try:
             with runtime.activity if route.is_work else nullcontext():
                 begin_call(Call(label, request_id, request.remote or "", deadline, seen.trace))
-                identity = _identify(request, runtime)
+                identity = _identify(request, runtime, route)
                 seen.caller = identity.name
                 begin_call(Call(label, request_id, identity.name, deadline, seen.trace))
                 check_scope(identity, route.scope)
@@ -202,8 +204,8 @@ def _around(runtime: Runtime[Any], route: Route) -> Callable[[web.Request], Awai
     return call
 
 
-def _identify(request: web.Request, runtime: Runtime[Any]) -> Identity:
-    if runtime.tokens is not None:
+def _identify(request: web.Request, runtime: Runtime[Any], route: Route) -> Identity:
+    if runtime.tokens is not None and route.needs_token:
         return runtime.tokens.identify(request.headers.get("authorization"))
     certificate = request.get_extra_info("peercert") or {}
     parts = [part for group in certificate.get("subject", ()) for part in group]

@@ -10,10 +10,13 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import grpc
 import pytest
 import yaml
 
-from running import FREE_PORTS
+from running import FREE_PORTS, running
+from trimtab.rpcs import SCORE
+from trimtab.types import ScoreItem, ScoreRequest
 from trimtab_services.runtime.config import ServiceConfig
 from trimtab_services.runtime.errors import _host_of
 from trimtab_services.runtime.server import Server, Service
@@ -70,6 +73,20 @@ def test_a_drain_takes_no_longer_than_it_says(
     most: float,
 ) -> None:
     assert least <= asyncio.run(drained(config_s, drain, own_s, call_s)) < most
+
+
+def test_a_client_is_asked_to_connect_again_and_no_call_of_it_fails(reward_folder: Path) -> None:
+    item = ScoreItem(prompt="the dog", completion="sleeps")
+    with running("reward", model_folder=reward_folder, connection_age_s=0.3) as server:
+        channel = grpc.insecure_channel(server.target)
+        seen: list[grpc.ChannelConnectivity] = []
+        channel.subscribe(seen.append)
+        score = channel.unary_unary(SCORE.path, **SCORE.serializers)
+        until = time.monotonic() + 2
+        while time.monotonic() < until:
+            assert SCORE.from_message(score(SCORE.to_message(ScoreRequest(items=(item,))), timeout=10)).scores
+        channel.close()
+    assert seen.count(grpc.ChannelConnectivity.READY) > 2
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,9 @@ COMMANDS = {
     "serve": _Lazy("trimtab.cli.services", "", "One service in the foreground: what a container runs."),
     "run": _Lazy("trimtab_trainer.cli", "trainer", "A run in the foreground from a run spec."),
     "runs": _Lazy("trimtab.cli.runs", "", "Start, list, watch, stop and resume runs of the trainer service."),
+    "labeling": _Lazy(
+        "trimtab.cli.labeling", "", "Projects, tasks, accounts and labels of people; draws answers to be ranked."
+    ),
     "weights": _Lazy("trimtab.cli.weights", "", "List, import, export, promote and prune model versions."),
     "generate": _Lazy("trimtab.cli.calls", "", "Completions of prompts by the generation service."),
     "score": _Lazy("trimtab.cli.score", "", "Rewards by the reward service, of one pair or of a file of any length."),

@@ -57,6 +57,8 @@ def serve(name: str, config: Path | None, **options: Any) -> int:
 def up(config: Path | None, directory: Path) -> None:
     """Start weights, generation, reward, reference and trainer; write DIR/endpoints.json once all are live.
 
+    Labeling starts too where the file says `replicas: {labeling: 1}`.
+
     Ctrl-C stops the runs, each with a checkpoint, then the services; a second Ctrl-C ends everything at once.
     """
     settings = read_up_config(config)

@@ -10,6 +10,7 @@ from typing import Any
 from trimtab.errors import ConfigError
 
 __all__ = [
+    "OPTIONAL",
     "SCALABLE",
     "SERVICES",
     "check_count",
@@ -21,8 +22,11 @@ __all__ = [
     "write_json",
 ]
 
-SERVICES = ("weights", "generation", "reward", "reference", "trainer")
+SERVICES = ("weights", "generation", "reward", "reference", "trainer", "labeling")
 """Services of a local deployment, in the order in which they start."""
+
+OPTIONAL = ("labeling",)
+"""Services that are only started where their number of replicas is given."""
 
 SCALABLE = ("generation", "reward", "reference")
 """Services that may have several replicas; the others have one writer."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from trimtab.errors import Cancelled, ConfigError, Reason, Unavailable
 from trimtab.local.folder import (
+    OPTIONAL,
     SCALABLE,
     SERVICES,
     check_count,
@@ -29,7 +30,7 @@ __all__ = ["CHANNELS", "LocalServices"]
 CHANNELS = {"generation": "policy/latest", "reward": "reward/serving", "reference": "reference/serving"}
 """Channel of the weights service that each model service follows."""
 
-_DRAIN_ORDER = (("trainer",), ("generation", "reward", "reference"), ("weights",))
+_DRAIN_ORDER = (("trainer",), ("generation", "reward", "reference", "labeling"), ("weights",))
 """Runs first, since they work with everything; weights last, since everything follows it."""
 
 _LIVE_TIMEOUT_S = 120.0
@@ -50,7 +51,8 @@ class LocalServices:
 
     Args:
         directory: DIR of the package's docstring; made when it does not exist.
-        replicas: wanted number of replicas of each service; 0 leaves a service out. Default: one of each.
+        replicas: wanted number of replicas of each service; 0 leaves a service out. Default: one of each, but none of
+            `OPTIONAL`.
         settings: configuration added to each service's own, by service name, such as
             `{"generation": {"slots": 64}}`; the keys are those of `trimtab serve NAME --config FILE`.
         on_event: called with one line for people whenever something happens, from another thread.
@@ -68,7 +70,7 @@ class LocalServices:
         on_event: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.directory = directory.resolve()
-        self._wanted = {name: 1 for name in SERVICES} | dict(replicas or {})
+        self._wanted = {name: int(name not in OPTIONAL) for name in SERVICES} | dict(replicas or {})
         for name, count in self._wanted.items():
             check_count(name, count)
         self._settings = {name: dict(values) for name, values in (settings or {}).items()}
@@ -218,6 +220,8 @@ class LocalServices:
         }
         if replica.service == "weights":
             config["store"] = str(self.directory / "store")
+        elif replica.service == "labeling":
+            config["database"] = f"sqlite:///{self.directory}/labeling.sqlite"
         elif replica.service == "trainer":
             config["directory"] = str(self.directory / "runs")
             config["endpoints_file"] = str(self.endpoints_file)

@@ -54,7 +54,7 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     REASON_MISMATCH: _Reason.ValueType  # 14
     """FAILED_PRECONDITION: two parts that must agree do not, such as tokenizer digests."""
     REASON_RUN_STATE: _Reason.ValueType  # 15
-    """FAILED_PRECONDITION: the run is not in a state in which this is possible."""
+    """FAILED_PRECONDITION: the run, or the labeling project or task, is not in a state in which this is possible."""
     REASON_NOT_FOUND: _Reason.ValueType  # 16
     """NOT_FOUND: no such version, channel, blob, model or run."""
     REASON_QUEUE_FULL: _Reason.ValueType  # 17
@@ -64,7 +64,7 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     REASON_WAITING_FOR_VERSION: _Reason.ValueType  # 19
     """UNAVAILABLE: no version is loaded. Metadata: state; channel, where one is followed that has no version yet."""
     REASON_UNREACHABLE: _Reason.ValueType  # 20
-    """UNAVAILABLE: the server cannot be reached. Made by clients, never sent by a server."""
+    """UNAVAILABLE: the server, or what it stores in, cannot be reached."""
     REASON_DEADLINE_EXCEEDED: _Reason.ValueType  # 21
     """DEADLINE_EXCEEDED: the deadline passed. What was left of the work was not computed."""
     REASON_DEADLINE_UNMEETABLE: _Reason.ValueType  # 22
@@ -122,7 +122,7 @@ REASON_LEASE_LOST: Reason.ValueType  # 13
 REASON_MISMATCH: Reason.ValueType  # 14
 """FAILED_PRECONDITION: two parts that must agree do not, such as tokenizer digests."""
 REASON_RUN_STATE: Reason.ValueType  # 15
-"""FAILED_PRECONDITION: the run is not in a state in which this is possible."""
+"""FAILED_PRECONDITION: the run, or the labeling project or task, is not in a state in which this is possible."""
 REASON_NOT_FOUND: Reason.ValueType  # 16
 """NOT_FOUND: no such version, channel, blob, model or run."""
 REASON_QUEUE_FULL: Reason.ValueType  # 17
@@ -132,7 +132,7 @@ REASON_DRAINING: Reason.ValueType  # 18
 REASON_WAITING_FOR_VERSION: Reason.ValueType  # 19
 """UNAVAILABLE: no version is loaded. Metadata: state; channel, where one is followed that has no version yet."""
 REASON_UNREACHABLE: Reason.ValueType  # 20
-"""UNAVAILABLE: the server cannot be reached. Made by clients, never sent by a server."""
+"""UNAVAILABLE: the server, or what it stores in, cannot be reached."""
 REASON_DEADLINE_EXCEEDED: Reason.ValueType  # 21
 """DEADLINE_EXCEEDED: the deadline passed. What was left of the work was not computed."""
 REASON_DEADLINE_UNMEETABLE: Reason.ValueType  # 22

@@ -169,7 +169,7 @@ export enum Reason {
   MISMATCH = 14,
 
   /**
-   * FAILED_PRECONDITION: the run is not in a state in which this is possible.
+   * FAILED_PRECONDITION: the run, or the labeling project or task, is not in a state in which this is possible.
    *
    * @generated from enum value: REASON_RUN_STATE = 15;
    */
@@ -204,7 +204,7 @@ export enum Reason {
   WAITING_FOR_VERSION = 19,
 
   /**
-   * UNAVAILABLE: the server cannot be reached. Made by clients, never sent by a server.
+   * UNAVAILABLE: the server, or what it stores in, cannot be reached.
    *
    * @generated from enum value: REASON_UNREACHABLE = 20;
    */

@@ -1,0 +1,293 @@
+"""`trimtab labeling`: projects, tasks, accounts and labels of the labeling service."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import click
+from google.protobuf import json_format
+
+from trimtab.cli.connect import client_of, connection_options
+from trimtab.cli.labeling_accounts import accounts
+from trimtab.cli.labeling_draw import Drawing, contestants_of, draw
+from trimtab.cli.labeling_labels import agreement, audit, export
+from trimtab.cli.labeling_rows import TaskRow, in_file, read_tasks
+from trimtab.cli.rows import json_option, limit_option, print_rows
+from trimtab.client import Client
+from trimtab.errors import ConfigError, DataError, InvalidRequest
+from trimtab.local import read_endpoints
+from trimtab.types import SamplingParams
+from trimtab.v1 import labeling_pb2 as pb
+
+__all__ = ["labeling"]
+
+_TASKS_A_MESSAGE = 200
+_IMPORT_S = 600.0
+_KINDS = {"demonstrate": pb.TASK_KIND_DEMONSTRATE, "rank": pb.TASK_KIND_RANK, "compare": pb.TASK_KIND_COMPARE}
+_STATES = {"open": pb.PROJECT_STATE_OPEN, "closed": pb.PROJECT_STATE_CLOSED}
+
+
+@click.group(commands=[accounts, agreement, audit, export])
+def labeling() -> None:
+    """Projects, tasks, accounts and labels; people label in the browser, at the service's HTTP address."""
+
+
+_instructions = click.option(
+    "--instructions", type=click.Path(path_type=Path), help="Markdown file that labelers read before they begin."
+)
+_qualification = click.option(
+    "--qualification-pass", type=float, help="Least share of pairs as the gold answers have them, 0 to 1."
+)
+
+
+@labeling.command()
+@click.argument("name")
+@click.option("--kind", type=click.Choice(list(_KINDS)), required=True, help="What labelers do.")
+@_instructions
+@click.option("--overlap", default=1, show_default=True, help="Labels that a task wants, each of another labeler.")
+@click.option("--lease-s", default=1800.0, show_default=True, help="Seconds that a task stays with a silent labeler.")
+@click.option("--undo-s", default=600.0, show_default=True, help="Seconds in which the last label can be taken back.")
+@_qualification
+@click.option("--ratings/--no-ratings", default=None, help="Whether answers are rated 1-7. Default: where ranked.")
+@connection_options
+def create(
+    name: str,
+    kind: str,
+    instructions: Path | None,
+    overlap: int,
+    lease_s: float,
+    undo_s: float,
+    qualification_pass: float | None,
+    ratings: bool | None,
+    **connection: Any,
+) -> None:
+    """Make the project NAME."""
+    project = pb.Project(
+        name=name,
+        kind=_KINDS[kind],
+        instructions=_text(instructions),
+        overlap=overlap,
+        lease_ms=round(1000 * lease_s),
+        undo_ms=round(1000 * undo_s),
+        qualification_pass=qualification_pass or 0.0,
+        wants_ratings=kind == "rank" if ratings is None else ratings,
+    )
+    with client_of("labeling", **connection) as client:
+        made = client.create_project(pb.CreateProjectRequest(project=project)).project
+    click.echo(f"project {made.name}: {kind}, {made.overlap} labels a task")
+
+
+@labeling.command()
+@click.argument("name")
+@_instructions
+@click.option("--overlap", type=int, help="Labels that a task wants.")
+@click.option("--lease-s", type=float, help="Seconds that a task stays with a silent labeler.")
+@click.option("--undo-s", type=float, help="Seconds in which the last label can be taken back.")
+@_qualification
+@click.option("--state", type=click.Choice(list(_STATES)), help="Closed: no task is given out.")
+@connection_options
+def update(
+    name: str,
+    instructions: Path | None,
+    overlap: int | None,
+    lease_s: float | None,
+    undo_s: float | None,
+    qualification_pass: float | None,
+    state: str | None,
+    **connection: Any,
+) -> None:
+    """Change the project NAME; what is not given stays."""
+    request = pb.UpdateProjectRequest(
+        name=name,
+        instructions=_text(instructions) if instructions is not None else None,
+        overlap=overlap,
+        lease_ms=round(1000 * lease_s) if lease_s is not None else None,
+        undo_ms=round(1000 * undo_s) if undo_s is not None else None,
+        qualification_pass=qualification_pass,
+        state=_STATES[state] if state is not None else pb.PROJECT_STATE_UNSPECIFIED,
+    )
+    with client_of("labeling", **connection) as client:
+        client.update_project(request)
+    click.echo(f"project {name} is changed")
+
+
+@labeling.command("list")
+@limit_option
+@json_option
+@connection_options
+def list_projects(limit: int | None, as_json: bool, **connection: Any) -> None:
+    """The projects and how far they are."""
+    keys = ("name", "kind", "state", "tasks", "finished", "labels", "in work")
+    with client_of("labeling", **connection) as client:
+        rows = ((_row(one), _row_for_people(one)) for one in _all_projects(client))
+        print_rows(keys, rows, as_json=as_json, limit=limit)
+
+
+def _all_projects(client: Client) -> Iterator[pb.Project]:
+    token: str | None = ""
+    while token is not None:
+        page = client.list_projects(pb.ListProjectsRequest(page_token=token))
+        yield from page.projects
+        token = page.next_page_token or None
+
+
+def _row(one: pb.Project) -> dict[str, Any]:
+    row: dict[str, Any] = json_format.MessageToDict(
+        one, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
+    return row
+
+
+def _row_for_people(one: pb.Project) -> dict[str, Any]:
+    return {
+        "name": one.name,
+        "kind": next(name for name, value in _KINDS.items() if value == one.kind),
+        "state": next(name for name, value in _STATES.items() if value == one.state),
+        "tasks": one.progress.tasks,
+        "finished": one.progress.finished_tasks,
+        "labels": one.progress.labels,
+        "in work": one.progress.leased_tasks,
+    }
+
+
+@labeling.command("import")
+@click.argument("project")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--import-id", default="", help="Name of the import, which is added once. Default: the digest.")
+@connection_options
+def import_file(project: str, file: Path, import_id: str, **connection: Any) -> None:
+    """Add the tasks of FILE to PROJECT, all or none: JSON lines, `.gz` too.
+
+    A row has `prompt` or `messages`, `answers` where they are ranked or compared, and optionally `task_key`, `context`,
+    `category`, `user`, `overlap`, `sources` and, for a qualification task, `gold_ranking`.
+    """
+    rows = read_tasks(file, warn=_warn)
+    import_id = import_id or hashlib.sha256(file.read_bytes()).hexdigest()
+    with client_of("labeling", **connection) as client:
+        added = _import(client, project, import_id, rows, file)
+    click.echo(f"{added} tasks in {project}")
+
+
+def _import(client: Client, project: str, import_id: str, rows: Sequence[TaskRow], file: Path) -> int:
+    def requests() -> Iterator[pb.ImportTasksRequest]:
+        for start in range(0, len(rows), _TASKS_A_MESSAGE):
+            tasks = [row.task for row in rows[start : start + _TASKS_A_MESSAGE]]
+            yield pb.ImportTasksRequest(project=project, import_id=import_id, tasks=tasks)
+
+    try:
+        return client.import_tasks(requests(), timeout_s=max(_IMPORT_S, client.timeout_s)).added_tasks
+    except InvalidRequest as error:
+        raise in_file(error, file, rows) from None
+
+
+@labeling.command("draw")
+@click.argument("project")
+@click.option("--prompts", type=click.Path(path_type=Path), required=True, help="JSON lines of prompts, `.gz` too.")
+@click.option(
+    "--policy",
+    "policies",
+    multiple=True,
+    metavar="HOST:PORT[@VERSION]",
+    help="Generation service to draw from, and which version of it; may be repeated. Default: that of --dir.",
+)
+@click.option("--temperature", "temperatures", multiple=True, type=float, help="May be repeated. Default: 1.")
+@click.option("--answers", default=4, show_default=True, type=click.IntRange(1, 9), help="Answers to each prompt.")
+@click.option("--top-p", default=1.0, show_default=True)
+@click.option("--max-new-tokens", default=256, show_default=True)
+@click.option("--seed", default=0, show_default=True)
+@click.option("--tries", default=3, show_default=True, type=click.IntRange(1), help="Most draws of one answer.")
+@click.option("--out", type=click.Path(path_type=Path), help="Also write the tasks there, as rows of `import`.")
+@connection_options
+def draw_answers(
+    project: str,
+    prompts: Path,
+    policies: tuple[str, ...],
+    temperatures: tuple[float, ...],
+    answers: int,
+    top_p: float,
+    max_new_tokens: int,
+    seed: int,
+    tries: int,
+    out: Path | None,
+    **connection: Any,
+) -> None:
+    """Draw answers to prompts from the generation service and add them to PROJECT, to be ranked or compared.
+
+    Several policies and temperatures take turns. An answer that is empty, or that the prompt has already, is drawn
+    again; prompts that keep an empty one are left out, and told.
+    """
+    rows = read_tasks(prompts, warn=_warn)
+    for row in rows:
+        if row.task.answers:
+            raise DataError(f"{prompts}:{row.line}: answers: the row has answers already; import it", field="answers")
+        if not row.task.prompt and not row.task.messages:
+            raise DataError(f"{prompts}:{row.line}: prompt: must not be empty", field="prompt")
+    sampling = SamplingParams(top_p=top_p, max_new_tokens=max_new_tokens)
+    with ExitStack() as opened:
+
+        def connect(target: str) -> Client:
+            return opened.enter_context(client_of("generation", **{**connection, "target": target}))
+
+        contestants = contestants_of(policies or _generation(connection["directory"]), temperatures or (1.0,), connect)
+        client = opened.enter_context(client_of("labeling", **connection))
+        client.get_project(pb.GetProjectRequest(name=project))  # before hours of drawing
+        with click.progressbar(length=answers * len(rows), label="answers", file=sys.stderr) as bar:
+            drawings = draw(
+                [row.task for row in rows],
+                contestants,
+                answers=answers,
+                sampling=sampling,
+                seed=seed,
+                tries=tries,
+                progress=bar.update,
+            )
+        complete = _complete(rows, drawings, prompts)
+        if out is not None:
+            out.write_text("".join(json.dumps(_as_row(row.task), ensure_ascii=False) + "\n" for row in complete))
+        added = _import(client, project, f"draw-{secrets.token_hex(16)}", complete, out or prompts)
+    click.echo(f"{added} tasks in {project}, {answers} answers each, from {len(contestants)} contestants")
+
+
+def _generation(directory: Path) -> tuple[str, ...]:
+    replicas = read_endpoints(directory).get("generation", [])
+    if not replicas:
+        raise ConfigError(f"{directory}: no generation service runs there; give --policy", field="policy")
+    return (str(replicas[0]["grpc"]),)
+
+
+def _complete(rows: Sequence[TaskRow], drawings: Sequence[Drawing], prompts: Path) -> list[TaskRow]:
+    """The rows that have all their answers; tells of the others, and of answers that stand twice."""
+    complete = [row for row, drawing in zip(rows, drawings, strict=True) if drawing.is_complete]
+    for row, drawing in zip(rows, drawings, strict=True):
+        if not drawing.is_complete:
+            _warn(f"{prompts}:{row.line}: an answer stayed empty; the prompt is left out")
+        elif len(set(drawing.texts)) < len(drawing.slots):
+            _warn(f"{prompts}:{row.line}: only {len(set(drawing.texts))} of {len(drawing.slots)} answers differ")
+    if not complete:
+        raise DataError(f"{prompts}: no prompt got all its answers", field="answers", value=0, limit="at least 1")
+    return complete
+
+
+def _as_row(task: pb.LabelTask) -> dict[str, Any]:
+    row: dict[str, Any] = json_format.MessageToDict(task, preserving_proto_field_name=True)
+    return row
+
+
+def _text(file: Path | None) -> str:
+    if file is None:
+        return ""
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: not UTF-8 at byte {error.start}", field="instructions", value=file) from None
+
+
+def _warn(sentence: str) -> None:
+    click.echo(f"warning: {sentence}", err=True)

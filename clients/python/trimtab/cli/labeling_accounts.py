@@ -1,0 +1,110 @@
+"""`trimtab labeling accounts`: who may label, review and manage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from trimtab.cli.connect import client_of, connection_options
+from trimtab.cli.rows import json_option, print_rows
+from trimtab.client import Client
+from trimtab.v1 import labeling_pb2 as pb
+
+__all__ = ["accounts"]
+
+_ROLES = {"labeler": pb.ACCOUNT_ROLE_LABELER, "reviewer": pb.ACCOUNT_ROLE_REVIEWER, "admin": pb.ACCOUNT_ROLE_ADMIN}
+
+_password_file = click.option(
+    "--password-file", type=click.Path(path_type=Path), help="File whose first line is the password; else it is asked."
+)
+
+
+@click.group()
+def accounts() -> None:
+    """Add, change and list accounts of people."""
+
+
+@accounts.command()
+@click.argument("name")
+@click.option("--role", type=click.Choice(list(_ROLES)), default="labeler", show_default=True)
+@click.option("--group", default="", help="Group of labelers, as in exported rows, such as heldout.")
+@_password_file
+@connection_options
+def add(name: str, role: str, group: str, password_file: Path | None, **connection: Any) -> None:
+    """Make the account NAME."""
+    request = pb.CreateAccountRequest(name=name, role=_ROLES[role], group=group, password=_password(password_file))
+    with client_of("labeling", **connection) as client:
+        client.create_account(request)
+    click.echo(f"account {name}: {role}")
+
+
+@accounts.command()
+@click.argument("name")
+@click.option("--role", type=click.Choice(list(_ROLES)))
+@click.option("--group", help="Group of labelers; an empty text for none.")
+@click.option("--enabled/--disabled", default=None, help="Whether it can work.")
+@click.option("--new-password", is_flag=True, help="Ask for a new password.")
+@_password_file
+@connection_options
+def update(
+    name: str,
+    role: str | None,
+    group: str | None,
+    enabled: bool | None,
+    new_password: bool,
+    password_file: Path | None,
+    **connection: Any,
+) -> None:
+    """Change the account NAME; what is not given stays.
+
+    A new password, another role and --disabled end its sessions.
+    """
+    request = pb.UpdateAccountRequest(
+        name=name,
+        role=_ROLES[role] if role is not None else pb.ACCOUNT_ROLE_UNSPECIFIED,
+        group=group,
+        enabled=enabled,
+        password=_password(password_file) if new_password or password_file is not None else None,
+    )
+    with client_of("labeling", **connection) as client:
+        client.update_account(request)
+    click.echo(f"account {name} is changed")
+
+
+@accounts.command("list")
+@json_option
+@connection_options
+def list_accounts(as_json: bool, **connection: Any) -> None:
+    """The accounts by name."""
+    with client_of("labeling", **connection) as client:
+        rows = (_row(one) for one in _all(client))
+        keys = ("name", "role", "group", "enabled")
+        print_rows(keys, ((row, row | {"enabled": "yes" if row["enabled"] else ""}) for row in rows), as_json=as_json)
+
+
+def _all(client: Client) -> Iterator[pb.Account]:
+    token: str | None = ""
+    while token is not None:
+        page = client.list_accounts(pb.ListAccountsRequest(page_token=token))
+        yield from page.accounts
+        token = page.next_page_token or None
+
+
+def _row(one: pb.Account) -> dict[str, Any]:
+    return {
+        "name": one.name,
+        "role": next(name for name, value in _ROLES.items() if value == one.role),
+        "group": one.group,
+        "enabled": one.enabled,
+        "create_time": one.create_time.ToJsonString(),
+    }
+
+
+def _password(file: Path | None) -> str:
+    if file is not None:
+        return (file.read_text(encoding="utf-8").splitlines() or [""])[0]
+    asked: str = click.prompt("password", hide_input=True, confirmation_prompt=True)
+    return asked

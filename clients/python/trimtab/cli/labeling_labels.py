@@ -1,0 +1,149 @@
+"""`trimtab labeling export`, `agreement` and `audit`: what people have said, and who changed what."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+from google.protobuf import json_format
+
+from trimtab.cli.connect import client_of, connection_options
+from trimtab.cli.rows import json_option, print_rows
+from trimtab.client import Client
+from trimtab.v1 import labeling_pb2 as pb
+
+__all__ = ["agreement", "audit", "export"]
+
+_EXPORT_S = 600.0
+_FOLLOW_S = 10 * 365 * 86400.0
+
+
+@click.command()
+@click.argument("project")
+@click.argument("file", type=click.Path(path_type=Path, allow_dash=True))
+@click.option("--group", "groups", multiple=True, help="Only labels of this group of labelers; may be repeated.")
+@click.option("--after", default=0, show_default=True, help="Only tasks finished after this sequence number.")
+@click.option("--settled-only", is_flag=True, help="Leave out what can still be taken back.")
+@click.option("--include-unfinished", is_flag=True, help="Also tasks that want more labels.")
+@click.option("--follow", is_flag=True, help="Go on with each task that is finished, until Ctrl-C.")
+@connection_options
+def export(
+    project: str,
+    file: Path,
+    groups: tuple[str, ...],
+    after: int,
+    settled_only: bool,
+    include_unfinished: bool,
+    follow: bool,
+    **connection: Any,
+) -> None:
+    """Write the labels of PROJECT to FILE (`-`: standard output) in the dataset format of its kind.
+
+    A FILE that is there already is replaced once all rows have come; with --follow rows are added to it as they come.
+    """
+    request = pb.ExportLabelsRequest(
+        project=project,
+        after_sequence=after,
+        groups=groups,
+        settled_only=settled_only,
+        include_unfinished=include_unfinished,
+        follow=follow,
+    )
+    with client_of("labeling", **connection) as client:
+        responses = client.export_labels(request, timeout_s=_FOLLOW_S if follow else max(_EXPORT_S, client.timeout_s))
+        rows = (response for response in responses if response.row_json)
+        if follow or str(file) == "-":
+            count, last = _write(rows, file, "a" if follow else "w", after)
+        else:
+            partial = file.with_name(f"{file.name}.partial")
+            count, last = _write(rows, partial, "w", after)
+            partial.replace(file)
+    click.echo(f"{count} rows, the last of sequence {last}", err=True)
+
+
+def _write(rows: Iterator[pb.ExportLabelsResponse], file: Path, mode: str, after: int) -> tuple[int, int]:
+    """Writes rows as they come; returns their count and the last sequence number."""
+    count, last = 0, after
+    with click.open_file(str(file), mode, encoding="utf-8") as opened:
+        for row in rows:
+            opened.write(row.row_json + "\n")
+            opened.flush()
+            count, last = count + 1, max(last, row.sequence)
+    return count, last
+
+
+@click.command()
+@click.argument("project")
+@json_option
+@connection_options
+def agreement(project: str, as_json: bool, **connection: Any) -> None:
+    """How often labelers of PROJECT agree, with 95 % intervals."""
+    with client_of("labeling", **connection) as client:
+        found = client.get_agreement(pb.GetAgreementRequest(project=project))
+    if as_json:
+        told = json_format.MessageToDict(
+            found, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+        )
+        click.echo(json.dumps(told))
+        return
+    click.echo(f"all pairs: {_share(found.agreement)}")
+    labelers = [
+        {
+            "labeler": one.labeler,
+            "group": one.group,
+            "labels": one.labels,
+            "skips": one.skips,
+            "agrees": _share(one.agreement),
+            "gold": _share(one.gold),
+            "median s": f"{one.median_ms / 1000:.1f}",
+        }
+        for one in found.labelers
+    ]
+    print_rows(
+        ("labeler", "group", "labels", "skips", "agrees", "gold", "median s"),
+        ((row, row) for row in labelers),
+        as_json=False,
+    )
+    pairs = [
+        {"labelers": f"{one.labeler_a}, {one.labeler_b}", "agree": _share(one.agreement), "tau": f"{one.tau:.2f}"}
+        for one in found.pairs
+    ]
+    print_rows(("labelers", "agree", "tau"), ((row, row) for row in pairs), as_json=False)
+
+
+def _share(one: pb.Proportion) -> str:
+    if not one.count:
+        return "-"
+    return f"{one.value:.1%} [{one.low:.1%}, {one.high:.1%}] of {one.count} pairs"
+
+
+@click.command()
+@click.option("--after", default=0, show_default=True, help="Only entries after this sequence number.")
+@json_option
+@connection_options
+def audit(after: int, as_json: bool, **connection: Any) -> None:
+    """Who changed what, oldest first."""
+    with client_of("labeling", **connection) as client:
+        rows = (_audit_row(event) for event in _all_events(client, after))
+        keys = ("sequence", "time", "actor", "action", "subject", "detail")
+        print_rows(keys, ((row, row | {"detail": json.dumps(row["detail"])}) for row in rows), as_json=as_json)
+
+
+def _all_events(client: Client, after: int) -> Iterator[pb.AuditEvent]:
+    while events := client.list_audit_events(pb.ListAuditEventsRequest(after_sequence=after, page_size=1000)).events:
+        yield from events
+        after = events[-1].sequence
+
+
+def _audit_row(event: pb.AuditEvent) -> dict[str, Any]:
+    return {
+        "sequence": event.sequence,
+        "time": event.time.ToJsonString(),
+        "actor": event.actor,
+        "action": event.action,
+        "subject": event.subject,
+        "detail": json.loads(event.detail_json or "{}"),
+    }

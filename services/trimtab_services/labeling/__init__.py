@@ -1,0 +1,1 @@
+"""The labeling service: human demonstrations, rankings and comparisons."""

@@ -1,0 +1,218 @@
+"""Accounts of people: names, roles, groups, and passwords of which only an Argon2id hash is kept."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import sqlalchemy as sa
+from argon2 import PasswordHasher
+from argon2.exceptions import InvalidHashError, VerificationError
+
+from trimtab.errors import InvalidRequest, NotFound, Reason
+from trimtab_services.labeling import audit
+from trimtab_services.labeling.tables import accounts, sessions
+
+__all__ = [
+    "Account",
+    "Role",
+    "by_name",
+    "check_password",
+    "create",
+    "get",
+    "page",
+    "password_matches",
+    "update",
+]
+
+LEAST_PASSWORD, MOST_PASSWORD = 12, 1000
+MOST_GROUP = 63
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,63}")
+_hasher = PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1)
+"""Argon2id with the least parameters of OWASP's Password Storage Cheat Sheet: 50 people who begin at nine share a core.
+"""
+_NOBODY = _hasher.hash("no account has this hash")
+
+
+class Role(StrEnum):
+    """What a person may do; each role may do what those before it may."""
+
+    LABELER = "labeler"
+    REVIEWER = "reviewer"
+    ADMIN = "admin"
+
+    def includes(self, other: Role) -> bool:
+        """Whether who has this role may do what `other` may."""
+        order = list(Role)
+        return order.index(self) >= order.index(other)
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """One person; `group` as in exported rows, `create_time` in seconds since the epoch."""
+
+    id: int
+    name: str
+    role: Role
+    group: str
+    enabled: bool
+    create_time: float
+
+
+def check_password(password: str) -> None:
+    """Checks a new password's length, the one rule that NIST SP 800-63B leaves.
+
+    Raises:
+        InvalidRequest: it is too short or too long; the message does not quote it.
+    """
+    if not LEAST_PASSWORD <= len(password) <= MOST_PASSWORD:
+        raise InvalidRequest(
+            f"password: {len(password)} characters; allowed: {LEAST_PASSWORD}..{MOST_PASSWORD}",
+            field="password",
+            value=len(password),
+            limit=f"{LEAST_PASSWORD}..{MOST_PASSWORD}",
+        )
+
+
+def create(connection: sa.Connection, actor: str, *, name: str, password: str, role: Role, group: str = "") -> Account:
+    """Makes an account, or returns the one that a first try made.
+
+    Raises:
+        InvalidRequest: name, password or group; DUPLICATE_ID: an account of that name has another password or fields.
+    """
+    if not _NAME.fullmatch(name):
+        raise InvalidRequest(
+            f"name: {name!r:.80} must have 1..63 letters, digits, '-', '_' or '.'", field="name", value=name, limit=63
+        )
+    check_password(password)
+    _check_group(group)
+    found = _row(connection, accounts.c.name == name)
+    if found is not None:
+        account = _account(found)
+        if (account.role, account.group) == (role, group) and _matches(found["password_hash"], password):
+            return account
+        raise InvalidRequest(
+            f"name: account {name!r} exists already; change it by an update",
+            reason=Reason.DUPLICATE_ID,
+            field="name",
+            value=name,
+        )
+    connection.execute(
+        accounts.insert().values(
+            name=name,
+            password_hash=_hasher.hash(password),
+            role=role.value,
+            group=group,
+            enabled=True,
+            create_time=time.time(),
+        )
+    )
+    audit.note(connection, actor, "account.create", f"account:{name}", {"role": role.value, "group": group})
+    return by_name(connection, name)
+
+
+def update(
+    connection: sa.Connection,
+    actor: str,
+    name: str,
+    *,
+    password: str | None = None,
+    role: Role | None = None,
+    group: str | None = None,
+    enabled: bool | None = None,
+) -> Account:
+    """Sets those fields that are not None; a new password, another role and disabling end the account's sessions.
+
+    Raises:
+        NotFound: no such account.
+        InvalidRequest: password or group.
+    """
+    account = by_name(connection, name)
+    values: dict[str, object] = {}
+    if password is not None:
+        check_password(password)
+        values["password_hash"] = _hasher.hash(password)
+    if group is not None:
+        _check_group(group)
+        values["group"] = group
+    if role is not None:
+        values["role"] = role.value
+    if enabled is not None:
+        values["enabled"] = enabled
+    if not values:
+        return account
+    connection.execute(accounts.update().where(accounts.c.id == account.id).values(**values))
+    if password is not None or enabled is False or (role is not None and role != account.role):
+        connection.execute(sessions.delete().where(sessions.c.account_id == account.id))
+    told = {key: value for key, value in values.items() if key != "password_hash"}
+    audit.note(
+        connection, actor, "account.update", f"account:{name}", told | ({"password": "changed"} if password else {})
+    )
+    return by_name(connection, name)
+
+
+def by_name(connection: sa.Connection, name: str) -> Account:
+    """One account.
+
+    Raises:
+        NotFound: no account of that name.
+    """
+    found = _row(connection, accounts.c.name == name)
+    if found is None:
+        raise NotFound(f"name: no account {name!r:.80}", field="name", value=name)
+    return _account(found)
+
+
+def get(connection: sa.Connection, account_id: int) -> Account:
+    """One account by its number.
+
+    Raises:
+        NotFound: there is none.
+    """
+    found = _row(connection, accounts.c.id == account_id)
+    if found is None:
+        raise NotFound(f"no account {account_id}", field="account", value=account_id)
+    return _account(found)
+
+
+def page(connection: sa.Connection, after: str, limit: int) -> Sequence[Account]:
+    """Accounts by name, after a name, at most `limit`."""
+    query = sa.select(accounts).where(accounts.c.name > after).order_by(accounts.c.name).limit(limit)
+    return [_account(row) for row in connection.execute(query).mappings()]
+
+
+def password_matches(connection: sa.Connection, name: str, password: str) -> Account | None:
+    """The enabled account of that name whose password this is; None for all else, after the same work."""
+    found = _row(connection, accounts.c.name == name[:64])
+    matches = _matches(found["password_hash"] if found is not None else _NOBODY, password[: MOST_PASSWORD + 1])
+    if found is None or not matches or not found["enabled"]:
+        return None
+    return _account(found)
+
+
+def _matches(password_hash: str, password: str) -> bool:
+    try:
+        return _hasher.verify(password_hash, password)
+    except (VerificationError, InvalidHashError):
+        return False
+
+
+def _check_group(group: str) -> None:
+    if len(group) > MOST_GROUP or not group.isprintable():
+        raise InvalidRequest(
+            f"group: {group!r:.80} must have at most {MOST_GROUP} printable characters",
+            field="group",
+            value=group,
+            limit=MOST_GROUP,
+        )
+
+
+def _row(connection: sa.Connection, condition: sa.ColumnElement[bool]) -> sa.RowMapping | None:
+    return connection.execute(sa.select(accounts).where(condition)).mappings().one_or_none()
+
+
+def _account(row: sa.RowMapping) -> Account:
+    return Account(row["id"], row["name"], Role(row["role"]), row["group"], row["enabled"], row["create_time"])

@@ -1,0 +1,153 @@
+"""Who asks over HTTP: cookie, CSRF token and role, checked around every handler."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from aiohttp import web
+
+from trimtab.errors import PermissionDenied, Reason, Unauthenticated
+from trimtab_services.labeling import accounts, sessions
+from trimtab_services.labeling.accounts import Account, Role
+from trimtab_services.labeling.audit import account_actor
+from trimtab_services.labeling.config import LabelingServiceConfig
+from trimtab_services.labeling.database import Database
+from trimtab_services.labeling.sessions import LoginLimit, Session
+from trimtab_services.runtime.http import Route
+
+__all__ = ["PREFIX", "Handler", "People", "account_json", "reply"]
+
+PREFIX = "/labeling/api/"
+_MOST_HASHES = 2
+"""Passwords checked at once: each takes 19 MiB and a core."""
+
+Handler = Callable[[web.Request, Account], Awaitable[object]]
+"""Answers a request of a person with what becomes the JSON body."""
+
+
+def reply(body: object) -> web.Response:
+    """A JSON answer that nobody keeps."""
+    return web.json_response(body, headers={"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"})
+
+
+class People:
+    """Sessions of people.
+
+    Args:
+        config: of the service.
+        database: where sessions are kept.
+    """
+
+    def __init__(self, config: LabelingServiceConfig, database: Database) -> None:
+        self._config = config
+        self._database = database
+        self._limit = LoginLimit(config.login_tries, config.login_window_s)
+        self._hashing = asyncio.Semaphore(_MOST_HASHES)
+        self._is_secure = config.secure_cookies or config.tls is not None
+        # the prefix __Host- keeps other hosts of the domain from setting it; browsers take it with Secure only
+        self._cookie = "__Host-trimtab_session" if self._is_secure else "trimtab_session"
+
+    def route(self, method: str, path: str, handler: Handler, role: Role = Role.LABELER) -> Route:
+        """A route for people with a role.
+
+        Args:
+            method: of HTTP; all but GET need the CSRF token.
+            path: below `PREFIX`.
+            handler: answers.
+            role: least role.
+        """
+
+        async def handle(request: web.Request) -> web.StreamResponse:
+            session = await self.session(request)
+            if not session.account.role.includes(role):
+                raise PermissionDenied(
+                    f"account {session.account.name!r} is a {session.account.role}; this is for {role}s",
+                    field="role",
+                    value=session.account.role.value,
+                    limit=role.value,
+                )
+            return reply(await handler(request, session.account))
+
+        return Route(method, PREFIX + path, handle, needs_token=False)
+
+    async def session(self, request: web.Request) -> Session:
+        """The session of a request.
+
+        Raises:
+            Unauthenticated: none, or one that has ended.
+            PermissionDenied: no CSRF token, where one is needed.
+        """
+        cookie = self.cookie_of(request)
+        session, is_old = await self._database.read(sessions.find, cookie, idle_s=self._config.session_idle_s)
+        if request.method not in ("GET", "HEAD"):
+            sessions.check_csrf(session, request.headers.get("x-csrf-token", ""))
+        if is_old:
+            await self._database.change(sessions.touch, cookie)
+        return session
+
+    def cookie_of(self, request: web.Request) -> str:
+        """What the session's cookie holds; empty without one."""
+        return request.cookies.get(self._cookie, "")
+
+    async def log_in(self, request: web.Request, name: str, password: str) -> Account:
+        """The account whose password this is.
+
+        Raises:
+            Unauthenticated: no such account, another password, or it is not enabled; which of these is not told.
+            Overloaded: too many failures of late.
+        """
+        address = request.remote or ""
+        self._limit.check(name, address)
+        async with self._hashing:
+            account = await self._database.read(accounts.password_matches, name, password)
+        if account is None:
+            self._limit.failed(name, address)
+            raise Unauthenticated(
+                "login: no enabled account has this name and password", reason=Reason.TOKEN_UNKNOWN, field="login"
+            )
+        self._limit.succeeded(name, address)
+        return account
+
+    async def begin(self, account: Account) -> web.Response:
+        """Begins a session; the answer sets its cookie."""
+        cookie, session = await self._database.change(sessions.begin, account, ends_after_s=self._config.session_s)
+        response = reply(self.told(session))
+        response.set_cookie(
+            self._cookie,
+            cookie,
+            max_age=int(self._config.session_s),
+            path="/",
+            httponly=True,
+            secure=self._is_secure,
+            samesite="Strict",
+        )
+        return response
+
+    async def end(self, request: web.Request, session: Session) -> web.Response:
+        """Ends a session; the answer deletes its cookie."""
+        await self._database.change(sessions.end, self.cookie_of(request), session)
+        response = reply({})
+        response.del_cookie(self._cookie, path="/", httponly=True, secure=self._is_secure, samesite="Strict")
+        return response
+
+    async def change_password(self, account: Account, password: str) -> None:
+        """Sets a new password, which ends all sessions of the account."""
+        async with self._hashing:
+            await self._database.change(accounts.update, account_actor(account.name), account.name, password=password)
+
+    @staticmethod
+    def told(session: Session) -> dict[str, Any]:
+        """What a page is told of its session."""
+        return {"account": account_json(session.account), "csrf_token": session.csrf_token}
+
+
+def account_json(account: Account) -> dict[str, Any]:
+    """An account as the page gets it."""
+    return {
+        "name": account.name,
+        "role": account.role.value,
+        "group": account.group,
+        "enabled": account.enabled,
+    }

@@ -1,0 +1,265 @@
+"""Projects: what is labeled, by how many, and how far it is."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import sqlalchemy as sa
+
+from trimtab.errors import InvalidRequest, NotFound, Reason
+from trimtab_services.labeling import audit
+from trimtab_services.labeling.contents import MOST_OVERLAP, TaskKind
+from trimtab_services.labeling.tables import assignments, projects, tasks
+
+__all__ = [
+    "Progress",
+    "Project",
+    "ProjectFields",
+    "create",
+    "finish_or_reopen",
+    "from_row",
+    "get",
+    "hold",
+    "hold_of",
+    "page",
+    "progress",
+    "update",
+]
+
+MOST_INSTRUCTIONS = 200_000
+DAY_MS = 86_400_000
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,63}")
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectFields:
+    """What a project is made with and what an update changes; the meaning of each is in labeling.proto."""
+
+    instructions: str = ""
+    overlap: int = 1
+    lease_ms: int = 1_800_000
+    undo_ms: int = 600_000
+    qualification_pass: float = 0.0
+    is_open: bool = True
+
+    def check(self) -> None:
+        """Raises InvalidRequest for a value out of bounds."""
+        bounds = {
+            "overlap": (self.overlap, 1, MOST_OVERLAP),
+            "lease_ms": (self.lease_ms, 1000, DAY_MS),
+            "undo_ms": (self.undo_ms, 0, DAY_MS),
+            "qualification_pass": (self.qualification_pass, 0, 1),
+        }
+        for field, (value, least, most) in bounds.items():
+            if not least <= value <= most:
+                raise InvalidRequest(
+                    f"{field}: {value}; allowed: {least}..{most}", field=field, value=value, limit=f"{least}..{most}"
+                )
+        if len(self.instructions) > MOST_INSTRUCTIONS or "\0" in self.instructions:
+            raise InvalidRequest(
+                f"instructions: {len(self.instructions)} characters; allowed: {MOST_INSTRUCTIONS}, none of them U+0000",
+                field="instructions",
+                value=len(self.instructions),
+                limit=MOST_INSTRUCTIONS,
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Project:
+    """One project as it stands."""
+
+    id: int
+    name: str
+    kind: TaskKind
+    wants_ratings: bool
+    fields: ProjectFields
+    create_time: float
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a project is; the meaning of each count is in labeling.proto."""
+
+    tasks: int = 0
+    finished_tasks: int = 0
+    labels: int = 0
+    leased_tasks: int = 0
+    qualification_tasks: int = 0
+
+
+def create(
+    connection: sa.Connection, actor: str, name: str, kind: TaskKind, *, wants_ratings: bool, fields: ProjectFields
+) -> Project:
+    """Makes a project, or returns the one that a first try made.
+
+    Raises:
+        InvalidRequest: a field; DUPLICATE_ID: a project of that name has other fields.
+    """
+    if not _NAME.fullmatch(name):
+        raise InvalidRequest(
+            f"name: {name!r:.80} must have 1..63 letters, digits, '-' or '_'", field="name", value=name, limit=63
+        )
+    fields.check()
+    if kind is TaskKind.DEMONSTRATE and (wants_ratings or fields.qualification_pass):
+        field = "wants_ratings" if wants_ratings else "qualification_pass"
+        raise InvalidRequest(f"{field}: a project of kind {kind} has no answers to compare", field=field)
+    row = connection.execute(_BY_NAME, {"name": name}).mappings().one_or_none()
+    if row is not None:
+        project = from_row(row)
+        if (project.kind, project.wants_ratings, project.fields) == (kind, wants_ratings, fields):
+            return project
+        raise InvalidRequest(
+            f"name: project {name!r} exists already with other fields; change it by an update",
+            reason=Reason.DUPLICATE_ID,
+            field="name",
+            value=name,
+        )
+    connection.execute(
+        projects.insert().values(
+            name=name,
+            kind=kind.value,
+            wants_ratings=wants_ratings,
+            create_time=time.time(),
+            finished_count=0,
+            **asdict(fields),
+        )
+    )
+    told = asdict(fields) | {"kind": kind.value, "wants_ratings": wants_ratings}
+    audit.note(connection, actor, "project.create", f"project:{name}", told)
+    return get(connection, name)
+
+
+def update(connection: sa.Connection, actor: str, name: str, **changes: object) -> Project:
+    """Sets fields of `ProjectFields`; with another overlap, tasks that have enough labels by it are finished.
+
+    Raises:
+        NotFound: no such project.
+        InvalidRequest: a field.
+    """
+    project = hold(connection, name)
+    fields = replace(project.fields, **changes)  # type: ignore[arg-type]  # names and types are the callers' own
+    fields.check()
+    if fields == project.fields:
+        return project
+    if project.kind is TaskKind.DEMONSTRATE and fields.qualification_pass:
+        raise InvalidRequest("qualification_pass: a demonstration has no gold answers", field="qualification_pass")
+    connection.execute(projects.update().where(projects.c.id == project.id).values(**asdict(fields)))
+    audit.note(connection, actor, "project.update", f"project:{name}", changes)
+    updated = get(connection, name)
+    if fields.overlap != project.fields.overlap:
+        by_project = sa.select(tasks.c.id).where(tasks.c.project_id == project.id, tasks.c.overlap == 0)
+        for task_id in connection.execute(by_project.order_by(tasks.c.id)).scalars().all():
+            finish_or_reopen(connection, updated, task_id)
+    return updated
+
+
+def get(connection: sa.Connection, name: str) -> Project:
+    """One project.
+
+    Raises:
+        NotFound: no project of that name.
+    """
+    return _found(connection.execute(_BY_NAME, {"name": name}), name)
+
+
+def hold(connection: sa.Connection, name: str) -> Project:
+    """One project, which nobody else changes until the transaction ends: every change of its tasks begins with this.
+
+    Raises:
+        NotFound: no project of that name.
+    """
+    return _found(connection.execute(_HOLD, {"name": name}), name)
+
+
+def hold_of(connection: sa.Connection, assignment_id: int) -> None:
+    """As `hold`, by the number of an assignment; one that there is none of holds nothing."""
+    connection.execute(_HOLD_OF, {"assignment": assignment_id})
+
+
+def page(connection: sa.Connection, after: str, limit: int) -> Sequence[Project]:
+    """Projects by name, after a name, at most `limit`."""
+    query = sa.select(projects).where(projects.c.name > after).order_by(projects.c.name).limit(limit)
+    return [from_row(row) for row in connection.execute(query).mappings()]
+
+
+def progress(connection: sa.Connection, project: Project) -> Progress:
+    """Counts its tasks and labels."""
+    mine = tasks.c.project_id == project.id
+    normal = sa.and_(mine, tasks.c.is_qualification.is_(False))
+    counted = connection.execute(
+        sa.select(
+            sa.func.count(),
+            sa.func.count(tasks.c.finished_sequence),
+            sa.func.coalesce(sa.func.sum(tasks.c.label_count), 0),
+        ).where(normal)
+    ).one()
+    qualification = connection.execute(
+        sa.select(sa.func.count()).where(mine, tasks.c.is_qualification.is_(True))
+    ).scalar_one()
+    leased = connection.execute(
+        sa.select(sa.func.count(sa.distinct(assignments.c.task_id))).where(
+            assignments.c.project_id == project.id,
+            assignments.c.state == "leased",
+            assignments.c.lease_end_time > time.time(),
+        )
+    ).scalar_one()
+    return Progress(counted[0], counted[1], counted[2], leased, qualification)
+
+
+def finish_or_reopen(connection: sa.Connection, project: Project, task_id: int, *, changed: bool = False) -> bool:
+    """Makes a task count as finished exactly where it has the labels that it wants; the caller holds the project.
+
+    Args:
+        connection: in the transaction of the change.
+        project: of the task.
+        task_id: the task.
+        changed: its labels have changed: a finished task gets a new number, so that who follows sees it again.
+
+    Returns:
+        Whether it is finished.
+    """
+    row = connection.execute(sa.select(tasks).where(tasks.c.id == task_id)).mappings().one()
+    is_finished = not row["is_qualification"] and row["label_count"] >= (row["overlap"] or project.fields.overlap)
+    if is_finished and (changed or row["finished_sequence"] is None):
+        bumped = projects.update().where(projects.c.id == project.id)
+        connection.execute(bumped.values(finished_count=projects.c.finished_count + 1))
+        number = connection.execute(
+            sa.select(projects.c.finished_count).where(projects.c.id == project.id)
+        ).scalar_one()
+        values = {"finished_sequence": number, "finish_time": time.time()}
+        connection.execute(tasks.update().where(tasks.c.id == task_id).values(**values))
+    elif not is_finished and row["finished_sequence"] is not None:
+        values = {"finished_sequence": None, "finish_time": None}
+        connection.execute(tasks.update().where(tasks.c.id == task_id).values(**values))
+    return is_finished
+
+
+def from_row(row: sa.RowMapping, prefix: str = "") -> Project:
+    """A project out of a row that has the columns of `projects`, each with a prefix before its name."""
+    fields = ProjectFields(**{name: row[prefix + name] for name in ProjectFields.__dataclass_fields__})
+    facts = {name: row[prefix + name] for name in ("id", "name", "wants_ratings", "create_time")}
+    return Project(kind=TaskKind(row[prefix + "kind"]), fields=fields, **facts)
+
+
+def _found(result: sa.CursorResult[Any], name: str) -> Project:
+    row = result.mappings().one_or_none()
+    if row is None:
+        raise NotFound(f"name: no project {name!r:.80}", field="name", value=name)
+    return from_row(row)
+
+
+# The statements of every call, made once.
+_BY_NAME = sa.select(projects).where(projects.c.name == sa.bindparam("name"))
+_HOLD = _BY_NAME.with_for_update()
+_HOLD_OF = (
+    sa.select(projects.c.id)
+    .where(
+        projects.c.id
+        == sa.select(assignments.c.project_id).where(assignments.c.id == sa.bindparam("assignment")).scalar_subquery()
+    )
+    .with_for_update()
+)

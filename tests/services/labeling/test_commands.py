@@ -1,0 +1,244 @@
+"""`trimtab labeling`: from prompts to a reward model that is trained on the rankings, without leaving the platform."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from running import running
+from trimtab.cli import trimtab
+from trimtab.errors import DataError, InvalidRequest, TrimtabError
+from trimtab.v1 import labeling_pb2 as pb
+from trimtab_trainer.config import RunSpec
+from trimtab_trainer.data import read_demonstrations, read_rankings
+from trimtab_trainer.run import run
+
+from .people import PASSWORD, Service, in_order
+
+Command = Callable[..., Result]
+
+
+@pytest.fixture
+def command(service: Service) -> Command:
+    def call(*arguments: object, input: str = "") -> Result:
+        words = ["labeling", *map(str, arguments), "--target", service.server.target]
+        return CliRunner().invoke(trimtab, words, input=input, catch_exceptions=False)
+
+    return call
+
+
+def jsonl(path: Path, *rows: Any) -> Path:
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+def ranked(number: int, **fields: Any) -> dict[str, Any]:
+    return {"prompt": f"Q{number}", "answers": ["a", "b", "c", "d"]} | fields
+
+
+def test_projects_and_accounts(command: Command, service: Service, tmp_path: Path) -> None:
+    instructions = tmp_path / "read.md"
+    instructions.write_text("# Be honest")
+    made = command("create", "p", "--kind", "rank", "--instructions", instructions, "--overlap", 2)
+    assert made.exit_code == 0 and made.output == "project p: rank, 2 labels a task\n"
+    command("update", "p", "--overlap", 3, "--state", "closed")
+    (row,) = [json.loads(line) for line in command("list", "--json").output.splitlines()]
+    assert (row["overlap"], row["instructions"], row["wants_ratings"]) == (3, "# Be honest", True)
+    assert row["state"] == "PROJECT_STATE_CLOSED"
+    assert "closed" in command("list").output
+    asked = command("accounts", "add", "ann", "--group", "heldout", input=f"{PASSWORD}\n{PASSWORD}\n")
+    assert asked.exit_code == 0 and PASSWORD not in asked.output
+    password = tmp_path / "password"
+    password.write_text(f"{PASSWORD}\n")
+    command("accounts", "add", "bob", "--role", "admin", "--password-file", password)
+    command("accounts", "update", "ann", "--disabled")
+    listed = [json.loads(line) for line in command("accounts", "list", "--json").output.splitlines()]
+    assert [(one["name"], one["role"], one["group"], one["enabled"]) for one in listed] == [
+        ("ann", "labeler", "heldout", False),
+        ("bob", "admin", "", True),
+    ]
+    actions = [json.loads(line)["action"] for line in command("audit", "--json").output.splitlines()]
+    assert actions == ["project.create", "project.update", "account.create", "account.create", "account.update"]
+
+
+BAD_ROWS = [
+    ("{", "line: not a JSON object"),
+    ("[1]", "line: a JSON object is expected"),
+    ({"prompt": 3}, "prompt: must be a text, found int"),
+    (ranked(1, answers="abcd"), "answers: "),
+    (ranked(1, answers=["a", 2, "c", "d"]), "answers: "),
+    (ranked(1, answers=["a", "b", "c"]), "answers: 3 answers; a task to rank has 4..9"),
+    (ranked(1, answers=["a", "", "c", "d"]), "answers[1]: "),
+    (ranked(1, gold_ranking=[[0, 1]]), "gold_ranking: "),
+    (ranked(1, overlap="many"), "overlap: "),
+    (ranked(0), "task_key: "),
+]
+
+
+@pytest.mark.parametrize(("bad", "words"), BAD_ROWS)
+def test_a_broken_row_is_told_by_file_line_and_field_and_nothing_is_imported(
+    command: Command, service: Service, tmp_path: Path, bad: Any, words: str
+) -> None:
+    service.project()
+    file = jsonl(tmp_path / "rows.jsonl", ranked(0), "", bad, ranked(2))
+    with pytest.raises(DataError) as caught:
+        command("import", "p", file)
+    assert caught.value.message.startswith(f"{file}:3: {words}"), caught.value.message
+    assert service.program.get_project(pb.GetProjectRequest(name="p")).project.progress.tasks == 0
+
+
+def test_files_in_other_encodings_are_refused_and_gzip_and_boms_are_read(
+    command: Command, service: Service, tmp_path: Path
+) -> None:
+    service.project()
+    latin = tmp_path / "latin.jsonl"
+    latin.write_bytes(json.dumps(ranked(0, prompt="h\u00e9"), ensure_ascii=False).encode("latin-1"))
+    with pytest.raises(DataError, match="latin.jsonl:1: line: not UTF-8 at byte"):
+        command("import", "p", latin)
+    packed = tmp_path / "rows.jsonl.gz"
+    packed.write_bytes(gzip.compress(b"\xef\xbb\xbf" + json.dumps(ranked(0, source="x", systems=[1])).encode()))
+    done = command("import", "p", packed)
+    assert done.exit_code == 0 and "1 tasks in p" in done.output
+    assert "left out of the tasks are the fields source, systems" in done.output
+    assert "1 tasks in p" in command("import", "p", packed).output  # the same file is the same import
+    cut = tmp_path / "cut.jsonl.gz"
+    cut.write_bytes(packed.read_bytes()[:-9])
+    with pytest.raises(DataError, match="cut.jsonl.gz:1: cannot be read"):
+        command("import", "p", cut)
+    with pytest.raises(DataError, match="it has no rows"):
+        command("import", "p", jsonl(tmp_path / "empty.jsonl"))
+
+
+@pytest.fixture(scope="module")
+def generation(llama_folder: Path) -> Iterator[str]:
+    with running("generation", model_folder=llama_folder, slots=4) as server:
+        yield server.target
+
+
+def test_answers_are_drawn_ranked_exported_and_trained_on(
+    command: Command, service: Service, generation: str, llama_folder: Path, tmp_path: Path
+) -> None:
+    command("create", "p", "--kind", "rank", "--overlap", 2, "--undo-s", 0, "--no-ratings")
+    prompts = jsonl(
+        tmp_path / "prompts.jsonl",
+        *({"prompt": f"say something helpful {number}", "category": "chat", "user": "u1"} for number in range(11)),
+        {"messages": [{"role": "user", "content": "what does the dog do?"}], "context": "The dog sleeps."},
+    )
+    drawn = command(
+        *("draw", "p", "--prompts", prompts, "--policy", generation, "--policy", f"{generation}@0", "--answers", 4),
+        *("--temperature", 1.0, "--temperature", 1.5, "--max-new-tokens", 6, "--out", tmp_path / "drawn.jsonl"),
+    )
+    assert drawn.exit_code == 0 and "12 tasks in p, 4 answers each, from 4 contestants" in drawn.output, drawn.output
+    rows = [json.loads(line) for line in (tmp_path / "drawn.jsonl").read_text().splitlines()]
+    assert all(len(set(row["answers"])) == 4 for row in rows)
+    assert [source["temperature"] for source in rows[0]["sources"]] == [1.0, 1.0, 1.5, 1.5]
+    for person in (service.person("ann"), service.person("bob", group="heldout")):
+        while given := person.next("p"):
+            assert person.submit(given, in_order(given)).status_code == 200
+    exported = tmp_path / "rankings.jsonl"
+    assert "12 rows, the last of sequence 12" in command("export", "p", exported, "--settled-only").output
+    checked = CliRunner().invoke(trimtab, ["data", "check", "rankings", str(exported), "--json"])
+    assert checked.exit_code == 0, checked.output
+    read = read_rankings(exported)
+    assert {labeling.group for row in read for labeling in row.labelings} == {"", "heldout"}
+    assert all(row.labelings[0].ranks == row.labelings[1].ranks for row in read)
+    only = tmp_path / "heldout.jsonl"
+    command("export", "p", only, "--group", "heldout")
+    assert {labeling.labeler for row in read_rankings(only) for labeling in row.labelings} == {"bob"}
+    assert "all pairs: 100.0%" in command("agreement", "p").output
+
+    outcome = run(reward_model_spec(tmp_path, llama_folder))
+    assert outcome.state == "SUCCEEDED", outcome.error
+
+
+def reward_model_spec(folder: Path, model: Path) -> RunSpec:
+    return RunSpec.model_validate(
+        {
+            "name": "r",
+            "directory": folder / "run",
+            "model": str(model),
+            "data_directory": folder,
+            "stages": ["reward_model"],
+            "threads": 1,
+            "reward_model": {
+                "initial_model": "base",
+                "rankings": "{data}/rankings.jsonl",
+                "demonstrations": None,
+                "held_out_fraction": 0.25,
+                "batch_size": 4,
+                "optimizer": {"learning_rate": 1e-3},
+                "micro_batch_tokens": 256,
+                "bootstrap_samples": 100,
+            },
+        }
+    )
+
+
+def test_demonstrations_are_exported_as_the_trainer_reads_them(
+    command: Command, service: Service, tmp_path: Path
+) -> None:
+    command("create", "d", "--kind", "demonstrate", "--undo-s", 0)
+    command("import", "d", jsonl(tmp_path / "rows.jsonl", {"prompt": "Q", "category": "chat"}, {"category": "own"}))
+    ann = service.person("ann")
+    while given := ann.next("d"):
+        ann.submit(given, {"completion": "A"} | ({"prompt": "mine"} if given["writes_prompt"] else {}))
+    out = tmp_path / "demonstrations.jsonl"
+    command("export", "d", out)
+    assert [(row.prompt, row.completion, row.category) for row in read_demonstrations(out)] == [
+        ("Q", "A", "chat"),
+        ("mine", "A", "own"),
+    ]
+
+
+def test_draw_refuses_before_it_draws(command: Command, service: Service, generation: str, tmp_path: Path) -> None:
+    prompts = jsonl(tmp_path / "prompts.jsonl", {"prompt": "Q"})
+    policy = ("--policy", generation)
+    for arguments, words in (
+        (("draw", "nothing", "--prompts", prompts, *policy), "no project"),
+        (("draw", "p", "--prompts", jsonl(tmp_path / "a.jsonl", ranked(0)), *policy), "has answers already"),
+        (("draw", "p", "--prompts", jsonl(tmp_path / "b.jsonl", {"category": "x"}), *policy), "must not be empty"),
+        (("draw", "p", "--prompts", prompts, "--policy", f"{generation}@new"), "VERSION a number"),
+    ):
+        with pytest.raises(TrimtabError, match=words):
+            command(*arguments)
+
+
+def test_an_export_follows_what_is_finished_and_settled(service: Service, tmp_path: Path) -> None:
+    service.project(undo_ms=300)
+    service.add(*(pb.LabelTask(task_key=str(n), prompt=f"Q{n}", answers=["a", "b", "c", "d"]) for n in range(3)))
+    ann = service.person("ann")
+    seen: list[tuple[str, float]] = []
+
+    def follow() -> None:
+        request = pb.ExportLabelsRequest(project="p", follow=True)
+        for response in service.program.export_labels(request, timeout_s=60):
+            seen.append((response.task_key, time.monotonic()))
+            if len(seen) == 3:
+                return
+
+    thread = threading.Thread(target=follow)
+    thread.start()
+    sent = []
+    for _ in range(3):
+        given = ann.next("p")
+        assert ann.submit(given, in_order(given)).status_code == 200
+        sent.append(time.monotonic())
+    undone = ann.post(f"assignments/{given['id']}/undo")
+    assert undone.status_code == 200
+    ann.submit(given, in_order(given))
+    thread.join(30)
+    assert [key for key, _ in seen] == ["0", "1", "2"]
+    assert all(came - at >= 0.25 for (_, came), at in zip(seen, sent, strict=True))
+
+
+def test_a_wrong_field_is_told_as_the_service_tells_it(command: Command) -> None:
+    with pytest.raises(InvalidRequest, match="overlap: 101; allowed: 1..100"):
+        command("create", "p", "--kind", "rank", "--overlap", 101)
