@@ -8,6 +8,10 @@ longest limit; the engine gets all requests at once. After a warm-up of each, bo
 medians.
 
     python benchmarks/generation.py [--repeats 5] [--slots 32] [--threads 2]
+    python benchmarks/generation.py --device cuda --dtype bfloat16 --model 1b --slots 64 --batch 64 --requests 256
+
+On a GPU it also times a decode step with every slot busy, and sets it beside the time that reading the weights once
+takes at the bandwidth of a large copy, below which no step can be.
 
 The last line is one JSON object.
 """
@@ -21,13 +25,16 @@ import random
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
-from workloads.models import VOCAB, policy_model
+from transformers import GenerationConfig as HuggingFaceConfig
+from workloads.models import SHAPES, VOCAB, policy_model
 
 from trimtab.types import SamplingParams
+from trimtab_models.loading import DTYPES
+from trimtab_services.generation.config import GenerationConfig
 from trimtab_services.generation.engines.base import SequenceRequest
 from trimtab_services.generation.engines.transformers import TransformersEngine
 
@@ -53,9 +60,9 @@ def static_batches(model: Any, work: Work, batch: int) -> Callable[[], int]:
         for start in range(0, len(work), batch):
             part = work[start : start + batch]
             width, limit = max(len(p) for p, _ in part), max(n for _, n in part)
-            ids = torch.tensor([[0] * (width - len(p)) + list(p) for p, _ in part])
-            mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p, _ in part])
-            settings = GenerationConfig(
+            ids = torch.tensor([[0] * (width - len(p)) + list(p) for p, _ in part], device=model.device)
+            mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p, _ in part], device=model.device)
+            settings = HuggingFaceConfig(
                 max_new_tokens=limit, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, pad_token_id=0
             )
             out = model.generate(inputs=ids, attention_mask=mask, generation_config=settings)
@@ -85,6 +92,55 @@ def continuous(engine: TransformersEngine, work: Work) -> Callable[[], int]:
     return once
 
 
+def decode_step(engine: TransformersEngine, slots: int, prompt_tokens: int) -> dict[str, float]:
+    """Milliseconds of a decode step with every slot busy, and of what it cannot be faster than."""
+    sampling = SamplingParams(temperature=1.0, max_new_tokens=100, ignore_eos=True)
+    for i in range(slots):
+        prompt = tuple(3 + (i + k) % (VOCAB - 3) for k in range(prompt_tokens))
+        engine.submit(SequenceRequest(i, prompt, sampling, seed=i))
+    while not engine.load().computed_decode_tokens or engine.load().waiting_sequences or not _all_decode(engine):
+        engine.step()
+    seconds = []
+    while engine.has_work:
+        began = time.perf_counter()
+        engine.step()
+        seconds.append(time.perf_counter() - began)
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in engine.model.parameters())
+    keys_and_values = slots * prompt_tokens * kv_bytes_per_token(engine.model)
+    rate = copy_bytes_per_second(engine.model.device)
+    return {
+        "decode_step_ms": round(1e3 * statistics.median(seconds), 3),
+        "floor_ms": round(1e3 * (weights + keys_and_values) / rate, 3),
+        "copy_tb_per_s": round(rate / 1e12, 2),
+    }
+
+
+def _all_decode(engine: TransformersEngine) -> bool:
+    before = engine.load().computed_prefill_tokens
+    engine.step()
+    return engine.load().computed_prefill_tokens == before
+
+
+def kv_bytes_per_token(model: Any) -> int:
+    config = model.config
+    return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * model.dtype.itemsize
+
+
+def copy_bytes_per_second(device: torch.device) -> float:
+    """Bytes read and written by a copy of 2 GiB on the device, a second."""
+    source = torch.empty(2**31, dtype=torch.uint8, device=device).random_()
+    target = torch.empty_like(source)
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    seconds = []
+    for _ in range(10):
+        start.record()
+        target.copy_(source)
+        end.record()
+        end.synchronize()
+        seconds.append(start.elapsed_time(end) / 1e3)
+    return 2 * 2**31 / statistics.median(seconds)
+
+
 def main() -> None:
     """Run both sides in turn and print the figures."""
     parser = argparse.ArgumentParser(description=str(__doc__))
@@ -94,12 +150,24 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=None, help="torch threads; default: torch's own")
     parser.add_argument("--deterministic", action="store_true", help="the engine in deterministic mode")
+    parser.add_argument("--model", choices=sorted(SHAPES), default="10m", help="shape of the model")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--prompt-tokens", type=int, default=256, help="of the sequences of the decode step on a GPU")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    model, work = policy_model(), build_requests(args.requests)
+    model = policy_model(args.model, dtype=DTYPES[args.dtype], device=args.device)
+    work = build_requests(args.requests)
     static = static_batches(model, work, args.batch)
-    engine = TransformersEngine(model, slots=args.slots, deterministic=args.deterministic)
+    defaults = GenerationConfig(model_folder=Path(), device=args.device)
+    engine = TransformersEngine(
+        policy_model(args.model, dtype=DTYPES[args.dtype], device=args.device),
+        slots=args.slots,
+        deterministic=args.deterministic,
+        prefill_tokens_per_step=defaults.prefill_tokens_per_step,
+        prefill_chunk_tokens=defaults.prefill_chunk_tokens,
+    )
     sides = {"generate_static": static, "engine": continuous(engine, work)}
     rates: dict[str, list[float]] = {name: [] for name in sides}
     for repeat in range(args.repeats + 1):
@@ -122,6 +190,10 @@ def main() -> None:
         "slots": args.slots,
         "deterministic": args.deterministic,
         "repeats": args.repeats,
+        "model": args.model,
+        "dtype": args.dtype,
+        "device": torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else args.device,
+        **(decode_step(engine, args.slots, args.prompt_tokens) if model.device.type == "cuda" else {}),
         "threads": torch.get_num_threads(),
         "load_1m": round(os.getloadavg()[0], 2),
     }

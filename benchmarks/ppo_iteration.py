@@ -7,6 +7,7 @@ first iteration of each side warms up; the ratio is of the medians. TRL 0.22.2, 
 environment of its own, with the micro-batch that it is given (8, or as many as fit: `--micro-batch 32`).
 
     python benchmarks/ppo_iteration.py [--iterations 5] [--only trimtab]
+    python benchmarks/ppo_iteration.py --only trimtab --device cuda --precision bfloat16 --model 360m --prompts 256
 
 The last line is one JSON object; it has the seconds of every phase of both sides.
 """
@@ -22,15 +23,17 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
 from peers.environment import run_peer
-from workloads.models import VOCAB, make_folders
+from workloads.models import SHAPES, VOCAB, make_folders
 
 from trimtab import Client
 from trimtab.local import LocalServices, read_endpoints
 from trimtab.v1 import trainer_pb2 as pb
+from trimtab_trainer.ppo_config import PPOConfig
 from trimtab_trainer.reporter import step_metrics
 
 GOAL = 2.0
@@ -42,13 +45,23 @@ KL_COEF = 0.05
 STEADY = {"learning_rate": LEARNING_RATE, "schedule": "constant", "final_fraction": 1.0, "eps": 1e-5}
 
 
-def make_prompts() -> list[list[int]]:
+def make_prompts(count: int) -> list[list[int]]:
     """Token ids of the prompts of an iteration."""
     draw = random.Random(7)
-    return [[draw.randrange(2, VOCAB) for _ in range(draw.randint(32, 64))] for _ in range(PROMPTS)]
+    return [[draw.randrange(2, VOCAB) for _ in range(draw.randint(32, 64))] for _ in range(count)]
 
 
-def trimtab_side(work: Path, policy: Path, reward: Path, prompts: Sequence[Sequence[int]], iterations: int) -> list:
+def trimtab_side(
+    work: Path,
+    policy: Path,
+    reward: Path,
+    prompts: Sequence[Sequence[int]],
+    iterations: int,
+    *,
+    device: str,
+    precision: str,
+    micro_batch_tokens: int,
+) -> list:
     """Seconds of each iteration by phase, from a run that the trainer service starts."""
     rows = [{"prompt": " ".join(f"w{token}" for token in prompt)} for prompt in prompts]
     (work / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -61,7 +74,9 @@ def trimtab_side(work: Path, policy: Path, reward: Path, prompts: Sequence[Seque
         "ptx_coef": 0.0,
         "ema_decay": 0.0,
         "iterations": iterations,
-        "prompts_per_iteration": PROMPTS,
+        "prompts_per_iteration": len(prompts),
+        "micro_batch_tokens": micro_batch_tokens,
+        "serving_dtype": precision,
         "minibatches": 1,
         "sampling": {"max_new_tokens": NEW_TOKENS},
         "optimizer": STEADY,
@@ -75,10 +90,15 @@ def trimtab_side(work: Path, policy: Path, reward: Path, prompts: Sequence[Seque
         "model": str(policy),
         "stages": ["ppo"],
         "threads": torch.get_num_threads(),
+        "device": device,
+        "precision": precision,
         "ppo": ppo,
     }
-    settings = {name: {"threads": torch.get_num_threads()} for name in ("generation", "reward", "reference")}
-    settings["generation"]["slots"] = PROMPTS
+    settings: dict[str, dict[str, Any]] = {
+        name: {"threads": torch.get_num_threads(), "device": device, "dtype": precision}
+        for name in ("generation", "reward", "reference")
+    }
+    settings["generation"]["slots"] = len(prompts)
     with LocalServices(work / "services", settings=settings) as services:
         with Client(read_endpoints(services.directory)["trainer"][0]["grpc"]) as client:
             client.start_run(pb.StartRunRequest(name="bench", spec_yaml=yaml.safe_dump(spec)), timeout_s=120)
@@ -97,7 +117,7 @@ def trimtab_side(work: Path, policy: Path, reward: Path, prompts: Sequence[Seque
     return [
         {
             "iteration": after - before,
-            "tokens": PROMPTS * row["completion_tokens"],
+            "tokens": len(prompts) * row["completion_tokens"],
             **{key.removeprefix("seconds_"): value for key, value in row.items() if key.startswith("seconds_")},
         }
         for before, after, row in zip(ends, ends[1:], metrics, strict=False)
@@ -115,13 +135,31 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=5, help="measured iterations, after one that warms up")
     parser.add_argument("--micro-batch", type=int, default=8, help="rows of TRL's micro-batch")
     parser.add_argument("--only", choices=["trimtab"], help="leaves the peer out")
+    parser.add_argument("--model", choices=sorted(SHAPES), default="10m", help="shape of the models")
+    parser.add_argument("--prompts", type=int, default=PROMPTS, help="of an iteration")
+    parser.add_argument("--device", default="cpu", help="of services and trainer")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="bfloat16: on a GPU")
+    parser.add_argument("--micro-batch-tokens", type=int, default=PPOConfig().micro_batch_tokens, help="of our trainer")
     args = parser.parse_args()
+    if args.only is None and (args.device, args.model) != ("cpu", "10m"):
+        parser.error("--device and --model: the peer runs on a CPU with 10m alone; add --only trimtab")
     began, load = time.monotonic(), os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
-        policy, reward = make_folders(work)
-        prompts = make_prompts()
-        ours = medians(trimtab_side(work, policy, reward, prompts, args.iterations + 1))
+        policy, reward = make_folders(work, args.model, device=args.device)
+        prompts = make_prompts(args.prompts)
+        ours = medians(
+            trimtab_side(
+                work,
+                policy,
+                reward,
+                prompts,
+                args.iterations + 1,
+                device=args.device,
+                precision=args.precision,
+                micro_batch_tokens=args.micro_batch_tokens,
+            )
+        )
         print(f"trimtab: {ours}")
         theirs = None
         if args.only is None:
@@ -146,6 +184,10 @@ def main() -> None:
         "trimtab": ours,
         "trl": theirs,
         "micro_batch": args.micro_batch,
+        "model": args.model,
+        "prompts": args.prompts,
+        "device": args.device,
+        "precision": args.precision,
         "iterations": args.iterations,
         "threads": torch.get_num_threads(),
         "load_1m": round(load, 2),

@@ -42,6 +42,7 @@ import zstandard
 from workloads.codec import codec_figures
 from workloads.language_model import ppo_ptx_spec, smollm2, untrained_reward_model
 from workloads.metrics import metric, samples
+from workloads.models import SHAPES, id_tokenizer, policy_model
 from workloads.readers import LargeModel, read_versions
 
 from trimtab import Client
@@ -171,14 +172,19 @@ def _is_phase(key: str) -> bool:
     return key.startswith("seconds_") and not key.startswith("seconds_publication")
 
 
-def fleet(work: Path, replicas: int) -> dict[str, Any]:
-    """The part `fleet`."""
-    policy, tokenizer = smollm2(work / "policy")
-    settings = {"generation": {"threads": 1, "slots": 4, "max_sequence_tokens": 512}}
+def fleet(work: Path, replicas: int, shape: str | None, device: str) -> dict[str, Any]:
+    """The part `fleet`; of SmolLM2-135M, or of a model of random weights."""
+    if shape is None:
+        policy, tokenizer = smollm2(work / "policy")
+        model = load_policy(policy, device=device)
+    else:
+        model, tokenizer = policy_model(shape, device=device), id_tokenizer(SHAPES[shape]["vocab_size"])
+    settings: dict[str, dict[str, Any]] = {"generation": {"threads": 1, "slots": 4, "max_sequence_tokens": 512}}
+    if device != "cpu":
+        settings["generation"] |= {"device": device, "dtype": "bfloat16"}
     with LocalServices(work / "fleet", replicas={"generation": replicas}, settings=settings) as services:
         endpoints = read_endpoints(services.directory)
         with Client(endpoints["weights"][0]["grpc"], timeout_s=600) as weights:
-            model = load_policy(policy)
             publisher = ModelPublisher(weights, model, tokenizer, channels=[CHANNEL], serving_dtype="bfloat16")
             generation = endpoints["generation"]
             clients = [Client(replica["grpc"], timeout_s=60) for replica in generation]
@@ -211,6 +217,8 @@ def fleet(work: Path, replicas: int) -> dict[str, Any]:
     sent, needed_bytes = sum(row[3] for row in rows), sum(row[4] for row in rows)
     figures = {
         "replicas": replicas,
+        "model": shape or "smollm2",
+        "device": device,
         "dense_mb": round(first.dense_bytes / 1e6, 1),
         "payload": share(payload, first.dense_bytes),
         "egress_over_payload": share(sent, needed_bytes),
@@ -236,12 +244,13 @@ def blobs(manifest: weights_pb2.Manifest) -> dict[str, int]:
 def adamw_steps(model: torch.nn.Module, *, learning_rate: float) -> Iterator[None]:
     """Steps of AdamW on random gradients, ten made before the first is given."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
-    generator = torch.Generator().manual_seed(0)
+    device = next(model.parameters()).device
+    generator = torch.Generator(device).manual_seed(0)
     number = 0
     while True:
         for parameter in model.parameters():
             parameter.requires_grad_(True)
-            parameter.grad = torch.randn(parameter.shape, generator=generator)
+            parameter.grad = torch.randn(parameter.shape, generator=generator, device=device)
         optimizer.step()
         number += 1
         if number > 10:
@@ -342,6 +351,8 @@ def main() -> None:
     parser.add_argument("--rates", nargs="+", type=float, default=RATES, help="learning rates of payload")
     parser.add_argument("--steps", nargs="+", type=int, default=STEPS, help="steps to a publication of payload")
     parser.add_argument("--replicas", type=int, default=8, help="of the parts fleet and large")
+    parser.add_argument("--model", choices=sorted(SHAPES), help="of the part fleet, random; else SmolLM2-135M")
+    parser.add_argument("--device", default="cpu", help="of trainer and replicas in the part fleet")
     args = parser.parse_args()
     began, load = time.monotonic(), os.getloadavg()[0]
     figures: dict[str, Any] = {}
@@ -350,7 +361,7 @@ def main() -> None:
         parts: dict[str, Callable[[], dict[str, Any]]] = {
             "codec": lambda: codec(work),
             "payload": lambda: payload(work, args.rates, args.steps),
-            "fleet": lambda: fleet(work, args.replicas),
+            "fleet": lambda: fleet(work, args.replicas, args.model, args.device),
             "large": lambda: large(work, args.replicas - 1),
         }
         for part in args.parts:

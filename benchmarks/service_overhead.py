@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from workloads.models import VOCAB, make_folders
+from workloads.models import SHAPES, VOCAB, make_folders
 from workloads.served import served
 
 from trimtab import Client
@@ -36,6 +36,7 @@ from trimtab_models.heads import hidden_states, read_rewards
 from trimtab_models.loading import load_policy, load_reward_model
 from trimtab_models.logprobs import token_logprobs
 from trimtab_models.packing import pad_right
+from trimtab_services.generation.config import GenerationConfig
 from trimtab_services.generation.engines.base import SequenceRequest
 from trimtab_services.generation.engines.transformers import TransformersEngine
 
@@ -46,10 +47,16 @@ Sequences = list[tuple[int, ...]]
 
 
 def generation_sides(
-    folder: Path, client: Client, work: list[tuple[tuple[int, ...], int]]
+    folder: Path, client: Client, work: list[tuple[tuple[int, ...], int]], place: dict[str, Any]
 ) -> dict[str, Callable[[], int]]:
     """Completions with their own limits: by the engine in this process, and by the service."""
-    engine = TransformersEngine(load_policy(folder), slots=32)
+    defaults = GenerationConfig(model_folder=folder, device=place["device"])
+    engine = TransformersEngine(
+        load_policy(folder, **place),
+        slots=defaults.slots,
+        prefill_tokens_per_step=defaults.prefill_tokens_per_step,
+        prefill_chunk_tokens=defaults.prefill_chunk_tokens,
+    )
 
     def bare() -> int:
         for index, (prompt, limit) in enumerate(work):
@@ -81,30 +88,35 @@ def batches(sequences: Sequences) -> Iterator[Sequences]:
         ordered = ordered[fit:]
 
 
-def reward_sides(folder: Path, client: Client, sequences: Sequences) -> dict[str, Callable[[], int]]:
+def reward_sides(
+    folder: Path, client: Client, sequences: Sequences, place: dict[str, Any]
+) -> dict[str, Callable[[], int]]:
     """Rewards of whole sequences."""
-    model = load_reward_model(folder)
+    model = load_reward_model(folder, **place)
 
     @torch.inference_mode()
     def bare() -> int:
         for batch in batches(sequences):
-            read_rewards(model, *pad_right(batch)).tolist()
+            input_ids, lengths = (tensor.to(model.device) for tensor in pad_right(batch))
+            read_rewards(model, input_ids, lengths).tolist()
         return len(sequences)
 
     request = ScoreRequest(items=tuple(ScoreItem(token_ids=ids) for ids in sequences))
     return {"bare": bare, "service": lambda: len(client.score(request).scores)}
 
 
-def reference_sides(folder: Path, client: Client, sequences: Sequences) -> dict[str, Callable[[], int]]:
+def reference_sides(
+    folder: Path, client: Client, sequences: Sequences, place: dict[str, Any]
+) -> dict[str, Callable[[], int]]:
     """Log-probs of the second half of each sequence."""
-    model = load_policy(folder)
+    model = load_policy(folder, **place)
 
     @torch.inference_mode()
     def bare() -> int:
         for batch in batches(sequences):
-            input_ids, lengths = pad_right(batch)
+            input_ids, lengths = (tensor.to(model.device) for tensor in pad_right(batch))
             hidden = hidden_states(model, input_ids)
-            columns = torch.arange(input_ids.shape[1])
+            columns = torch.arange(input_ids.shape[1], device=model.device)
             wanted = (columns >= (lengths // 2)[:, None]) & (columns < lengths[:, None])
             rows, at = wanted.nonzero(as_tuple=True)
             token_logprobs(model, hidden[rows, at - 1], input_ids[rows, at]).logprobs.tolist()
@@ -133,6 +145,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--sequences", type=int, default=256)
     parser.add_argument("--only", choices=sorted(GOALS), help="one service only")
+    parser.add_argument("--model", choices=sorted(SHAPES), default="10m", help="shape of the model")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     args = parser.parse_args()
     threads = torch.get_num_threads()
     draw = random.Random(7)
@@ -145,18 +160,19 @@ def main() -> None:
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        policy, reward = make_folders(directory)
+        policy, reward = make_folders(directory, args.model, device=args.device)
+        place: dict[str, Any] = {"device": args.device, "dtype": args.dtype}
         for kind, folder in (("generation", policy), ("reward", reward), ("reference", policy)):
             if args.only not in (None, kind):
                 continue
-            serving = served(kind, directory, model_folder=str(folder), threads=threads)
+            serving = served(kind, directory, model_folder=str(folder), threads=threads, **place)
             with serving as process, Client(process.grpc, timeout_s=600) as client:
                 if kind == "generation":
-                    sides = generation_sides(folder, client, work)
+                    sides = generation_sides(folder, client, work, place)
                 elif kind == "reward":
-                    sides = reward_sides(folder, client, sequences)
+                    sides = reward_sides(folder, client, sequences, place)
                 else:
-                    sides = reference_sides(folder, client, sequences)
+                    sides = reference_sides(folder, client, sequences, place)
                 results[kind] = measure(sides, args.repeats)
             print(
                 f"{kind:<12} bare {results[kind]['bare']:.1f}/s  service {results[kind]['service']:.1f}/s", flush=True
@@ -171,6 +187,9 @@ def main() -> None:
                 "overhead": {kind: round(1 - ratio, 3) for kind, ratio in ratios.items()},
                 "goals": GOALS,
                 "per_second": {kind: {k: round(v, 1) for k, v in rates.items()} for kind, rates in results.items()},
+                "tokens_per_sequence": round(statistics.mean(map(len, sequences)), 1),
+                "model": args.model,
+                **place,
                 "threads": threads,
                 "load_1m": round(os.getloadavg()[0], 2),
             }

@@ -17,8 +17,6 @@ from trimtab_trainer.ppo_config import PPOConfig
 from trimtab_trainer.rollouts import Rollout
 from trimtab_trainer.stage_configs import OptimizerConfig
 
-CPU = torch.device("cpu")
-
 
 def config(**changes: object) -> PPOConfig:
     steady = {"schedule": "constant", "final_fraction": 1.0}
@@ -66,11 +64,11 @@ def rollouts(count: int = 8) -> list[Rollout]:
     return made
 
 
-def plan(batch: list[Rollout], settings: PPOConfig, seed: int = 0) -> list[Minibatch]:
+def plan(batch: list[Rollout], settings: PPOConfig, seed: int = 0, ranks: int = 1) -> list[Minibatch]:
     return plan_minibatches(
         batch,
         minibatches=settings.minibatches,
         micro_batch_tokens=settings.micro_batch_tokens,
         generator=torch.Generator().manual_seed(seed),
-        device=CPU,
+        ranks=ranks,
     )

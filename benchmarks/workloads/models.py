@@ -3,40 +3,69 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from trimtab_models.loading import reward_model_from_policy, save_model
 
 VOCAB = 8192
+"""Of the smallest model; prompts keep to its ids, which the larger ones have too."""
 PAD, EOS = 0, 1
+SHAPES: dict[str, dict[str, Any]] = {
+    "10m": {
+        "vocab_size": VOCAB,
+        "hidden_size": 256,
+        "intermediate_size": 688,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 1024,
+        "tie_word_embeddings": False,
+    },
+    "360m": {
+        "vocab_size": 49152,
+        "hidden_size": 960,
+        "intermediate_size": 2560,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 15,
+        "num_key_value_heads": 5,
+        "max_position_embeddings": 2048,
+        "tie_word_embeddings": True,
+    },
+    "1b": {
+        "vocab_size": 32000,
+        "hidden_size": 2048,
+        "intermediate_size": 5632,
+        "num_hidden_layers": 22,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 2048,
+        "tie_word_embeddings": False,
+    },
+}
+"""10.5 M parameters, 8.4 M as a reward model; the shapes of SmolLM2-360M; of TinyLlama, 1.1 billion."""
 
 
-def policy_model() -> LlamaForCausalLM:
-    """The policy of 10.5 M parameters; as a reward model it has 8.4 M."""
+def policy_model(
+    shape: str = "10m", *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+) -> LlamaForCausalLM:
+    """A policy of one of `SHAPES`, its weights made where it goes."""
     torch.manual_seed(7)
-    config = LlamaConfig(
-        vocab_size=VOCAB,
-        hidden_size=256,
-        intermediate_size=688,
-        num_hidden_layers=8,
-        num_attention_heads=8,
-        num_key_value_heads=8,
-        max_position_embeddings=1024,
-        pad_token_id=PAD,
-        bos_token_id=None,
-        eos_token_id=EOS,
-        tie_word_embeddings=False,
-    )
-    return LlamaForCausalLM(config).eval()
+    config = LlamaConfig(pad_token_id=PAD, bos_token_id=None, eos_token_id=EOS, dtype=dtype, **SHAPES[shape])
+    with torch.device(device):
+        model = LlamaForCausalLM(config)
+    nn.Module.to(model, dtype=dtype)
+    return model.eval()
 
 
-def make_folders(folder: Path) -> tuple[Path, Path]:
+def make_folders(folder: Path, shape: str = "10m", *, device: str | torch.device = "cpu") -> tuple[Path, Path]:
     """Folders of the policy and of a reward model made from it, with a tokenizer that only names its ids."""
-    tokenizer = id_tokenizer(VOCAB)
-    save_model(policy_model(), tokenizer, folder / "policy")
+    tokenizer = id_tokenizer(SHAPES[shape]["vocab_size"])
+    save_model(policy_model(shape, device=device), tokenizer, folder / "policy")
     reward = reward_model_from_policy(folder / "policy", tokenizer=tokenizer, seed=7)
     save_model(reward, tokenizer, folder / "reward")
     return folder / "policy", folder / "reward"

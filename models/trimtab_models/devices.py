@@ -1,12 +1,21 @@
-"""Which devices torch can use here."""
+"""Which devices torch can use here, and giving their memory back."""
 
 from __future__ import annotations
+
+import gc
 
 import torch
 
 from trimtab.errors import ConfigError
 
-__all__ = ["usable_device"]
+__all__ = ["give_back_memory", "usable_device"]
+
+
+def give_back_memory() -> None:
+    """Gives what nothing in this process holds any more back to the GPUs, for whoever else is on them."""
+    if torch.cuda.is_initialized():
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def usable_device(name: str | torch.device) -> torch.device:

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 from transformers import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     AutoConfig,
@@ -225,10 +226,23 @@ def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     )
 
 
-def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
+def save_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: str | Path,
+    *,
+    tensors: Mapping[str, Tensor] | None = None,
+) -> None:
     """Writes a Hugging Face folder: model, config, tokenizer, template. It appears whole or not at all.
 
     A folder of that name is replaced once the new one is whole and on disk; when writing fails it stays as it is.
+
+    Args:
+        model: what to write.
+        tokenizer: of the model.
+        folder: where.
+        tensors: its tensors by the names of `named_parameter_tensors`, where the model has only parts of them; None:
+            those that it has.
     """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -236,7 +250,7 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
     partial, old = folder.with_name(f".partial-{suffix}"), folder.with_name(f".old-{suffix}")
     try:
         with _quiet():
-            model.save_pretrained(partial)
+            model.save_pretrained(partial, state_dict=None if tensors is None else dict(tensors))
             tokenizer.save_pretrained(partial)
         sync_folder(partial)
         if folder.exists():

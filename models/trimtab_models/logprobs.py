@@ -21,8 +21,9 @@ from trimtab_models.heads import hidden_states
 
 __all__ = ["TokenLogProbs", "check_logprobs", "completion_logprobs", "sequence_logprobs", "token_logprobs"]
 
-CHUNK_ELEMENTS = 2**24
-"""Logits of a chunk: tokens times vocabulary (64 MiB in float32)."""
+CHUNK_ELEMENTS, GPU_CHUNK_ELEMENTS = 2**24, 2**26
+"""Logits of a chunk, tokens times vocabulary: 64 MiB in float32 on a CPU; 256 MiB on a GPU, which smaller chunks keep
+waiting for their kernels to be started."""
 
 _MULTIPLIERS = ("logit_scale", "lm_head_multiplier")
 _SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap")
@@ -65,7 +66,7 @@ def token_logprobs(
         temperature: T, above 0.
         entropy: also the entropy of each distribution.
         top_n: also the n likeliest tokens.
-        chunk_tokens: tokens of a chunk; None fits `CHUNK_ELEMENTS` logits.
+        chunk_tokens: tokens of a chunk; None fits `CHUNK_ELEMENTS` logits, on a GPU `GPU_CHUNK_ELEMENTS`.
         row_multiple: rows of every matrix product are padded to a multiple of this, which makes a row's result
             independent of how many neighbours it has (4 x threads on a CPU).
 
@@ -79,7 +80,8 @@ def token_logprobs(
     weight, bias = output_layer(model)
     config = model.config.get_text_config()
     scale, softcap = _logit_scale(config), _number(config, _SOFT_CAPS)
-    chunk = chunk_tokens or max(row_multiple, CHUNK_ELEMENTS // weight.shape[0] // row_multiple * row_multiple)
+    most = GPU_CHUNK_ELEMENTS if weight.device.type == "cuda" else CHUNK_ELEMENTS
+    chunk = chunk_tokens or max(row_multiple, most // weight.shape[0] // row_multiple * row_multiple)
 
     def one_chunk(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> tuple[Tensor, ...]:
         logits = functional.linear(hidden, weight, bias)

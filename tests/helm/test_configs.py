@@ -110,7 +110,7 @@ def test_a_run_finds_the_services(name: str, tmp_path: Path) -> None:
         file.write_text((CHART / "files" / "helm_test.yaml").read_text())
         services = load_run_spec(file, overrides).services
         assert services is not None and services.weights is not None
-        named = {s: getattr(services, s).dns.partition(".")[0] for s in ("generation", "reward", "reference")}
+        named = {s: getattr(services, s).server_name.partition(".")[0] for s in ("generation", "reward", "reference")}
         named["weights"] = services.weights.addresses[0].partition(".")[0]
         assert set(named.values()) <= manifests.of("Service").keys()
         assert bool(services.token_file) == bool([a for a in arguments if a.startswith("--report-token-file=")])

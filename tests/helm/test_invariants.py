@@ -191,10 +191,11 @@ def test_pod_security_restricted(manifests: Manifests) -> None:
             }, where
 
 
-def test_only_the_launcher_has_a_token_of_the_cluster(manifests: Manifests) -> None:
-    with_token = {where for where, pod in pods(manifests) if pod["spec"]["automountServiceAccountToken"]}
-    launches = {name for name in manifests.of("Deployment") if name.endswith("-trainer") and manifests.of("Role")}
-    assert with_token == launches
+def test_a_pod_has_a_token_of_the_cluster_where_a_role_needs_it_and_nowhere_else(manifests: Manifests) -> None:
+    bound = {account["name"] for one in manifests.of("RoleBinding").values() for account in one["subjects"]}
+    for where, pod in pods(manifests):
+        spec = pod["spec"]
+        assert spec["automountServiceAccountToken"] == (spec.get("serviceAccountName") in bound), where
     assert all(not one["automountServiceAccountToken"] for one in manifests.of("ServiceAccount").values())
 
 

@@ -24,6 +24,8 @@ from helm.rendering import CHART, render
         ({"image": {"digest": "latest"}}, "/image/digest"),
         ({"fullnameOverride": "Not_A_Name"}, "fullnameOverride"),
         ({"generation": {"autoscaling": {"kind": "both"}}}, "/generation/autoscaling/kind"),
+        ({"trainer": {"run": {"discovery": "consul"}}}, "/trainer/run/discovery"),
+        ({"trainer": {"run": {"queueName": "Team A"}}}, "/trainer/run/queueName"),
     ],
 )
 def test_the_schema_names_what_is_wrong(values: dict[str, Any], says: str) -> None:
@@ -136,6 +138,14 @@ SECRETS = {name: {"existingSecret": name} for name in ("run", "replica", "client
             ["trainer.run.persistence", "perRun", "existingClaim"],
         ),
         ({"trainer": {"run": {"persistence": {"perRun": False}}}}, ["trainer.run.persistence", "existingClaim"]),
+        (
+            {"trainer": {"launcher": {"kind": "local"}, "run": {"discovery": "endpointSlices"}}},
+            ["trainer.run.discovery", "trainer.launcher.kind"],
+        ),
+        (
+            {"trainer": {"launcher": {"kind": "local"}, "run": {"queueName": "q"}}},
+            ["trainer.run.queueName", "trainer.launcher.kind"],
+        ),
         (
             {"reward": {"enabled": False, "ingress": {"enabled": True, "hostname": "a"}}},
             ["reward.ingress", "reward.enabled"],

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from trimtab_trainer.claim_table import Evaluated, claim_table
+from trimtab_trainer.claim_table import Evaluated, claim_table, preference
 from trimtab_trainer.claims import give_back, mean_difference, sample_mean, win_rate
 from trimtab_trainer.context import StageResult
 
@@ -147,3 +147,18 @@ def test_a_preference_is_also_told_among_answers_that_ended() -> None:
     theirs = Evaluated([[{"gold": 0.9, "ended": True}]] * 2 + [[{"gold": 0.1, "ended": False}]] * 6)
     (claim,) = claim_table({"ppo_ptx": ours, "sft": theirs}, {}, samples=100, seed=0)
     assert claim.measured == 0.75 and "among answers that ended by themselves 0.000 (2 prompts)" in claim.note
+
+
+def test_dpo_stands_beside_sft_and_ppo_ptx_with_the_kl_of_both() -> None:
+    def evaluated(gold: float, kl: float) -> Evaluated:
+        scores = draw(int(10 * kl), 60, 2, gold)
+        return Evaluated([[{"gold": score, "reward": 0.0, "kl": kl} for score in prompt] for prompt in scores])
+
+    models = {"sft": evaluated(0.0, 0.0), "ppo_ptx": evaluated(1.0, 2.0), "dpo": evaluated(1.1, 2.5)}
+    claims = {claim.claim: claim for claim in claim_table(models, {}, samples=500, seed=0)}
+    over_sft, over_ppo = (claims[f"DPO is preferred to {name}"] for name in ("SFT", "PPO-ptx"))
+    assert over_sft.holds and over_sft.measured > 0.7
+    assert not over_ppo.holds and over_ppo.low is not None and over_ppo.low < 0.5 < over_ppo.measured
+    assert "KL to PPO's start 2.50 and 2.00 nats" in over_ppo.note and "by gold score" in over_ppo.note
+    judged, over = preference(models["dpo"], models["sft"], samples=500, seed=0)
+    assert judged == "gold" and (over.value, over.low) == (over_sft.measured, over_sft.low)

@@ -87,7 +87,10 @@ def test_truncated_sampling_is_refused_with_its_reason(tmp_path: Path, override:
         ({"model": "miniature"}, "`miniature` must be there"),
         ({"data_directory": None}, "sft.demonstrations is '{data}/demonstrations.jsonl.gz'; set `data_directory`"),
         ({"services": {}}, "no addresses for generation"),
-        ({"services": {"endpoints_file": "e", "reward": {}}}, "exactly one of `addresses`, `endpoints_file` and `dns`"),
+        (
+            {"services": {"endpoints_file": "e", "reward": {}}},
+            "exactly one of `addresses`, `endpoints_file`, `dns` and",
+        ),
         ({"ppo": {"minibatches": 7}}, "a divisor of 512"),
         ({"sft": {"pretraining": None}}, "`pretraining` must name"),
         ({"collect_rankings": {"corrupted_answers": 8}}, "allowed: 4..9"),

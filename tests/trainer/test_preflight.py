@@ -9,7 +9,7 @@ import pytest
 
 from trimtab.errors import ConfigError
 from trimtab_trainer.config import RunSpec
-from trimtab_trainer.preflight import check_inputs
+from trimtab_trainer.preflight import check_inputs, check_services
 
 DATASETS = ("demonstrations", "rankings", "prompts", "pretrain")
 
@@ -74,3 +74,10 @@ def test_services_are_asked_for_where_a_stage_needs_them(fields: dict[str, Any],
     (tmp_path / "endpoints.json").unlink()
     with pytest.raises(ConfigError, match="services.generation: .*endpoints.json: no such file; `trimtab up`"):
         check_inputs(RunSpec.model_validate(fields))
+
+
+def test_of_a_run_elsewhere_no_file_is_looked_for(fields: dict[str, Any], tmp_path: Path) -> None:
+    elsewhere = {**fields, "model": "/models/x", "services": {"endpoints_file": tmp_path / "absent.json"}}
+    check_services(RunSpec.model_validate({**elsewhere, "data_directory": "/data"}))
+    with pytest.raises(ConfigError, match="services: not set, but ppo work"):
+        check_services(RunSpec.model_validate({**elsewhere, "services": None}))

@@ -6,7 +6,7 @@ The value model is a network of its own, started from the reward model, offset i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -15,16 +15,19 @@ from torch import Tensor
 
 from trimtab.errors import TrainingDiverged
 from trimtab_models.heads import completion_values
-from trimtab_models.loading import named_parameter_tensors
 from trimtab_models.logprobs import completion_logprobs
-from trimtab_trainer.experience import Experience, MicroBatch, Minibatch
+from trimtab_trainer.distributed import added, apply, even_rounds, joined, on_every_rank, own_items
+from trimtab_trainer.experience import Experience, MicroBatch, Minibatch, Targets
 from trimtab_trainer.kl import AdaptiveKLController, ema_decay_at
 from trimtab_trainer.language_modeling import Example, train_on
 from trimtab_trainer.losses import policy_loss, value_loss
-from trimtab_trainer.optimization import Learner, gradient_norm
+from trimtab_trainer.optimization import Learner
 from trimtab_trainer.ppo_config import PPOConfig
+from trimtab_trainer.running_mean import RunningMean
 
 __all__ = ["ActorCritic", "UpdateFigures"]
+
+Rows = tuple[MicroBatch, Targets]
 
 
 @dataclass
@@ -70,30 +73,19 @@ class ActorCritic:
     policy: Learner
     values: Learner
     kl: AdaptiveKLController
-    average: dict[str, Tensor] | None
+    average: RunningMean | None
 
-    @torch.no_grad()
     def logprobs(
         self, minibatches: Iterable[Minibatch], shape: tuple[int, int], temperature: float
     ) -> Float[Tensor, "batch completion"]:
         """Log-probs of every completion token, computed in exactly the micro-batches given; float32, on the CPU."""
-        found = torch.zeros(shape)
-        for micro in _micro_batches(minibatches):
-            with self.policy.autocast():
-                rows, _ = _logprobs(self.policy, micro, temperature)
-            found[micro.rows.cpu(), : rows.shape[1]] = rows.cpu()
-        return found
+        return _all_logprobs(self.policy, _micro_batches(minibatches), shape, temperature)
 
-    @torch.no_grad()
     def value_estimates(
         self, minibatches: Iterable[Minibatch], shape: tuple[int, int]
     ) -> Float[Tensor, "batch completion"]:
         """Values of the states before every completion token; float32, on the CPU."""
-        found = torch.zeros(shape)
-        for micro in _micro_batches(minibatches):
-            rows = self._values(micro)
-            found[micro.rows.cpu(), : rows.shape[1]] = rows.cpu()
-        return found
+        return _all_values(self.values, _micro_batches(minibatches), shape)
 
     def update(
         self,
@@ -129,90 +121,111 @@ class ActorCritic:
         """
         figures.steps += 1
         figures.tokens += minibatch.token_count
-        total = 0.0
-        for micro in minibatch.micro_batches:
-            with self.values.autocast():
-                loss = value_loss(
-                    self._values(micro),
-                    experience.of(micro, "values"),
-                    experience.of(micro, "returns"),
-                    micro.mask,
-                    token_count=minibatch.token_count,
-                    clip_range=config.value_clip_range,
-                )
-            self.values.backward(loss)
-            total += float(loss.detach())
+        rows = [(micro, experience.targets(micro)) for micro in minibatch.micro_batches]
+        total = _value_gradient(self.values, rows, minibatch.token_count, config)
         figures.add(value_loss=_bounded("value loss", total, config.loss_limit))
         figures.add(value_gradient_norm=self.values.update().gradient_norm)
         if not policy_moves:
             return 0.0
-        kl = self._policy_gradient(minibatch, experience, config, figures)
+        total, found = _policy_gradient(self.policy, rows, minibatch.token_count, config)
+        for of_micro_batch in found:
+            figures.add_tokens(**of_micro_batch)
+        figures.add(policy_loss=_bounded("policy loss", total, config.loss_limit))
         if ptx and config.ptx_coef > 0:
             self._ptx_gradient(ptx, config, figures, measure_norms=measure_norms)
         step = self.policy.update()
         figures.add(policy_gradient_norm=step.gradient_norm, learning_rate=step.learning_rate)
-        self._move_average(config.ema_decay)
-        return kl
-
-    def _policy_gradient(
-        self, minibatch: Minibatch, experience: Experience, config: PPOConfig, figures: UpdateFigures
-    ) -> float:
-        kl_sum = total = 0.0
-        for micro in minibatch.micro_batches:
-            with self.policy.autocast():
-                logprobs, entropies = _logprobs(self.policy, micro, config.sampling.temperature, entropy=True)
-                found = policy_loss(
-                    logprobs,
-                    experience.of(micro, "old_logprobs"),
-                    experience.of(micro, "advantages"),
-                    micro.mask,
-                    token_count=minibatch.token_count,
-                    clip_range=config.clip_range,
-                    log_ratio_clamp=config.log_ratio_clamp,
-                    weights=experience.of(micro, "importance_weights") if config.max_lag else None,
-                )
-            self.policy.backward(found.loss)
-            total += float(found.loss.detach())
-            figures.add_tokens(
-                clip_fraction=found.clipped_tokens,
-                clamped_fraction=found.clamped_tokens,
-                update_kl=found.kl_sum,
-                entropy=float(entropies.sum()) if entropies is not None else 0.0,
-            )
-            kl_sum += found.kl_sum
-        figures.add(policy_loss=_bounded("policy loss", total, config.loss_limit))
-        return kl_sum / minibatch.token_count
+        if self.average is not None:
+            self.average.move(1 - ema_decay_at(self.policy.step - 1, config.ema_decay))
+        return sum(of_micro_batch["update_kl"] for of_micro_batch in found) / minibatch.token_count
 
     def _ptx_gradient(
         self, ptx: Sequence[Example], config: PPOConfig, figures: UpdateFigures, *, measure_norms: bool
     ) -> None:
-        parameters = list(self.policy.model.parameters())
-        ppo_gradients: list[Tensor | None] = []
         if measure_norms:
-            figures.first["ppo_gradient_norm"] = float(gradient_norm(parameters))
-            ppo_gradients = [p.grad for p in parameters]
-            for parameter in parameters:
-                parameter.grad = None
+            figures.first["ppo_gradient_norm"] = self.policy.put_gradient_aside()
         loss = train_on(self.policy, ptx, micro_batch_tokens=config.micro_batch_tokens, scale=config.ptx_coef)
         figures.add(ptx_loss=_bounded("pretraining loss", loss, config.loss_limit))
         if measure_norms:
-            figures.first["ptx_gradient_norm"] = float(gradient_norm(parameters))
-            for parameter, gradient in zip(parameters, ppo_gradients, strict=True):
-                if gradient is not None:
-                    parameter.grad = gradient if parameter.grad is None else gradient.add_(parameter.grad)
+            figures.first["ptx_gradient_norm"] = self.policy.add_gradient_put_aside()
 
-    def _values(self, micro: MicroBatch) -> Float[Tensor, "micro completion"]:
-        with self.values.autocast():
-            return completion_values(self.values.model, micro.input_ids, micro.prompt_lengths, micro.completion_lengths)
 
-    @torch.no_grad()
-    def _move_average(self, decay: float) -> None:
-        """EMA of the weights after a step (InstructGPT C.4), with a warm-up of its decay."""
-        if self.average is None:
-            return
-        weight = 1 - ema_decay_at(self.policy.step - 1, decay)
-        for name, tensor in named_parameter_tensors(self.policy.model).items():
-            self.average[name].lerp_(tensor.to(self.average[name].dtype), weight)
+@on_every_rank
+def _value_gradient(learner: Learner, rows: Sequence[Rows], token_count: int, config: PPOConfig) -> float:
+    """Adds the gradient of the value loss of a minibatch; returns the loss."""
+    total = 0.0
+    for micro, targets, weight in _own_rounds(rows, learner.device):
+        with learner.autocast():
+            loss = value_loss(
+                _values(learner, micro),
+                targets.values,
+                targets.returns,
+                micro.mask,
+                token_count=token_count,
+                clip_range=config.value_clip_range,
+            )
+        total += learner.backward(loss * weight)
+    return total
+
+
+@on_every_rank
+def _policy_gradient(
+    learner: Learner, rows: Sequence[Rows], token_count: int, config: PPOConfig
+) -> tuple[float, list[dict[str, float]]]:
+    """Adds the gradient of the policy loss of a minibatch; returns the loss, and sums over micro-batches' tokens."""
+    total = 0.0
+    figures = []
+    for micro, targets, weight in _own_rounds(rows, learner.device):
+        with learner.autocast():
+            logprobs, entropies = _logprobs(learner, micro, config.sampling.temperature, entropy=True)
+            found = policy_loss(
+                logprobs,
+                targets.old_logprobs,
+                targets.advantages,
+                micro.mask,
+                token_count=token_count,
+                clip_range=config.clip_range,
+                log_ratio_clamp=config.log_ratio_clamp,
+                weights=targets.importance_weights if config.max_lag else None,
+            )
+        total += learner.backward(found.loss * weight)
+        if weight:
+            figures.append(
+                {
+                    "clip_fraction": float(found.clipped_tokens),
+                    "clamped_fraction": float(found.clamped_tokens),
+                    "update_kl": found.kl_sum,
+                    "entropy": float(entropies.sum()) if entropies is not None else 0.0,
+                }
+            )
+    return total, joined(figures)
+
+
+@on_every_rank
+@torch.no_grad()
+def _all_logprobs(
+    learner: Learner, micro_batches: Sequence[MicroBatch], shape: tuple[int, int], temperature: float
+) -> Float[Tensor, "batch completion"]:
+    found = torch.zeros(shape)
+    for micro, weight in _rounds(micro_batches):
+        with learner.autocast():
+            rows, _ = _logprobs(learner, micro.to(learner.device), temperature)
+        if weight:
+            found[micro.rows, : rows.shape[1]] = rows.cpu()
+    return added(found)
+
+
+@on_every_rank
+@torch.no_grad()
+def _all_values(
+    learner: Learner, micro_batches: Sequence[MicroBatch], shape: tuple[int, int]
+) -> Float[Tensor, "batch completion"]:
+    found = torch.zeros(shape)
+    for micro, weight in _rounds(micro_batches):
+        rows = _values(learner, micro.to(learner.device))
+        if weight:
+            found[micro.rows, : rows.shape[1]] = rows.cpu()
+    return added(found)
 
 
 def _bounded(name: str, loss: float, limit: float | None) -> float:
@@ -229,8 +242,9 @@ def _bounded(name: str, loss: float, limit: float | None) -> float:
 def _logprobs(
     learner: Learner, micro: MicroBatch, temperature: float, *, entropy: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    return completion_logprobs(
+    return apply(
         learner.model,
+        completion_logprobs,
         micro.input_ids,
         micro.prompt_lengths,
         micro.completion_lengths,
@@ -239,5 +253,23 @@ def _logprobs(
     )
 
 
-def _micro_batches(minibatches: Iterable[Minibatch]) -> Iterable[MicroBatch]:
-    return (micro for minibatch in minibatches for micro in minibatch.micro_batches)
+def _values(learner: Learner, micro: MicroBatch) -> Float[Tensor, "micro completion"]:
+    with learner.autocast():
+        return apply(learner.model, completion_values, micro.input_ids, micro.prompt_lengths, micro.completion_lengths)
+
+
+def _micro_batches(minibatches: Iterable[Minibatch]) -> list[MicroBatch]:
+    return [micro for minibatch in minibatches for micro in minibatch.micro_batches]
+
+
+def _rounds(micro_batches: Sequence[MicroBatch]) -> Iterator[tuple[MicroBatch, float]]:
+    """This rank's micro-batches, then the smallest of all with weight 0 as long as another rank has work."""
+    own = own_items(micro_batches, lambda micro: micro.rank)
+    return even_rounds(own, filler=min(micro_batches, key=lambda micro: micro.input_ids.numel()))
+
+
+def _own_rounds(rows: Sequence[Rows], device: torch.device) -> Iterator[tuple[MicroBatch, Targets, float]]:
+    """As `_rounds`, with their targets, on the device."""
+    targets = {id(micro): of_micro for micro, of_micro in rows}
+    for micro, weight in _rounds([micro for micro, _ in rows]):
+        yield micro.to(device), targets[id(micro)].to(device), weight

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from trimtab.errors import CorruptData, Mismatch
 from trimtab_models.files import sync
+from trimtab_trainer.distributed import local_part
 
 __all__ = [
     "CheckpointStore",
@@ -206,21 +207,22 @@ def restore_model(model: nn.Module, tensors: Mapping[str, Tensor], prefix: str) 
         Mismatch: a name, shape or dtype differs.
     """
     own = _model_tensors(model)
-    given = _under(tensors, prefix)
-    if own.keys() != given.keys():
-        odd = sorted(own.keys() ^ given.keys())
+    names = _under(tensors, prefix)
+    if own.keys() != names.keys():
+        odd = sorted(own.keys() ^ names.keys())
         raise Mismatch(
             f"checkpoint: {prefix}: {len(odd)} tensors are on one side only, such as {odd[0]!r}", field=prefix
         )
     with torch.no_grad():
         for name, tensor in own.items():
-            if (tensor.shape, tensor.dtype) != (given[name].shape, given[name].dtype):
+            given = tensors[names[name]]
+            if (tensor.shape, tensor.dtype) != (given.shape, given.dtype):
                 raise Mismatch(
-                    f"checkpoint: {prefix}/{name} is {given[name].dtype} {tuple(given[name].shape)}; the model's is "
+                    f"checkpoint: {prefix}/{name} is {given.dtype} {tuple(given.shape)}; the model's is "
                     f"{tensor.dtype} {tuple(tensor.shape)}",
                     field=f"{prefix}/{name}",
                 )
-            tensor.copy_(given[name])
+            tensor.copy_(local_part(given, tensor))
 
 
 def capture_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, prefix: str) -> dict[str, Tensor]:
@@ -236,17 +238,12 @@ def restore_optimizer(
     optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Mapping[str, Tensor], prefix: str
 ) -> None:
     """Puts back what `capture_optimizer` took of this optimizer's parameters; those without state there have none."""
-    given = _under(tensors, prefix)
     own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     optimizer.state.clear()
     for name, parameter in model.named_parameters():
-        state = _under(given, name)
-        if state and id(parameter) in own:
-            # AdamW keeps its step count on the CPU in float32; the moments lie beside the parameter
-            optimizer.state[parameter] = {
-                key: value.clone() if key == "step" else value.to(parameter.device, parameter.dtype, copy=True)
-                for key, value in state.items()
-            }
+        names = _under(tensors, f"{prefix}/{name}")
+        if names and id(parameter) in own:
+            optimizer.state[parameter] = {key: _moment(key, tensors[full], parameter) for key, full in names.items()}
 
 
 def capture_random_state(prefix: str = "random") -> dict[str, Tensor]:
@@ -259,11 +256,11 @@ def capture_random_state(prefix: str = "random") -> dict[str, Tensor]:
 
 def restore_random_state(tensors: Mapping[str, Tensor], prefix: str = "random") -> None:
     """Puts back what `capture_random_state` took; states of GPUs that are not here are left out."""
-    for name, state in _under(tensors, prefix).items():
+    for name, full in _under(tensors, prefix).items():
         if name == "cpu":
-            torch.set_rng_state(state)
+            torch.set_rng_state(tensors[full])
         elif torch.cuda.is_available() and int(name.removeprefix("cuda-")) < torch.cuda.device_count():
-            torch.cuda.set_rng_state(state, int(name.removeprefix("cuda-")))
+            torch.cuda.set_rng_state(tensors[full], int(name.removeprefix("cuda-")))
 
 
 def write_file_atomically(path: Path, text: str) -> None:
@@ -302,9 +299,17 @@ def _model_tensors(model: nn.Module) -> dict[str, Tensor]:
     return dict(model.named_parameters()) | buffers
 
 
-def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _moment(key: str, value: Tensor, parameter: Tensor) -> Tensor:
+    """A state tensor where the optimizer has it: AdamW's count of steps on the CPU, moments beside the parameter."""
+    if key == "step":
+        return value.to("cpu", copy=True)
+    return local_part(value, parameter).to(parameter.device, parameter.dtype, copy=True)
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, str]:
+    """Names below a prefix, without and with it; the tensors themselves may be far, so they are read one by one."""
     start = f"{prefix}/"
-    return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
+    return {name.removeprefix(start): name for name in tensors if name.startswith(start)}
 
 
 def _sha256(path: Path) -> str:

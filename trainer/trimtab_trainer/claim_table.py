@@ -1,8 +1,11 @@
-"""Which claims of InstructGPT a run can check, and what it measured of each.
+"""Which claims of InstructGPT, and of DPO, a run can check, and what it measured of each.
 
 A claim is in the table when the models that it speaks of were evaluated, under the names base, base_4x, few_shot, sft,
-ppo (gamma 0), ppo_without_kl, ppo_ptx and ptx_control. Preference is by the gold score where there is one, else by a
-judge that no policy was optimised against, else by the reward model that trained the policy, which the note then says.
+ppo (gamma 0), ppo_without_kl, ppo_ptx, dpo and ptx_control. Preference is by the gold score where there is one, else by
+a judge that no policy was optimised against, else by the reward model that PPO learnt from, which the note then says.
+
+DPO has two lines of its own beside the paper's, its KL to PPO's start in the note: a preference bought with more KL is
+no better method.
 """
 
 from __future__ import annotations
@@ -14,15 +17,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trimtab_trainer.claims import Claim, give_back, mean_difference, sample_mean, win_rate
+from trimtab_trainer.claims import Claim, WinRate, give_back, mean_difference, sample_mean, win_rate
 from trimtab_trainer.context import StageResult
 
-__all__ = ["Evaluated", "claim_table", "figures_of"]
+__all__ = ["Evaluated", "claim_table", "figures_of", "preference"]
 
 _JUDGES = {
     "gold": "gold score",
     "judge": "a reward model that no policy was optimised against",
-    "reward": "the reward model that the policy was trained on, which favours it",
+    "reward": "the reward model that PPO was trained on, which favours PPO",
 }
 """What preference may be measured by, the most trustworthy first."""
 
@@ -92,6 +95,8 @@ def claim_table(
             "1.3 B to 175 B (section 1)",
         ),
         ("sft", "few_shot", "SFT is preferred to the few-shot prompted base", "preferred at every size (figure 1)"),
+        ("dpo", "sft", "DPO is preferred to SFT", "in summaries and dialogues (Rafailov et al. 2023)"),
+        ("dpo", "ppo_ptx", "DPO is preferred to PPO-ptx", "0.58 by people, in summaries (Rafailov et al. 2023)"),
     ):
         if ours in models and theirs in models:
             claims.append(_preferred(models[ours], models[theirs], claim, paper, samples, seed))
@@ -102,16 +107,26 @@ def claim_table(
     return claims
 
 
-def _preferred(ours: Evaluated, theirs: Evaluated, claim: str, paper: str, samples: int, seed: int) -> Claim:
+def preference(ours: Evaluated, theirs: Evaluated, *, samples: int, seed: int) -> tuple[str, WinRate]:
+    """By what preference is measured (a key of the answers), and our win rate over them by it."""
     key = next(key for key in _JUDGES if ours.of(key))
-    found = win_rate(ours.of(key), theirs.of(key), samples=samples, seed=seed)
-    by = _JUDGES[key]
-    note = f"win rate by {by}, a tie is 1/2; ties {found.ties:.0%}; {found.prompts} prompts"
+    return key, win_rate(ours.of(key), theirs.of(key), samples=samples, seed=seed)
+
+
+def _preferred(ours: Evaluated, theirs: Evaluated, claim: str, paper: str, samples: int, seed: int) -> Claim:
+    key, found = preference(ours, theirs, samples=samples, seed=seed)
+    note = f"win rate by {_JUDGES[key]}, a tie is 1/2; ties {found.ties:.0%}; {found.prompts} prompts"
     ended = [(_ended(a, key), _ended(b, key)) for a, b in zip(ours.answers, theirs.answers, strict=True)]
     if both := [pair for pair in ended if all(pair)]:
         among = win_rate(*zip(*both, strict=True), samples=samples, seed=seed)
         note += f"; among answers that ended by themselves {among.value:.3f} ({among.prompts} prompts)"
+    if ours.of("kl") and theirs.of("kl"):
+        note += "; KL to PPO's start {:.2f} and {:.2f} nats".format(*(_mean(one.of("kl")) for one in (ours, theirs)))
     return Claim(claim, paper, found.value, found.low, found.high, found.low > 0.5, note)
+
+
+def _mean(values: Sequence[Sequence[float]]) -> float:
+    return float(np.mean([np.mean(one) for one in values]))
 
 
 def _ended(answers: Sequence[Mapping[str, Any]], key: str) -> list[float]:
@@ -191,7 +206,7 @@ def _hallucination(models: Mapping[str, Evaluated], samples: int, seed: int) -> 
     invented = {name: model.of("hallucinated") for name, model in models.items()}
     found = mean_difference(invented["ppo_ptx"], invented["base"], samples=samples, seed=seed)
     rates = ", ".join(
-        f"{name} {np.mean([np.mean(one) for one in invented[name]]):.3f}"
+        f"{name} {_mean(invented[name]):.3f}"
         for name in ("base", "few_shot", "sft", "ppo", "ppo_ptx")
         if name in invented
     )
@@ -251,7 +266,7 @@ def _over_optimization(models: Mapping[str, Evaluated], samples: int, seed: int)
     near, far = models["ppo"], models["ppo_without_kl"]
     proxy = mean_difference(far.of("reward"), near.of("reward"), samples=samples, seed=seed)
     gold = mean_difference(far.of("gold"), near.of("gold"), samples=samples, seed=seed)
-    kl = [np.mean([np.mean(one) for one in model.of("kl")]) for model in (near, far)]
+    kl = [_mean(model.of("kl")) for model in (near, far)]
     return [
         Claim(
             "optimised on without a KL penalty, reward rises and gold falls",

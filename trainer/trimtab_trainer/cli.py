@@ -1,4 +1,4 @@
-"""The commands of the trainer: `trimtab run`, `quickstart`, `data`, `report`. Loaded when one of them is invoked."""
+"""The commands of the trainer: `trimtab run`, `quickstart`, `report`. Loaded when one of them is invoked."""
 
 from __future__ import annotations
 
@@ -6,22 +6,18 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from trimtab import Client, TLSConfig, Token
 from trimtab_models.memory import keep_freed_memory
 from trimtab_trainer.config import load_run_spec
-from trimtab_trainer.preflight import check_inputs
+from trimtab_trainer.places import Place
+from trimtab_trainer.preflight import check_inputs, check_services
 
-if TYPE_CHECKING:
-    from trimtab_trainer.data.check import Row
-
-__all__ = ["data", "quickstart", "report", "run"]
+__all__ = ["quickstart", "report", "run"]
 
 EXIT_STOPPED = 130
 
@@ -33,6 +29,17 @@ EXIT_STOPPED = 130
 )
 @click.option("--resume", is_flag=True, help="Go on where the run of this folder was stopped or killed.")
 @click.option("--check", is_flag=True, help="Only check the spec.")
+@click.option(
+    "--check-spec", is_flag=True, help="Only check the spec itself, not the files that it names: for a run elsewhere."
+)
+@click.option(
+    "--processes",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Processes of this machine that train together, with device cuda each on a GPU. On several machines each is "
+    "told its place by the environment variables of torchrun.",
+)
 @click.option("--dir", "directory", type=click.Path(path_type=Path), help="The run's own folder; overrides the spec.")
 @click.option("--name", help="Name of the run; overrides the spec.")
 @click.option("--endpoints", type=click.Path(path_type=Path), help="endpoints.json, for a spec that names no services.")
@@ -48,6 +55,8 @@ def run(
     overrides: tuple[str, ...],
     resume: bool,
     check: bool,
+    check_spec: bool,
+    processes: int,
     directory: Path | None,
     name: str | None,
     endpoints: Path | None,
@@ -60,14 +69,25 @@ def run(
     report_insecure: bool,
 ) -> int:
     """Run the stages of SPEC_FILE in the foreground. Ctrl-C ends the step, saves a checkpoint and stops, resumable."""
+    place = Place.of(os.environ, processes=processes)
+    if place is not None:
+        os.environ.update(place.settings(os.environ))
+        if place.rank:  # rank 0 has the spec, the data and the services
+            keep_freed_memory()
+            from trimtab_trainer.ranks import follow
+
+            return follow(place)
     given = [*overrides]
     if directory is not None:
         given.append(f"directory={json.dumps(str(directory))}")
     if name is not None:
         given.append(f"name={json.dumps(name)}")
     spec = load_run_spec(spec_file, given, endpoints_file=endpoints)
-    check_inputs(spec)
-    if check:
+    if check_spec:
+        check_services(spec)
+    else:
+        check_inputs(spec)
+    if check or check_spec:
         click.echo(f"{spec_file}: all good: {', '.join(spec.stages)}")
         return 0
     if spec.services is not None:  # before torch: spinning OpenMP threads would take the services' cores from them
@@ -75,12 +95,14 @@ def run(
     keep_freed_memory()
     from trimtab_trainer.context import Orders
     from trimtab_trainer.experiment_logs import experiment_logs
+    from trimtab_trainer.ranks import leading
     from trimtab_trainer.remote import RemoteSink
     from trimtab_trainer.report import write_report
     from trimtab_trainer.reporter import Reporter, RunState
     from trimtab_trainer.run import run as execute
 
     orders = Orders()
+    follower = [sys.executable, "-m", "trimtab", "run", str(spec_file)] if processes > 1 else None
     sink = None
     if report_to is not None:
         token = Token(file=report_token_file) if report_token_file else None
@@ -92,6 +114,7 @@ def run(
         with (
             experiment_logs(spec) as logs,
             Reporter(spec.directory, sinks=[*([sink] if sink else []), *logs]) as reporter,
+            leading(place, orders, spec, start=follower) if place is not None else nullcontext(),
         ):
             outcome = execute(spec, resume=resume, reporter=reporter, orders=orders, on_success=write_report)
     finally:
@@ -124,54 +147,6 @@ def quickstart(directory: Path, model: str, data_directory: Path | None, overrid
     from trimtab_trainer.quickstart import run_quickstart
 
     return run_quickstart(directory, model, data_directory, overrides, full=full)
-
-
-@click.group()
-def data() -> None:
-    """Check dataset files before any run uses them."""
-
-
-_KIND = click.Choice(["demonstrations", "rankings", "prompts", "pretraining"])
-
-
-@data.command("check")
-@click.argument("kind", type=_KIND)
-@click.argument("file", type=click.Path(path_type=Path))
-@click.option(
-    "--against",
-    type=(_KIND, click.Path(path_type=Path)),
-    multiple=True,
-    metavar="KIND FILE",
-    help="Another file whose prompts FILE must not share, such as a test set; may be given again.",
-)
-@click.option("--skip-bad-rows", default=0, show_default=True, help="Bad rows tolerated in each file; each is told.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-def check_data(kind: str, file: Path, against: tuple[tuple[str, Path], ...], skip_bad_rows: int, as_json: bool) -> int:
-    """Read every row of FILE and say what is in it; a bad row is told with its line, field and reason.
-
-    Exit code 1 when FILE shares prompts with a file of --against.
-    """
-    from trimtab_trainer.data.check import READERS, describe_dataset, find_leaks
-
-    bad: list[str] = []
-
-    def read(kind: str, path: Path) -> Sequence[Row]:
-        return READERS[kind](path, skip_bad_rows=skip_bad_rows, warn=bad.append)
-
-    rows = read(kind, file)
-    found = {**describe_dataset(rows), "bad_rows": len(bad)}
-    leaks = {str(path): find_leaks(rows, read(kind, path)) for kind, path in against}
-    for text in bad:
-        click.echo(text, err=True)
-    if as_json:
-        click.echo(json.dumps({**found, "shared": {path: asdict(leak) for path, leak in leaks.items()}}))
-    else:
-        for key, value in found.items():
-            click.echo(f"{key:<27} {value}")
-        for path, leak in leaks.items():
-            click.echo(f"prompts shared with {path}: {leak.prompts} equal, {leak.similar_prompts} alike but for case,")
-            click.echo(f"  spaces and marks; in {leak.rows} rows of {file} and {leak.other_rows} of the other")
-    return int(any(leak.rows for leak in leaks.values()))
 
 
 @click.command()

@@ -22,6 +22,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from trimtab.errors import ConfigError
+from trimtab_trainer.dpo_config import DPOConfig
 from trimtab_trainer.ppo_config import PPOConfig, RolloutSamplingConfig
 from trimtab_trainer.stage_configs import (
     AnswersAt,
@@ -44,6 +45,7 @@ __all__ = [
     "STAGES",
     "AnswersAt",
     "CollectRankingsConfig",
+    "DPOConfig",
     "MiniatureConfig",
     "OptimizerConfig",
     "PPOConfig",
@@ -78,6 +80,7 @@ StageName = Literal[
     "ppo_without_ptx",
     "ppo_without_kl",
     "ptx_control",
+    "dpo",
     "evaluate",
 ]
 STAGES: tuple[StageName, ...] = get_args(StageName)
@@ -91,7 +94,7 @@ _SECTIONS: Mapping[str, str] = {
 }
 """Stages that repeat another one with a difference, to tell what it does, and so take its section."""
 
-PRESETS = ("tiny", "smollm2", "gemma3", "instructgpt")
+PRESETS = ("tiny", "smollm2", "gemma3", "instructgpt", "tiny_dpo")
 """Run specs inside the package."""
 
 MINIATURE = "miniature"
@@ -128,12 +131,27 @@ class ServiceAddresses(Section):
         pattern=r"^[^:/\s]+:\d{1,5}$",
         description="name:port of which every address is a replica, such as a headless Service; asked again and again.",
     )
+    endpoint_slices: str | None = Field(
+        default=None,
+        pattern=r"^[^:/\s]+/[^:/\s]+:[^:/\s]+$",
+        description="namespace/service:port of a Service on Kubernetes, its port by name or number; its EndpointSlices "
+        "are watched by the ServiceAccount of the run's pod.",
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> ServiceAddresses:
-        if bool(self.addresses) + (self.endpoints_file is not None) + (self.dns is not None) != 1:
-            raise ValueError("set exactly one of `addresses`, `endpoints_file` and `dns`")
+        names = (self.endpoints_file, self.dns, self.endpoint_slices)
+        if bool(self.addresses) + sum(name is not None for name in names) != 1:
+            raise ValueError("set exactly one of `addresses`, `endpoints_file`, `dns` and `endpoint_slices`")
         return self
+
+    @property
+    def server_name(self) -> str:
+        """The name that the certificate of replicas has which are reached by their addresses; empty where unknown."""
+        if self.endpoint_slices is not None:
+            namespace, _, service = self.endpoint_slices.rpartition(":")[0].partition("/")
+            return f"{service}.{namespace}.svc"
+        return self.dns.rpartition(":")[0] if self.dns is not None else ""
 
 
 class ServicesConfig(Section):
@@ -205,6 +223,7 @@ class RunSpec(Section):
     reward_model: RewardModelConfig = RewardModelConfig()
     sft_baseline: SFTBaselineConfig = SFTBaselineConfig()
     ppo: PPOConfig = PPOConfig()
+    dpo: DPOConfig = DPOConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
 
     @model_validator(mode="after")
@@ -257,11 +276,21 @@ class RunSpec(Section):
         keys = ("text", "held_out", "demonstrations", "pretraining", "pretraining_held_out", "rankings",
                 "rankings_held_out", "prompts", "prompts_held_out")  # fmt: skip
         for stage in self.stages:
+            if stage == "dpo":
+                yield from self._rankings()
+                continue
             config = self.stage_config(stage)
             mixes = not isinstance(config, SFTConfig) or config.pretraining_mix or config.rl_init is not None
             for key in keys:
                 if isinstance(value := getattr(config, key, None), str) and (mixes or key != "pretraining"):
                     yield f"{_SECTIONS.get(stage, stage)}.{key}", value
+
+    def _rankings(self) -> Iterator[tuple[str, str]]:
+        """What `dpo` reads: the reward model's rankings."""
+        config = self.reward_model
+        yield "reward_model.rankings", config.rankings
+        if config.rankings_held_out is not None:
+            yield "reward_model.rankings_held_out", config.rankings_held_out
 
     def path(self, written: str) -> Path:
         """A data path with its placeholders filled in."""

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from trimtab.errors import ConfigError, TrainingDiverged
+from trimtab.errors import ConfigError, TrainingDiverged, TrimtabError
 from trimtab_trainer.checkpoint import CheckpointStore, Snapshot
 from trimtab_trainer.config import MINIATURE, STAGES, RunSpec, StageName
 from trimtab_trainer.reporter import Reporter
@@ -35,6 +35,7 @@ class Orders:
     def __init__(self) -> None:
         self._stop = threading.Event()
         self._checkpoint = threading.Event()
+        self._failure: TrimtabError | None = None
 
     def stop(self) -> None:
         """Finish the step, write a checkpoint, end."""
@@ -44,9 +45,19 @@ class Orders:
         """Write a checkpoint after the step."""
         self._checkpoint.set()
 
+    def fail(self, error: TrimtabError) -> None:
+        """End with an error that the stage itself cannot meet, such as another process of the run that is gone."""
+        self._failure = error
+
     @property
     def stop_asked(self) -> bool:
-        """Whether `stop` was called."""
+        """Whether `stop` was called.
+
+        Raises:
+            TrimtabError: that of `fail`.
+        """
+        if self._failure is not None:
+            raise self._failure
         return self._stop.is_set()
 
     def take_checkpoint_order(self) -> bool:

@@ -23,7 +23,7 @@ from trimtab.errors import ConfigError
 from trimtab_models.loading import load_policy, max_sequence_tokens
 from trimtab_models.tokenizer import decode
 from trimtab_trainer.checkpoint import Snapshot, write_file_atomically
-from trimtab_trainer.claim_table import Evaluated, claim_table, figures_of
+from trimtab_trainer.claim_table import Evaluated, claim_table, figures_of, preference
 from trimtab_trainer.config import EvaluateConfig, EvaluatedModel
 from trimtab_trainer.context import StageContext, StageResult
 from trimtab_trainer.data import Demonstration, read_demonstrations
@@ -38,6 +38,8 @@ from trimtab_trainer.rollouts import Rollout
 
 __all__ = ["evaluate", "read_evaluated"]
 
+_BASELINE = "sft"
+"""What every other model's answers are compared with."""
 _TRIED = 50
 """Demonstrations tried for a prompt, in its own order, before it goes without those that do not fit."""
 
@@ -71,10 +73,22 @@ def evaluate(context: StageContext, config: EvaluateConfig) -> StageResult:
             metrics = _judge(context, config, sampler, judge, prompts)
             context.after_step(steps, steps, 1, lambda: Snapshot(steps), metrics=metrics)
     evaluated = {name: read_evaluated(context.spec.directory, name) for name in folders}
+    _compare_with_baseline(context, config, evaluated)
     start = _start_of_ppo(context, config, folders)
     claims = claim_table(evaluated, context.results, samples=config.bootstrap_samples, seed=seed, start=start)
     metrics = {"claims": float(len(claims)), "claims_that_hold": float(sum(claim.holds for claim in claims))}
     return StageResult(metrics=metrics, details={"claims": [asdict(claim) for claim in claims]})
+
+
+def _compare_with_baseline(context: StageContext, config: EvaluateConfig, evaluated: Mapping[str, Evaluated]) -> None:
+    """Adds to the figures of every other model how often it is preferred to the baseline, where that is evaluated."""
+    if (baseline := evaluated.get(_BASELINE)) is None:
+        return
+    seed = context.seed(config.seed)
+    for name in evaluated.keys() - {_BASELINE}:
+        _, found = preference(evaluated[name], baseline, samples=config.bootstrap_samples, seed=seed)
+        figure = {"value": found.value, "low": found.low, "high": found.high}
+        _add_figures(context, config, name, {f"preferred_to_{_BASELINE}": figure})
 
 
 def _start_of_ppo(context: StageContext, config: EvaluateConfig, folders: Mapping[str, Path]) -> str | None:

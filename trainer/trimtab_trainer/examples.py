@@ -6,7 +6,7 @@ Rows are read, split and filtered by `data`; the tokenizer's template renders pr
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,6 +18,7 @@ from trimtab_models.tokenizer import encode_completion, encode_document, encode_
 from trimtab_trainer.context import StageContext
 from trimtab_trainer.data import Demonstration, Passage, Ranking
 from trimtab_trainer.data.records import PromptText, turns_of
+from trimtab_trainer.data.splits import Groups, in_groups
 from trimtab_trainer.language_modeling import Example
 from trimtab_trainer.optimization import shuffled
 from trimtab_trainer.stage_configs import TrainingStage
@@ -30,6 +31,7 @@ __all__ = [
     "few_shot_prompt",
     "first_of",
     "ranking_examples",
+    "said_by",
 ]
 
 T = TypeVar("T")
@@ -54,14 +56,22 @@ class Reading:
     warn: Callable[[str], None]
 
     @classmethod
-    def of(cls, context: StageContext, config: TrainingStage, tokenizer: PreTrainedTokenizerBase, most: int) -> Reading:
-        """As a stage's section says, for a model with a context of `most` tokens.
+    def of(
+        cls,
+        context: StageContext,
+        config: TrainingStage,
+        tokenizer: PreTrainedTokenizerBase,
+        most: int,
+        *,
+        section: str = "",
+    ) -> Reading:
+        """As a section says, the stage's own unless another is named, for a model with a context of `most` tokens.
 
         Raises:
             ConfigError: `max_tokens` is more than the model's context.
         """
         if config.max_tokens is not None and config.max_tokens > most:
-            key = f"{context.stage}.max_tokens"
+            key = f"{section or context.stage}.max_tokens"
             raise ConfigError(
                 f"{key}: {config.max_tokens} is more than the model's context; allowed: at most {most}",
                 field=key,
@@ -173,6 +183,12 @@ class RankingExample:
     def decided(self) -> bool:
         """Whether any pair is decided; a wholly tied prompt teaches nothing."""
         return any(len(set(ranks)) > 1 for _, ranks in self.rankings)
+
+
+def said_by(example: RankingExample, groups: Groups | None) -> RankingExample:
+    """The example with the rankings of some labeler groups only; None keeps all."""
+    kept = tuple((group, ranks) for group, ranks in example.rankings if in_groups(example.source, group, groups))
+    return replace(example, rankings=kept)
 
 
 def ranking_examples(path: Path, rows: Sequence[Ranking], reading: Reading) -> list[RankingExample]:

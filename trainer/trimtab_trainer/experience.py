@@ -11,16 +11,17 @@ is padded. `old_logprobs` are computed in the very micro-batches of the first up
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from trimtab_trainer.distributed import balanced
 from trimtab_trainer.rollouts import Rollout
 
-__all__ = ["Experience", "MicroBatch", "Minibatch", "pad_rows", "plan_minibatches"]
+__all__ = ["Experience", "MicroBatch", "Minibatch", "Targets", "pad_rows", "plan_minibatches"]
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,14 @@ class MicroBatch:
         input_ids: [micro, seq] prompt and completion, right-padded.
         prompt_lengths: [micro].
         completion_lengths: [micro].
+        rank: whose work it is, of the processes that the run spans.
     """
 
     rows: Int[Tensor, " micro"]
     input_ids: Int[Tensor, "micro seq"]
     prompt_lengths: Int[Tensor, " micro"]
     completion_lengths: Int[Tensor, " micro"]
+    rank: int = 0
 
     @property
     def lengths(self) -> Int[Tensor, " micro"]:
@@ -49,6 +52,31 @@ class MicroBatch:
         """True on real completion tokens."""
         longest = int(self.completion_lengths.max())
         return torch.arange(longest, device=self.input_ids.device) < self.completion_lengths[:, None]
+
+    def to(self, device: torch.device) -> MicroBatch:
+        """The same on a device."""
+        return replace(
+            self,
+            rows=self.rows.to(device),
+            input_ids=self.input_ids.to(device),
+            prompt_lengths=self.prompt_lengths.to(device),
+            completion_lengths=self.completion_lengths.to(device),
+        )
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What the losses of a micro-batch compare with; each [micro, completion], as in `Experience`."""
+
+    old_logprobs: Float[Tensor, "micro completion"]
+    values: Float[Tensor, "micro completion"]
+    returns: Float[Tensor, "micro completion"]
+    advantages: Float[Tensor, "micro completion"]
+    importance_weights: Float[Tensor, "micro completion"]
+
+    def to(self, device: torch.device) -> Targets:
+        """The same on a device."""
+        return Targets(**{item.name: getattr(self, item.name).to(device) for item in fields(self)})
 
 
 @dataclass(frozen=True)
@@ -99,11 +127,10 @@ class Experience:
     importance_weights: Float[Tensor, "batch completion"]
     scores: Float[Tensor, " batch"]
 
-    def of(self, micro: MicroBatch, name: str) -> Float[Tensor, "micro completion"]:
-        """The rows and columns of one of the tensors that a micro-batch covers, on its device."""
-        tensor: Tensor = getattr(self, name)
+    def targets(self, micro: MicroBatch) -> Targets:
+        """The rows and columns that a micro-batch covers, of what its losses compare with."""
         longest = int(micro.completion_lengths.max())
-        return tensor[micro.rows.to(tensor.device), :longest].to(micro.input_ids.device)
+        return Targets(**{item.name: getattr(self, item.name)[micro.rows, :longest] for item in fields(Targets)})
 
 
 def plan_minibatches(
@@ -112,30 +139,32 @@ def plan_minibatches(
     minibatches: int,
     micro_batch_tokens: int,
     generator: torch.Generator,
-    device: torch.device,
+    ranks: int = 1,
 ) -> list[Minibatch]:
-    """Cuts a batch into random minibatches, and each into micro-batches of similar lengths.
+    """Cuts a batch into random minibatches, and each into micro-batches of similar lengths, on the CPU.
 
-    The cut depends on the generator and on the lengths only, never on the order of arrival, so that a repeated run sums
-    its gradients in the same order.
+    The cut depends on the generator, the ranks and the lengths only, never on the order of arrival, so that a repeated
+    run sums its gradients in the same order.
 
     Args:
         rollouts: the batch in its own order.
         minibatches: optimizer steps of the epoch; divides the batch.
         micro_batch_tokens: most tokens of one forward, padding included; one longer rollout goes alone.
         generator: a CPU generator.
-        device: where the tensors of the micro-batches go.
+        ranks: processes that share each minibatch, by tokens.
     """
     order = torch.randperm(len(rollouts), generator=generator).tolist()
     size = len(rollouts) // minibatches
     plan = []
     for start in range(0, size * minibatches, size):
-        rows = sorted(order[start : start + size], key=lambda row: (-_length(rollouts[row]), row))
+        chosen = order[start : start + size]
         micro_batches = []
-        while rows:
-            fit = max(1, micro_batch_tokens // _length(rollouts[rows[0]]))
-            micro_batches.append(_micro_batch(rollouts, rows[:fit], device))
-            rows = rows[fit:]
+        for rank, share in enumerate(balanced([_length(rollouts[row]) for row in chosen], ranks)):
+            rows = sorted((chosen[i] for i in share), key=lambda row: (-_length(rollouts[row]), row))
+            while rows:
+                fit = max(1, micro_batch_tokens // _length(rollouts[rows[0]]))
+                micro_batches.append(_micro_batch(rollouts, rows[:fit], rank))
+                rows = rows[fit:]
         tokens = sum(int(micro.completion_lengths.sum()) for micro in micro_batches)
         plan.append(Minibatch(tuple(micro_batches), tokens))
     return plan
@@ -153,15 +182,16 @@ def _length(rollout: Rollout) -> int:
     return len(rollout.prompt_token_ids) + len(rollout.token_ids)
 
 
-def _micro_batch(rollouts: Sequence[Rollout], rows: list[int], device: torch.device) -> MicroBatch:
+def _micro_batch(rollouts: Sequence[Rollout], rows: list[int], rank: int) -> MicroBatch:
     longest = max(_length(rollouts[row]) for row in rows)
     input_ids = torch.zeros(len(rows), longest, dtype=torch.long)  # padding is masked by length: any id would do
     for index, row in enumerate(rows):
         sequence = rollouts[row].prompt_token_ids + rollouts[row].token_ids
         input_ids[index, : len(sequence)] = torch.tensor(sequence)
     return MicroBatch(
-        rows=torch.tensor(rows, device=device),
-        input_ids=input_ids.to(device),
-        prompt_lengths=torch.tensor([len(rollouts[row].prompt_token_ids) for row in rows], device=device),
-        completion_lengths=torch.tensor([len(rollouts[row].token_ids) for row in rows], device=device),
+        rows=torch.tensor(rows),
+        input_ids=input_ids,
+        prompt_lengths=torch.tensor([len(rollouts[row].prompt_token_ids) for row in rows]),
+        completion_lengths=torch.tensor([len(rollouts[row].token_ids) for row in rows]),
+        rank=rank,
     )

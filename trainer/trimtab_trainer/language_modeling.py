@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from trimtab_models.logprobs import sequence_logprobs
 from trimtab_models.packing import first_fit_decreasing, pack_documents
+from trimtab_trainer.distributed import added, apply, even_rounds, on_every_rank, own_share
 from trimtab_trainer.optimization import Learner
 
 __all__ = ["Example", "counted_tokens", "example_losses", "example_tensors", "mean_loss", "passages", "train_on"]
@@ -55,6 +56,7 @@ def counted_tokens(examples: Sequence[Example]) -> int:
     return sum(len(example.token_ids) - example.first for example in examples)
 
 
+@on_every_rank
 def train_on(learner: Learner, examples: Sequence[Example], *, micro_batch_tokens: int, scale: float = 1.0) -> float:
     """Adds the gradient of the mean cross-entropy of a batch (InstructGPT App. C.1); the caller makes the update.
 
@@ -72,11 +74,10 @@ def train_on(learner: Learner, examples: Sequence[Example], *, micro_batch_token
     """
     count = counted_tokens(examples)
     total = 0.0
-    for forward in _forwards(examples, micro_batch_tokens, next(learner.model.parameters()).device):
+    for forward, weight in _forwards(examples, micro_batch_tokens, learner.device):
         with learner.autocast():
-            loss = -_logprobs(learner.model, forward).sum() / count
-        learner.backward(loss * scale)
-        total += float(loss.detach())
+            loss = -_logprobs(learner.model, forward).sum() / count * weight
+        total += learner.backward(loss, scale=scale)
     return total
 
 
@@ -86,6 +87,7 @@ def mean_loss(model: PreTrainedModel, examples: Sequence[Example], *, micro_batc
     return float(losses.sum()) / counted_tokens(examples)
 
 
+@on_every_rank
 @torch.no_grad()
 def example_losses(
     model: PreTrainedModel, examples: Sequence[Example], *, micro_batch_tokens: int
@@ -95,12 +97,12 @@ def example_losses(
     model.eval()
     losses = torch.zeros(len(examples), dtype=torch.float64)
     try:
-        for forward in _forwards(examples, micro_batch_tokens, next(model.parameters()).device):
+        for forward, weight in _forwards(examples, micro_batch_tokens, next(model.parameters()).device):
             found = -_logprobs(model, forward).double().cpu()
-            losses.index_add_(0, forward.owner[forward.counted].cpu(), found)
+            losses.index_add_(0, forward.owner[forward.counted].cpu(), found * weight)
     finally:
         model.train(was_training)
-    return losses.numpy()
+    return added(losses).numpy()
 
 
 def passages(documents: Sequence[Sequence[int]], tokens: int, *, bos: Sequence[int] = ()) -> list[Example]:
@@ -128,33 +130,49 @@ def example_tensors(examples: Sequence[Example]) -> dict[str, Tensor]:
     }
 
 
-def _forwards(examples: Sequence[Example], micro_batch_tokens: int, device: torch.device) -> Iterator[_Forward]:
-    """The batch as forwards of at most `micro_batch_tokens` tokens: rows as long as the longest example, packed."""
+def _forwards(
+    examples: Sequence[Example], micro_batch_tokens: int, device: torch.device
+) -> Iterator[tuple[_Forward, float]]:
+    """This rank's share of a batch as forwards of at most `micro_batch_tokens` tokens, each with its weight.
+
+    Rows are as long as the share's longest example, packed. A rank that has run out goes on with the batch's shortest.
+    """
     lengths = [len(example.token_ids) for example in examples]
-    rows = first_fit_decreasing(lengths, max(lengths))
-    rows_at_once = max(1, micro_batch_tokens // max(lengths))
-    for start in range(0, len(rows), rows_at_once):
-        indices = [index for row in rows[start : start + rows_at_once] for index in row]
-        members = [examples[index] for index in indices]
-        packed = pack_documents([example.token_ids for example in members], max(lengths))
-        counted = torch.zeros_like(packed.input_ids, dtype=torch.bool)
-        owner = torch.zeros_like(packed.input_ids)
-        for (row, column), example, index in zip(packed.starts, members, indices, strict=True):
-            counted[row, column + example.first : column + len(example.token_ids)] = True
-            owner[row, column : column + len(example.token_ids)] = index
-        yield _Forward(
-            packed.input_ids.to(device),
-            packed.position_ids.to(device),
-            packed.attention_mask.to(device),
-            counted.to(device),
-            owner.to(device),
-        )
+    shortest = min(range(len(examples)), key=lengths.__getitem__)
+    own = own_share(lengths)
+    row_tokens = max((lengths[index] for index in own), default=0)
+    rows = first_fit_decreasing([lengths[index] for index in own], row_tokens)
+    rows_at_once = max(1, micro_batch_tokens // row_tokens) if own else 1
+    cuts = [
+        [own[position] for row in rows[start : start + rows_at_once] for position in row]
+        for start in range(0, len(rows), rows_at_once)
+    ]
+    for indices, weight in even_rounds(cuts, filler=[shortest]):
+        yield _forward(examples, indices, row_tokens, device), weight
+
+
+def _forward(examples: Sequence[Example], indices: Sequence[int], row_tokens: int, device: torch.device) -> _Forward:
+    members = [examples[index] for index in indices]
+    packed = pack_documents([example.token_ids for example in members], row_tokens)
+    counted = torch.zeros_like(packed.input_ids, dtype=torch.bool)
+    owner = torch.zeros_like(packed.input_ids)
+    for (row, column), example, index in zip(packed.starts, members, indices, strict=True):
+        counted[row, column + example.first : column + len(example.token_ids)] = True
+        owner[row, column : column + len(example.token_ids)] = index
+    return _Forward(
+        packed.input_ids.to(device),
+        packed.position_ids.to(device),
+        packed.attention_mask.to(device),
+        counted.to(device),
+        owner.to(device),
+    )
 
 
 def _logprobs(model: PreTrainedModel, forward: _Forward) -> Tensor:
     """Log-probs of the counted tokens, float32 [tokens]."""
-    return sequence_logprobs(
+    return apply(
         model,
+        sequence_logprobs,
         forward.input_ids,
         forward.counted,
         position_ids=forward.position_ids,

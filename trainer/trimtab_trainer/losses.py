@@ -7,13 +7,14 @@ batch, so that the micro-batches' gradients add up to the batch's; a mean of mic
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["PolicyLoss", "importance_weights", "policy_loss", "ranking_loss", "token_mean", "value_loss"]
+__all__ = ["PolicyLoss", "dpo_loss", "importance_weights", "policy_loss", "ranking_loss", "token_mean", "value_loss"]
 
 
 @dataclass(frozen=True)
@@ -156,3 +157,36 @@ def ranking_loss(
     if label_smoothing:
         loss = (1 - label_smoothing) * loss - label_smoothing * functional.logsigmoid(-difference)
     return loss.mean()
+
+
+def dpo_loss(
+    log_ratios: Float[Tensor, " answers"],
+    better: Int[Tensor, " pairs"],
+    worse: Int[Tensor, " pairs"],
+    *,
+    beta: float,
+    kind: Literal["sigmoid", "ipo"] = "sigmoid",
+    label_smoothing: float = 0.0,
+) -> Float[Tensor, ""]:
+    """Loss of direct preference optimisation of one prompt, a mean over its P decided pairs.
+
+    With h = log_ratio_better - log_ratio_worse and e the label smoothing:
+
+    - sigmoid: -1/P * sum of (1 - e) log sigmoid(beta h) + e log sigmoid(-beta h). Source: Rafailov et al. 2023 (arXiv
+      2305.18290), equation 7: the reward model's loss on the implicit reward beta * log_ratio. Smoothed: Mitchell 2023,
+      "A note on DPO with noisy preferences".
+    - ipo: 1/P * sum of (h - 1 / (2 beta))^2. Source: Azar et al. 2023 (arXiv 2310.12036), equation 17, beta is its tau.
+
+    Args:
+        log_ratios: log pi(y | x) - log pi_ref(y | x) of the K answers, summed over their tokens, with gradient.
+        better, worse: indices of the answers of each decided pair; without any the loss is 0.
+        beta: above 0.
+        kind: which of the two.
+        label_smoothing: share of the opposite label; 0 with ipo.
+    """
+    if kind == "sigmoid":
+        return ranking_loss(beta * log_ratios, better, worse, label_smoothing=label_smoothing)
+    if better.numel() == 0:
+        return log_ratios.sum() * 0.0
+    difference = log_ratios[better.to(log_ratios.device)] - log_ratios[worse.to(log_ratios.device)]
+    return (difference - 1 / (2 * beta)).square().mean()

@@ -5,17 +5,18 @@
     for micro_batch in micro_batches:
         with learner.autocast():
             loss = ... / whole_batch_token_count       # never a mean of micro-batch means
-        learner.backward(loss)
+        total += learner.backward(loss)
     figures = learner.update()
 
-Weights and moments are float32 always; bfloat16 is autocast around the forward. Nothing here knows losses or data.
+Weights and moments are float32 always; bfloat16 is autocast around the forward. Nothing here knows losses or data. The
+learner of a sharded model is one on all ranks, whose `backward` and `update` they call together (`distributed`).
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,19 +26,24 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from trimtab.errors import TrainingDiverged, Unsupported
 from trimtab_models.loading import enable_gradient_checkpointing
 from trimtab_trainer.checkpoint import capture_model, capture_optimizer, restore_model, restore_optimizer
 from trimtab_trainer.config import OptimizerConfig
+from trimtab_trainer.distributed import full_tensors, on_every_rank, rank_seed, sums, tensors_from_rank_0
+from trimtab_trainer.world import Mirrored
 
 __all__ = [
     "Learner",
     "Update",
     "compute_environment",
     "gradient_norm",
+    "in_evaluation",
     "learning_rate_at",
+    "make_learner",
     "prepare_for_training",
     "seed_step",
     "shuffled",
@@ -60,8 +66,8 @@ class Update:
     clipped: bool
 
 
-class Learner:
-    """One model under training with its optimizer.
+class Learner(Mirrored):
+    """One model under training with its optimizer; `make_learner` makes it on every rank.
 
     Args:
         model: float32 on its device.
@@ -71,6 +77,7 @@ class Learner:
 
     Attributes:
         step: optimizer steps done.
+        device: where the model is, on this rank.
     """
 
     def __init__(
@@ -86,27 +93,36 @@ class Learner:
         self.total_steps = total_steps
         self.step = 0
         self._precision = precision
-        self._device_type = next(model.parameters()).device.type
+        self.device = next(model.parameters()).device
         self._optimizers = _optimizers(model, config)
+        self._aside: list[Tensor | None] = []
 
     def autocast(self) -> AbstractContextManager[object]:
         """What a forward runs in: bfloat16 autocast, or nothing at float32."""
         if self._precision == "float32":
             return nullcontext()
-        return torch.autocast(self._device_type, dtype=torch.bfloat16)
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
-    def backward(self, loss: Tensor) -> None:
+    def backward(self, loss: Tensor, *, scale: float = 1.0) -> float:
         """Adds the gradient of a scalar loss, already divided by the count of the *whole* batch.
+
+        Args:
+            loss: of this rank's micro-batch.
+            scale: of the gradient.
+
+        Returns:
+            The loss, summed over the ranks' micro-batches.
 
         Raises:
             TrainingDiverged: the loss is not finite; no gradient was added.
         """
-        if not bool(torch.isfinite(loss)):
-            raise TrainingDiverged(
-                f"loss is {float(loss.detach())}", field="loss", value=float(loss.detach()), limit="finite"
-            )
-        loss.backward()
+        (total,) = sums(float(loss.detach()))
+        if not math.isfinite(total):
+            raise TrainingDiverged(f"loss is {total}", field="loss", value=total, limit="finite")
+        (loss * scale).backward()
+        return total
 
+    @on_every_rank
     def update(self) -> Update:
         """Clips the sum of gradients, makes one optimizer step, clears the gradients.
 
@@ -130,21 +146,49 @@ class Learner:
         self.step += 1
         return Update(learning_rate=rate, gradient_norm=norm, clipped=clipped)
 
-    def capture(self, prefix: str = "learner") -> dict[str, Tensor]:
-        """Weights, moments and step, for a checkpoint; call it between updates only."""
-        moments = [capture_optimizer(optimizer, self.model, f"{prefix}/optimizer") for optimizer in self._optimizers]
-        return {
-            **capture_model(self.model, f"{prefix}/model"),
-            **{name: tensor for captured in moments for name, tensor in captured.items()},
-            f"{prefix}/step": torch.tensor(self.step),
-        }
+    @on_every_rank
+    def put_gradient_aside(self) -> float:
+        """Takes the gradient out of the way of the next one; returns its norm."""
+        parameters = list(self.model.parameters())
+        norm = float(gradient_norm(parameters))
+        self._aside = [parameter.grad for parameter in parameters]
+        self._clear_gradients()
+        return norm
 
-    def restore(self, tensors: dict[str, Tensor], prefix: str = "learner") -> None:
-        """Puts back what `capture` took.
+    @on_every_rank
+    def add_gradient_put_aside(self) -> float:
+        """Adds it to the one that was made since; returns the norm of that one alone."""
+        parameters = list(self.model.parameters())
+        norm = float(gradient_norm(parameters))
+        for parameter, gradient in zip(parameters, self._aside, strict=True):
+            if gradient is not None:
+                parameter.grad = gradient if parameter.grad is None else gradient.add_(parameter.grad)
+        self._aside = []
+        return norm
+
+    @on_every_rank
+    def capture(self, prefix: str = "learner") -> dict[str, Tensor]:
+        """Weights, moments and step, for a checkpoint; call it between updates only. Whole, whatever the ranks."""
+        moments = [capture_optimizer(optimizer, self.model, f"{prefix}/optimizer") for optimizer in self._optimizers]
+        return full_tensors(
+            {
+                **capture_model(self.model, f"{prefix}/model"),
+                **{name: tensor for captured in moments for name, tensor in captured.items()},
+                f"{prefix}/step": torch.tensor(self.step),
+            }
+        )
+
+    def restore(self, tensors: Mapping[str, Tensor], prefix: str = "learner") -> None:
+        """Puts back what `capture` took, on however many ranks.
 
         Raises:
             Mismatch: the checkpoint is of another model.
         """
+        own = {name: tensor for name, tensor in tensors.items() if name.startswith(f"{prefix}/")}
+        self._restore(tensors_from_rank_0(own), prefix)
+
+    @on_every_rank
+    def _restore(self, tensors: Mapping[str, Tensor], prefix: str) -> None:
         restore_model(self.model, tensors, f"{prefix}/model")
         for optimizer in self._optimizers:
             restore_optimizer(optimizer, self.model, tensors, f"{prefix}/optimizer")
@@ -154,6 +198,18 @@ class Learner:
     def _clear_gradients(self) -> None:
         for parameter in self.model.parameters():
             parameter.grad = None
+
+
+@on_every_rank
+def make_learner(
+    model: PreTrainedModel,
+    config: OptimizerConfig,
+    *,
+    total_steps: int,
+    precision: Literal["float32", "bfloat16"] = "float32",
+) -> Learner:
+    """A `Learner`, of a sharded model on every rank."""
+    return Learner(model, config, total_steps=total_steps, precision=precision)
 
 
 def learning_rate_at(config: OptimizerConfig, step: int, total_steps: int) -> float:
@@ -185,9 +241,11 @@ def learning_rate_at(config: OptimizerConfig, step: int, total_steps: int) -> fl
 def gradient_norm(parameters: Iterator[nn.Parameter] | Sequence[nn.Parameter]) -> Tensor:
     """Global L2 norm of the gradients that are there, float32 scalar; 0 when none is."""
     gradients = [p.grad for p in parameters if p.grad is not None]
-    return nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
+    norm = nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
+@on_every_rank
 def prepare_for_training(model: PreTrainedModel, *, dropout: float = 0.0, gradient_checkpointing: bool = False) -> None:
     """Puts a transformers model into training mode with exactly the dropout asked for.
 
@@ -216,6 +274,12 @@ def prepare_for_training(model: PreTrainedModel, *, dropout: float = 0.0, gradie
     if gradient_checkpointing:
         enable_gradient_checkpointing(model)
     model.train()
+
+
+@on_every_rank
+def in_evaluation(model: PreTrainedModel) -> PreTrainedModel:
+    """The model, without dropout."""
+    return model.eval()
 
 
 def token_micro_batches(lengths: Sequence[int], most_tokens: int) -> list[list[int]]:
@@ -250,9 +314,14 @@ def shuffled(count: int, *, seed: int, epoch: int, name: str) -> tuple[int, ...]
     return tuple(generator.permutation(count).tolist())
 
 
+@on_every_rank
 def seed_step(seed: int, step: int) -> None:
-    """Seeds torch's generators for one step, so that dropout depends on (seed, step) and not on what ran before."""
-    torch.manual_seed(int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> 1))
+    """Seeds torch's generators for one step, so that dropout depends on (seed, step) and not on what ran before.
+
+    Ranks draw differently: each drops entries of other tokens.
+    """
+    words = np.random.SeedSequence([seed, step, *rank_seed()]).generate_state(1, np.uint64)
+    torch.manual_seed(int(words[0] >> 1))
 
 
 @contextmanager

@@ -10,7 +10,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from trimtab.weights import Publication
+from trimtab.weights import Publication, TensorData
+from trimtab_models.loading import DTYPES
+from trimtab_models.versions import tensor_to_data
+from trimtab_trainer.distributed import is_sharded, model_tensors
 from trimtab_trainer.services import Services
 
 __all__ = ["PolicyPublisher", "publication_figures"]
@@ -34,7 +37,8 @@ class PolicyPublisher:
         *,
         serving_dtype: str | None,
     ) -> None:
-        self._services = services
+        self._services, self._policy = services, policy
+        self._dtype = DTYPES[serving_dtype] if serving_dtype is not None else None
         self._publisher = services.model_publisher(policy, tokenizer, serving_dtype=serving_dtype)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="publication")
 
@@ -54,8 +58,14 @@ class PolicyPublisher:
         Raises (from the future):
             TrimtabError: as `Services.publish_snapshot`.
         """
-        snapshot = self._publisher.snapshot()
+        snapshot = self._snapshot()
         return self._thread.submit(self._services.publish_snapshot, self._publisher, snapshot, step=step, name=name)
+
+    def _snapshot(self) -> list[TensorData]:
+        if not is_sharded(self._policy):
+            return self._publisher.snapshot()
+        whole = model_tensors(self._policy, dtype=self._dtype)
+        return [tensor_to_data(name, tensor) for name, tensor in whole.items()]
 
 
 def publication_figures(publication: Publication) -> dict[str, float]:

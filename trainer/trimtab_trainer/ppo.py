@@ -27,7 +27,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from trimtab.weights import Publication
-from trimtab_models.loading import load_policy, load_reward_model, named_parameter_tensors, save_model
+from trimtab_models.loading import load_policy, load_reward_model
 from trimtab_models.tokenizer import check_same_tokenizer, load_tokenizer
 from trimtab_trainer.actor_critic import ActorCritic, UpdateFigures
 from trimtab_trainer.advantages import (
@@ -40,18 +40,20 @@ from trimtab_trainer.advantages import (
 from trimtab_trainer.checkpoint import Snapshot
 from trimtab_trainer.config import PPOConfig
 from trimtab_trainer.context import StageContext, StageResult, StageStopped
+from trimtab_trainer.distributed import ranks, save_whole, shard
 from trimtab_trainer.divergence import check_kl, going_back, saving_experience
 from trimtab_trainer.experience import Experience, Minibatch, pad_rows, plan_minibatches
 from trimtab_trainer.health import is_negative_kl, warn_of_low_scores, warn_of_negative_kl
 from trimtab_trainer.kl import AdaptiveKLController
 from trimtab_trainer.logprob_gate import check_logprobs
 from trimtab_trainer.losses import importance_weights
-from trimtab_trainer.optimization import Learner, prepare_for_training
+from trimtab_trainer.optimization import make_learner, prepare_for_training
 from trimtab_trainer.policy_publisher import PolicyPublisher, publication_figures
 from trimtab_trainer.ppo_data import PPOData, RolloutSampler
 from trimtab_trainer.ppo_metrics import Clock, check_age, iteration_metrics, mean_gold, mean_kl
 from trimtab_trainer.reward_normalizer import RewardNormalizer
 from trimtab_trainer.rollouts import Rollout
+from trimtab_trainer.running_mean import running_mean_of
 from trimtab_trainer.services import Services, connect
 
 __all__ = ["PPOState", "build_experience", "missing_eos_score", "train"]
@@ -255,20 +257,19 @@ def _wait_for(context: StageContext, pending: Future[T], capture: Callable[[], S
 
 def _start_or_resume(context: StageContext, config: PPOConfig) -> tuple[ActorCritic, PPOState]:
     spec = context.spec
-    policy = load_policy(context.resolve_model(config.policy, key="policy"), device=spec.device)
-    values = load_reward_model(context.resolve_model(config.reward_model, key="reward_model"), device=spec.device)
+    policy = shard(load_policy(context.resolve_model(config.policy, key="policy")), context.device)
+    values = shard(load_reward_model(context.resolve_model(config.reward_model, key="reward_model")), context.device)
     for model in (policy, values):
         prepare_for_training(model, gradient_checkpointing=spec.gradient_checkpointing)
     steps = config.iterations * config.minibatches * config.epochs
     policy_steps = steps - config.critic_warmup_iterations * config.minibatches * config.epochs
-    average = {name: t.detach().float().clone() for name, t in named_parameter_tensors(policy).items()}
     agent = ActorCritic(
-        policy=Learner(policy, config.optimizer, total_steps=policy_steps, precision=spec.precision),
-        values=Learner(values, config.value_optimizer, total_steps=steps, precision=spec.precision),
+        policy=make_learner(policy, config.optimizer, total_steps=policy_steps, precision=spec.precision),
+        values=make_learner(values, config.value_optimizer, total_steps=steps, precision=spec.precision),
         kl=AdaptiveKLController(
             config.kl_coef, config.kl_target if config.kl_controller == "adaptive" else None, config.kl_horizon
         ),
-        average=average if config.ema_decay > 0 else None,
+        average=running_mean_of(policy) if config.ema_decay > 0 else None,
     )
     snapshot = context.checkpoints.load_latest()
     if snapshot is None:
@@ -276,14 +277,14 @@ def _start_or_resume(context: StageContext, config: PPOConfig) -> tuple[ActorCri
     agent.policy.restore(snapshot.tensors, "policy")
     agent.values.restore(snapshot.tensors, "values")
     if agent.average is not None:
-        agent.average = {name: snapshot.tensors[f"average/{name}"].to(spec.device) for name in agent.average}
+        agent.average.restore(snapshot.tensors)
     agent.kl.coef = snapshot.state["kl_coef"]
     progress = snapshot.state["progress"]
     return agent, PPOState(**{**progress, "normalizer": RewardNormalizer(**progress["normalizer"])})
 
 
 def _snapshot(agent: ActorCritic, state: PPOState) -> Snapshot:
-    average = {f"average/{name}": tensor for name, tensor in (agent.average or {}).items()}
+    average = agent.average.capture() if agent.average is not None else {}
     tensors = {**agent.policy.capture("policy"), **agent.values.capture("values"), **average}
     return Snapshot(state.iteration, tensors, {"kl_coef": agent.kl.coef, "progress": asdict(state)})
 
@@ -297,7 +298,7 @@ def _plan(
         minibatches=config.minibatches,
         micro_batch_tokens=config.micro_batch_tokens,
         generator=torch.Generator().manual_seed(int(seed >> 1)),
-        device=context.device,
+        ranks=ranks(),
     )
 
 
@@ -360,10 +361,11 @@ def _finish(
     context: StageContext, agent: ActorCritic, tokenizer: PreTrainedTokenizerBase, version: int, state: PPOState
 ) -> StageResult:
     """Saves the trained policy; the exported model is the running mean where there is one."""
-    save_model(agent.policy.model, tokenizer, context.models / "last")
+    policy = agent.policy.model
+    save_whole(policy, tokenizer, context.models / "last")
     if agent.average is not None:
-        agent.policy.model.load_state_dict(agent.average, strict=False)
-        save_model(agent.policy.model, tokenizer, context.models / "average")
+        agent.average.put_into_model()
+        save_whole(policy, tokenizer, context.models / "average")
     model = context.models / ("average" if agent.average is not None else "last")
     metrics = {"iterations": float(state.iteration)}
     return StageResult(model=context.relative(model), metrics=metrics, version=version)

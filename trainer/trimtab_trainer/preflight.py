@@ -7,9 +7,11 @@ from pathlib import Path
 from trimtab.errors import ConfigError
 from trimtab_trainer.config import MINIATURE, STAGES, RunSpec
 
-__all__ = ["NEED_SERVICES", "check_inputs"]
+__all__ = ["NEED_SERVICES", "check_inputs", "check_services"]
 
-NEED_SERVICES = frozenset({"collect_rankings", "sft_baseline", "ppo", "ppo_without_ptx", "ppo_without_kl", "evaluate"})
+NEED_SERVICES = frozenset(
+    {"collect_rankings", "sft_baseline", "ppo", "ppo_without_ptx", "ppo_without_kl", "dpo", "evaluate"}
+)
 """Stages that work with services."""
 
 
@@ -19,6 +21,41 @@ def check_inputs(spec: RunSpec) -> None:
     Raises:
         ConfigError: names the key and the whole path.
     """
+    check_services(spec)
+    _check_models(spec)
+    for key, written in spec.data_paths():
+        if "{directory}" in written:
+            continue  # the run writes it
+        path = spec.path(written)
+        if not path.exists():
+            raise _missing(key, path, "no such file")
+    if spec.services is not None and _needy_stages(spec):
+        for name in ("generation", "reward", "reference", "weights"):
+            file = spec.services.of(name).endpoints_file
+            if file is not None and not Path(file).is_file():
+                raise _missing(f"services.{name}", Path(file), "no such file; `trimtab up` writes it")
+
+
+def check_services(spec: RunSpec) -> None:
+    """Refuses a spec that names no services for stages that work with them; no file is looked for.
+
+    Raises:
+        ConfigError: names the stages.
+    """
+    needy = _needy_stages(spec)
+    if needy and spec.services is None:
+        raise ConfigError(
+            f"services: not set, but {', '.join(needy)} work with services; set services.endpoints_file, or "
+            "--endpoints, to the endpoints.json that `trimtab up` writes",
+            field="services",
+        )
+
+
+def _needy_stages(spec: RunSpec) -> list[str]:
+    return [stage for stage in spec.stages if stage in NEED_SERVICES]
+
+
+def _check_models(spec: RunSpec) -> None:
     if spec.model != MINIATURE:
         folder = Path(spec.model)
         if not folder.is_dir():
@@ -27,29 +64,11 @@ def check_inputs(spec: RunSpec) -> None:
             raise _missing("model", folder, "no model folder (it has no config.json)")
         if not any(folder.glob("*.safetensors")):
             raise _missing("model", folder, "no *.safetensors file; nothing else is ever loaded")
-    for key, written in spec.data_paths():
-        if "{directory}" in written:
-            continue  # the run writes it
-        path = spec.path(written)
-        if not path.exists():
-            raise _missing(key, path, "no such file")
     for _, key, reference in spec.model_references():
         folder = Path(reference)
         if reference != "base" and folder.parts[:1] not in [(stage,) for stage in STAGES]:
             if not (folder / "config.json").is_file():
                 raise _missing(key, folder, "neither an earlier stage nor a model folder (it has no config.json)")
-    needy = [stage for stage in spec.stages if stage in NEED_SERVICES]
-    if needy and spec.services is None:
-        raise ConfigError(
-            f"services: not set, but {', '.join(needy)} work with services; set services.endpoints_file, or "
-            "--endpoints, to the endpoints.json that `trimtab up` writes",
-            field="services",
-        )
-    if needy and spec.services is not None:
-        for name in ("generation", "reward", "reference", "weights"):
-            file = spec.services.of(name).endpoints_file
-            if file is not None and not Path(file).is_file():
-                raise _missing(f"services.{name}", Path(file), "no such file; `trimtab up` writes it")
 
 
 def _missing(key: str, path: Path, what: str) -> ConfigError:

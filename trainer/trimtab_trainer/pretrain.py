@@ -9,15 +9,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from trimtab_models.loading import load_policy, max_sequence_tokens, save_model
+from trimtab_models.loading import load_policy, max_sequence_tokens
 from trimtab_models.tokenizer import load_tokenizer
 from trimtab_trainer.checkpoint import Snapshot, capture_random_state, restore_random_state
 from trimtab_trainer.config import PretrainConfig
 from trimtab_trainer.context import StageContext, StageResult
 from trimtab_trainer.data import read_pretraining
+from trimtab_trainer.distributed import save_whole, shard
 from trimtab_trainer.examples import Reading, document_examples
 from trimtab_trainer.language_modeling import Example, counted_tokens, example_tensors, mean_loss, train_on
-from trimtab_trainer.optimization import Learner, prepare_for_training, seed_step, shuffled
+from trimtab_trainer.optimization import make_learner, prepare_for_training, seed_step, shuffled
 
 __all__ = ["pretrain"]
 
@@ -26,14 +27,15 @@ def pretrain(context: StageContext, config: PretrainConfig) -> StageResult:
     """Runs the stage: see the module."""
     folder = Path(context.untrained_model)
     tokenizer = load_tokenizer(folder)
-    model = load_policy(folder, dtype="float32", device=context.spec.device)
+    model = load_policy(folder)
     reading = Reading.of(context, config, tokenizer, max_sequence_tokens(model))
     text = _read(context, config.text, reading)
     held_out = _read(context, config.held_out, reading) if config.held_out else []
     seed = context.seed(config.seed)
     batches = _batches(text, config, seed)
+    model = shard(model, context.device)
     prepare_for_training(model, dropout=config.dropout, gradient_checkpointing=context.spec.gradient_checkpointing)
-    learner = Learner(model, config.optimizer, total_steps=len(batches), precision=context.spec.precision)
+    learner = make_learner(model, config.optimizer, total_steps=len(batches), precision=context.spec.precision)
     snapshot = context.checkpoints.load_latest()
     if snapshot is not None:
         learner.restore(snapshot.tensors)
@@ -59,7 +61,7 @@ def pretrain(context: StageContext, config: PretrainConfig) -> StageResult:
             },
         )
 
-    save_model(learner.model, tokenizer, context.models / "model")
+    save_whole(model, tokenizer, context.models / "model")
     metrics = {"documents": float(len(text))}
     if held_out:
         metrics["held_out_loss"] = mean_loss(model, held_out, micro_batch_tokens=config.micro_batch_tokens)

@@ -7,13 +7,14 @@ beyond this control says something of mixing the two.
 from __future__ import annotations
 
 from trimtab.errors import ConfigError
-from trimtab_models.loading import load_policy, save_model
+from trimtab_models.loading import load_policy
 from trimtab_models.tokenizer import load_tokenizer
 from trimtab_trainer.checkpoint import Snapshot
 from trimtab_trainer.config import PPOConfig
 from trimtab_trainer.context import StageContext, StageResult
+from trimtab_trainer.distributed import save_whole, shard
 from trimtab_trainer.language_modeling import example_tensors, train_on
-from trimtab_trainer.optimization import Learner, prepare_for_training
+from trimtab_trainer.optimization import make_learner, prepare_for_training
 from trimtab_trainer.ppo_data import PPOData
 
 __all__ = ["train"]
@@ -34,12 +35,12 @@ def train(context: StageContext, config: PPOConfig) -> StageResult:
     folder = context.resolve_model(config.policy, key="policy")
     tokenizer = load_tokenizer(folder)
     data = PPOData.read(context, config, tokenizer)
-    policy = load_policy(folder, device=context.spec.device)
+    policy = shard(load_policy(folder), context.device)
     prepare_for_training(policy, gradient_checkpointing=context.spec.gradient_checkpointing)
     moving = int(context.results["ppo"].metrics["iterations"]) - config.critic_warmup_iterations
     total_steps = max(moving, 0) * config.minibatches * config.epochs
     episodes = config.prompts_per_iteration * config.samples_per_prompt // config.minibatches
-    learner = Learner(policy, config.optimizer, total_steps=total_steps, precision=context.spec.precision)
+    learner = make_learner(policy, config.optimizer, total_steps=total_steps, precision=context.spec.precision)
     snapshot = context.checkpoints.load_latest()
     used = 0
     if snapshot is not None:
@@ -60,5 +61,5 @@ def train(context: StageContext, config: PPOConfig) -> StageResult:
             lambda now=used: Snapshot(learner.step, learner.capture(), {"passages_used": now}),
             metrics={"loss": loss, "gradient_norm": update.gradient_norm, "learning_rate": update.learning_rate},
         )
-    save_model(policy, tokenizer, context.models / "model")
+    save_whole(policy, tokenizer, context.models / "model")
     return StageResult(model=context.relative(context.models / "model"), metrics={"steps": float(total_steps)})

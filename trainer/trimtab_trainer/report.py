@@ -24,7 +24,7 @@ from trimtab_trainer.run import read_outcome
 
 __all__ = ["page_environment", "write_report"]
 
-_ORDER = ("base", "base_4x", "few_shot", "sft", "ppo", "ppo_ptx", "ptx_control", "ppo_without_kl")
+_ORDER = ("base", "base_4x", "few_shot", "sft", "ppo", "ppo_ptx", "dpo", "ptx_control", "ppo_without_kl")
 _SHOWN_SAMPLES = 40
 
 

@@ -28,7 +28,6 @@ from trimtab_models.loading import (
     max_sequence_tokens,
     reward_bias,
     reward_model_from_policy,
-    save_model,
     set_reward_bias,
 )
 from trimtab_models.tokenizer import check_same_tokenizer, load_tokenizer
@@ -37,6 +36,7 @@ from trimtab_trainer.config import RewardModelConfig
 from trimtab_trainer.context import StageContext, StageResult
 from trimtab_trainer.data import Ranking, read_demonstrations, read_rankings
 from trimtab_trainer.data.splits import keep_groups, keep_sources, split_by_prompt
+from trimtab_trainer.distributed import joined, on_every_rank, save_whole, shard, sums
 from trimtab_trainer.evaluation import pair_agreement
 from trimtab_trainer.examples import (
     RankingExample,
@@ -46,12 +46,22 @@ from trimtab_trainer.examples import (
     ranking_examples,
 )
 from trimtab_trainer.losses import ranking_loss
-from trimtab_trainer.optimization import Learner, prepare_for_training, seed_step, shuffled, token_micro_batches
-from trimtab_trainer.reward_model_accuracy import measure, score_answers
+from trimtab_trainer.optimization import (
+    Learner,
+    in_evaluation,
+    make_learner,
+    prepare_for_training,
+    seed_step,
+    shuffled,
+)
+from trimtab_trainer.reward_model_accuracy import measure, ranking_micro_batches, score_answers
 
 __all__ = [
     "Course",
     "RewardModelSetup",
+    "decided_pairs",
+    "example_tensors",
+    "parts_of_members",
     "read_rankings_of",
     "read_sources",
     "train",
@@ -64,7 +74,7 @@ def train(context: StageContext, config: RewardModelConfig) -> StageResult:
     """Runs the stage: see the module."""
     setup = RewardModelSetup.of(context, config)
     rankings, held_out = read_rankings_of(context, config, setup.reading)
-    parts = _parts(rankings, config)
+    parts = parts_of_members(rankings, config)
     course = Course.of(context, config, parts)
     folders = []
     for number in range(len(parts)):
@@ -72,9 +82,9 @@ def train(context: StageContext, config: RewardModelConfig) -> StageResult:
         if not course.is_over(number):
             model = train_member(context, config, setup, course, number)
             _set_offset(context, config, model, setup.reading)
-            save_model(model, setup.tokenizer, folder)
+            save_whole(model, setup.tokenizer, folder)
         folders.append(folder)
-    members = [load_reward_model(folder, dtype="float32", device=context.spec.device) for folder in folders]
+    members = [shard(load_reward_model(folder), context.device) for folder in folders]
     metrics, details = measure(context, config, members, held_out)
     counts = {
         "rankings": float(len(rankings)),
@@ -109,7 +119,7 @@ class RewardModelSetup:
         folder = context.resolve_model(config.initial_model)
         tokenizer = load_tokenizer(folder)
         check_same_tokenizer("reward_model.initial_model", folder, Path(context.base_model))
-        most = max_sequence_tokens(_load(context, config, folder, tokenizer, seed=0))
+        most = max_sequence_tokens(_load(config, folder, tokenizer, seed=0))
         return cls(folder, tokenizer, Reading.of(context, config, tokenizer, most))
 
 
@@ -160,9 +170,9 @@ def train_member(
     """
     rankings, start = course.parts[number], course.start(number)
     seed = int(np.random.SeedSequence([context.seed(config.seed), number]).generate_state(1, np.uint64)[0] >> 1)
-    model = _load(context, config, setup.folder, setup.tokenizer, seed=seed)
+    model = shard(_load(config, setup.folder, setup.tokenizer, seed=seed), context.device)
     prepare_for_training(model, gradient_checkpointing=context.spec.gradient_checkpointing)
-    learner = Learner(
+    learner = make_learner(
         model, config.optimizer, total_steps=course.ends[number] - start, precision=context.spec.precision
     )
     if course.snapshot is not None and course.done > start:
@@ -171,7 +181,7 @@ def train_member(
     for step in range(learner.step, learner.total_steps):
         batch = _batch(rankings, config.batch_size, step, seed)
         seed_step(seed, step)
-        with context.saving_batch(start + step + 1, lambda examples=batch: _example_tensors(examples)):
+        with context.saving_batch(start + step + 1, lambda examples=batch: example_tensors(examples)):
             figures = train_on_rankings(
                 learner,
                 batch,
@@ -187,9 +197,10 @@ def train_member(
             lambda at=start + step + 1: Snapshot(at, {**learner.capture(), **capture_random_state()}),
             metrics={**figures, "learning_rate": update.learning_rate, "gradient_norm": update.gradient_norm},
         )
-    return model.eval()
+    return in_evaluation(model)
 
 
+@on_every_rank
 def train_on_rankings(
     learner: Learner,
     examples: Sequence[RankingExample],
@@ -207,23 +218,24 @@ def train_on_rankings(
     """
     loss_sum = agree = pairs = 0.0
     rewards: list[float] = []
-    for positions in token_micro_batches([example.tokens for example in examples], micro_batch_tokens):
+    for positions, weight in ranking_micro_batches(examples, micro_batch_tokens):
         micro = [examples[position] for position in positions]
         with learner.autocast():
             scores = score_answers(learner.model, micro)
         losses = [
-            ranking_loss(score, *_decided_pairs(example), margin=margin, label_smoothing=label_smoothing)
+            ranking_loss(score, *decided_pairs(example), margin=margin, label_smoothing=label_smoothing)
             for score, example in zip(scores, micro, strict=True)
         ]
-        loss = torch.stack(losses).sum() / len(examples)
-        learner.backward(loss)
-        loss_sum += float(loss.detach())
+        loss_sum += learner.backward(torch.stack(losses).sum() / len(examples) * weight)
+        if not weight:
+            continue
         for score, example in zip(scores, micro, strict=True):
             rewards += score.tolist()
             for _, ranks in example.rankings:
                 found = pair_agreement(ranks, score.tolist())
                 agree, pairs = agree + found[0], pairs + found[1]
-    spread = torch.tensor(rewards)
+    agree, pairs = sums(agree, pairs)
+    spread = torch.tensor(joined(rewards))
     return {
         "loss": loss_sum,
         "accuracy": agree / pairs,
@@ -233,7 +245,7 @@ def train_on_rankings(
     }
 
 
-def _decided_pairs(example: RankingExample) -> tuple[Tensor, Tensor]:
+def decided_pairs(example: RankingExample) -> tuple[Tensor, Tensor]:
     """Indices of the better and the worse answer of all decided pairs of all labelers of a prompt."""
     pairs = [
         (better, worse)
@@ -270,7 +282,7 @@ def read_rankings_of(
     )
 
 
-def _parts(rankings: list[RankingExample], config: RewardModelConfig) -> list[list[RankingExample]]:
+def parts_of_members(rankings: list[RankingExample], config: RewardModelConfig) -> list[list[RankingExample]]:
     """The rankings of each member: all of them, or parts with no `prompt_id` in two of them."""
     if not config.disjoint_members:
         return [rankings] * config.members
@@ -314,7 +326,6 @@ def _decided(
     return decided
 
 
-@torch.no_grad()
 def _set_offset(context: StageContext, config: RewardModelConfig, model: PreTrainedModel, reading: Reading) -> None:
     """Sets the offset so that demonstrations have mean reward 0 (InstructGPT 3.5)."""
     if config.demonstrations is None:
@@ -324,27 +335,27 @@ def _set_offset(context: StageContext, config: RewardModelConfig, model: PreTrai
     demonstrations = read_demonstrations(path, skip_bad_rows=config.skip_bad_rows, warn=context.warn)
     rows = demonstration_examples(path, demonstrations, reading)
     rows = first_of(rows, config.offset_rows, seed=seed, name="reward_model/offset")
+    answers = [RankingExample("", "", row.token_ids[: row.first], (row.token_ids[row.first :],), ()) for row in rows]
+    set_reward_bias(model, _sum_of_scores(model, answers, config.micro_batch_tokens) / len(rows))
+
+
+@on_every_rank
+@torch.no_grad()
+def _sum_of_scores(model: PreTrainedModel, answers: Sequence[RankingExample], micro_batch_tokens: int) -> float:
     total = 0.0
-    for positions in token_micro_batches([len(row.token_ids) for row in rows], config.micro_batch_tokens):
-        micro = [
-            RankingExample("", "", row.token_ids[: row.first], (row.token_ids[row.first :],), ())
-            for row in (rows[position] for position in positions)
-        ]
-        total += sum(float(rewards[0]) for rewards in score_answers(model, micro))
-    set_reward_bias(model, total / len(rows))
+    for positions, weight in ranking_micro_batches(answers, micro_batch_tokens):
+        scores = score_answers(model, [answers[position] for position in positions])
+        total += weight * sum(float(rewards[0]) for rewards in scores)
+    return sums(total)[0]
 
 
-def _load(
-    context: StageContext, config: RewardModelConfig, folder: Path, tokenizer: PreTrainedTokenizerBase, *, seed: int
-) -> PreTrainedModel:
+def _load(config: RewardModelConfig, folder: Path, tokenizer: PreTrainedTokenizerBase, *, seed: int) -> PreTrainedModel:
     """The model to train: a policy's backbone under a new head drawn by `seed`, or a reward model that goes on."""
     architectures = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or [""]
     if architectures[0].endswith("ForSequenceClassification"):
-        model = load_reward_model(folder, dtype="float32", device=context.spec.device)
+        model = load_reward_model(folder)
     else:
-        model = reward_model_from_policy(
-            folder, tokenizer=tokenizer, seed=seed, dtype="float32", device=context.spec.device
-        )
+        model = reward_model_from_policy(folder, tokenizer=tokenizer, seed=seed)
     set_reward_bias(model, 0.0)  # the loss does not see it, and the offset is measured from zero
     return model
 
@@ -356,7 +367,7 @@ def _batch(rankings: Sequence[RankingExample], size: int, step: int, seed: int) 
     return [rankings[index] for index in order[position * size : (position + 1) * size]]
 
 
-def _example_tensors(examples: Sequence[RankingExample]) -> dict[str, Tensor]:
+def example_tensors(examples: Sequence[RankingExample]) -> dict[str, Tensor]:
     """The examples as flat tensors, for the file of a batch that diverged."""
     rows = [row for example in examples for row in (example.prompt, *example.answers)]
     return {

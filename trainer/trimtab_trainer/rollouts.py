@@ -38,7 +38,7 @@ from trimtab_trainer.fleet import Fleet
 from trimtab_trainer.handout import Handout
 from trimtab_trainer.rollout_work import RolloutPrompt, Sample, most_items
 
-__all__ = ["Rollout", "RolloutDispatcher", "RolloutPrompt"]
+__all__ = ["Rollout", "RolloutDispatcher", "RolloutPrompt", "first_error"]
 
 T = TypeVar("T")
 
@@ -218,7 +218,7 @@ class RolloutDispatcher:
                 for _ in range(scorers):
                     collection.to_score.put_nowait(None)
         except BaseExceptionGroup as errors:
-            raise _first_error(errors) from errors
+            raise first_error(errors) from errors
 
     async def _generate(self, prompts: list[RolloutPrompt], collection: _Collection) -> None:
         handout = Handout(
@@ -320,7 +320,7 @@ def _token_count(batch: list[Rollout]) -> int:
     return sum(len(rollout.prompt_token_ids) + len(rollout.token_ids) for rollout in batch)
 
 
-def _first_error(errors: BaseExceptionGroup) -> BaseException:
+def first_error(errors: BaseExceptionGroup) -> BaseException:
     """The first error of ours in a group, else the first of any kind: one cause is told, the rest follow from it."""
     leaves: list[BaseException] = []
     pending: list[BaseException] = [errors]

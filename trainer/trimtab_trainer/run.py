@@ -37,6 +37,7 @@ from trimtab.errors import ConfigError, CorruptData, FailedPrecondition, Mismatc
 from trimtab_trainer.checkpoint import CheckpointStore, write_file_atomically
 from trimtab_trainer.config import MINIATURE, RunSpec, StageName, load_run_spec, spec_to_yaml
 from trimtab_trainer.context import Orders, StageContext, StageResult, StageStopped
+from trimtab_trainer.distributed import ranks
 from trimtab_trainer.optimization import compute_environment
 from trimtab_trainer.reporter import Reporter, RunState
 
@@ -55,6 +56,7 @@ STAGE_FUNCTIONS: Mapping[StageName, str] = {
     "ppo_without_ptx": "trimtab_trainer.ppo_controls:train_without_ptx",
     "ppo_without_kl": "trimtab_trainer.ppo_controls:train_without_kl",
     "ptx_control": "trimtab_trainer.ptx_control:train",
+    "dpo": "trimtab_trainer.dpo:train",
     "evaluate": "trimtab_trainer.evaluate:evaluate",
 }
 """Where each stage's function is, `module:function`; imported only when the stage runs."""
@@ -258,14 +260,15 @@ def _continue(spec: RunSpec) -> RunOutcome:
             value=spec.directory,
         )
     found = _environment(spec)
-    if spec.deterministic and (odd := {k for k in found if outcome.environment.get(k) != found[k]}):
+    before_that = {"processes": "1", **outcome.environment}
+    if spec.deterministic and (odd := {k for k in found if before_that.get(k) != found[k]}):
         key = sorted(odd)[0]
         raise Mismatch(
             f"{key} is {found[key]}; the deterministic run in {spec.directory} was started with "
-            f"{outcome.environment.get(key)}, and results depend on it",
+            f"{before_that.get(key)}, and results depend on it",
             field=key,
             value=found[key],
-            limit=outcome.environment.get(key),
+            limit=before_that.get(key),
         )
     outcome.state, outcome.error = RunState.RUNNING, ""
     return outcome
@@ -294,7 +297,12 @@ def _check_device(spec: RunSpec) -> None:
 
 
 def _environment(spec: RunSpec) -> dict[str, str]:
-    return {"threads": str(torch.get_num_threads()), "device": spec.device, "torch": torch.__version__}
+    return {
+        "threads": str(torch.get_num_threads()),
+        "device": spec.device,
+        "torch": torch.__version__,
+        "processes": str(ranks()),
+    }
 
 
 def _write(directory: Path, outcome: RunOutcome) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trimtab import AsyncClient, Client, TLSConfig, Token
+from trimtab.endpoint_slices import EndpointSliceResolver
 from trimtab.errors import ConfigError, Mismatch, Unavailable
 from trimtab.local import CHANNELS
 from trimtab.resolver import DNSResolver, FileResolver, Resolver, StaticResolver
@@ -242,13 +243,13 @@ class Services:
                             limit=own,
                         )
 
-    def check_lengths(self, tokens: int) -> None:
-        """Compares the longest sequence of the run with what every service takes.
+    def check_lengths(self, tokens: int, names: Sequence[str] = ("generation", "reward", "reference")) -> None:
+        """Compares the longest sequence of the run with what some services take.
 
         Raises:
             Mismatch: names the service and both numbers.
         """
-        for name in ("generation", "reward", "reference"):
+        for name in names:
             for address, info in self.infos(name).items():
                 for model in info.models:
                     if 0 < model.max_sequence_tokens < tokens:
@@ -320,9 +321,7 @@ class Services:
     def _fleets(self) -> tuple[Fleet, Fleet, Fleet]:
         def fleet(name: str) -> Fleet:
             where = self._config.of(name)  # type: ignore[arg-type]  # one of the four names
-            # the replicas of a name are reached by their addresses, and their certificate has the name
-            server_name = where.dns.rpartition(":")[0] if where.dns else ""
-            connect = partial(self._connect, server_name=server_name)
+            connect = partial(self._connect, server_name=where.server_name)
             return Fleet(name, _resolver(where, name), connect, patience_s=self._config.patience_s, tell=self._tell)
 
         return fleet("generation"), fleet("reward"), fleet("reference")
@@ -365,6 +364,8 @@ def _resolver(addresses: ServiceAddresses, service: str) -> Resolver:
         return FileResolver(addresses.endpoints_file, service)
     if addresses.dns is not None:
         return DNSResolver.of(addresses.dns)
+    if addresses.endpoint_slices is not None:
+        return EndpointSliceResolver.of(addresses.endpoint_slices)
     return StaticResolver(addresses.addresses)
 
 

@@ -18,16 +18,17 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from trimtab.errors import DataError
-from trimtab_models.loading import load_policy, max_sequence_tokens, save_model
+from trimtab_models.loading import load_policy, max_sequence_tokens
 from trimtab_models.tokenizer import leading_ids, load_tokenizer
 from trimtab_trainer.checkpoint import Snapshot, capture_random_state, restore_random_state
 from trimtab_trainer.config import OptimizerConfig, SFTConfig
 from trimtab_trainer.context import StageContext, StageResult
 from trimtab_trainer.data import read_demonstrations, read_pretraining
 from trimtab_trainer.data.splits import split_by_prompt
+from trimtab_trainer.distributed import save_whole, shard
 from trimtab_trainer.examples import Reading, demonstration_examples, document_examples, first_of
 from trimtab_trainer.language_modeling import Example, counted_tokens, example_tensors, mean_loss, passages, train_on
-from trimtab_trainer.optimization import Learner, prepare_for_training, seed_step, shuffled
+from trimtab_trainer.optimization import Learner, make_learner, prepare_for_training, seed_step, shuffled
 
 __all__ = ["train"]
 
@@ -138,15 +139,15 @@ def _end_epoch(
         figures["held_out_loss"] = mean_loss(learner.model, data.held_out, micro_batch_tokens=config.micro_batch_tokens)
     name = f"epoch-{epoch}" if phase.name == "epoch" else phase.name
     if phase.name == "epoch" or epoch == phase.epochs:
-        save_model(learner.model, tokenizer, context.models / name)
+        save_whole(learner.model, tokenizer, context.models / name)
         state["epochs"] = {**state["epochs"], name: figures}
     return figures
 
 
 def _learner(context: StageContext, config: SFTConfig, phase: _Phase, folder: Path) -> Learner:
-    model = load_policy(folder, dtype="float32", device=context.spec.device)
+    model = shard(load_policy(folder), context.device)
     prepare_for_training(model, dropout=config.dropout, gradient_checkpointing=context.spec.gradient_checkpointing)
-    return Learner(model, phase.optimizer, total_steps=phase.end - phase.start, precision=context.spec.precision)
+    return make_learner(model, phase.optimizer, total_steps=phase.end - phase.start, precision=context.spec.precision)
 
 
 def _plan(config: SFTConfig, data: _Data) -> list[_Phase]:

@@ -291,7 +291,7 @@ class EvaluateConfig(Section):
         },
         min_length=1,
         description="Name to model; null leaves one of the preset out. The claims compare those named base, base_4x, "
-        "few_shot, sft, ppo, ppo_without_kl, ppo_ptx and ptx_control.",
+        "few_shot, sft, ppo, ppo_without_kl, ppo_ptx, dpo and ptx_control.",
     )
     judge: str | None = Field(
         default=None,

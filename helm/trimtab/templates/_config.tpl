@@ -73,7 +73,6 @@ store: {{ ternary .values.store.s3.url "/var/lib/trimtab/store" (eq .values.stor
 
 {{- define "trimtab.config.trainer" -}}
 directory: /var/lib/trimtab/runs
-endpoints_file: /etc/trimtab-endpoints/endpoints.json
 scaler_port: 50061
 launcher:
   kind: {{ .values.launcher.kind }}
@@ -82,6 +81,9 @@ launcher:
   namespace: {{ .root.Release.Namespace }}
   resumes: {{ .values.launcher.resumes }}
   {{- end }}
+{{- if eq .values.launcher.kind "local" }}
+endpoints_file: /etc/trimtab-endpoints/endpoints.json
+{{- end }}
 {{- if .root.Values.auth.enabled }}
 token_file: /etc/trimtab-token/token
 {{- end }}
@@ -96,7 +98,11 @@ report_tls:
 {{- $root := . -}}
 {{- range $component := list "generation" "reward" "reference" }}
 {{ $component }}:
+  {{- if eq $root.Values.trainer.run.discovery "endpointSlices" }}
+  endpoint_slices: {{ $root.Release.Namespace }}/{{ include "trimtab.fullname" $root }}-{{ $component }}-headless:grpc
+  {{- else }}
   dns: {{ include "trimtab.host" (dict "root" $root "component" $component "suffix" "-headless") }}:50051
+  {{- end }}
 {{- end }}
 weights:
   addresses: ["{{ include "trimtab.host" (dict "root" . "component" "weights") }}:50051"]

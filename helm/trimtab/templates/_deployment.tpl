@@ -220,12 +220,14 @@ emptyDir: {}
 {{- end }}
 {{- end -}}
 
-{{/* Source of the volume at /models: the TrainerService has that of its runs, since it checks the folders that specs name. */}}
+{{/* Source of the volume at /models. Runs have theirs in their own pods; local ones are in the TrainerService's. */}}
 {{- define "trimtab.modelVolume" -}}
 {{- if dig "model" "s3" "url" "" .values -}}
 emptyDir: {}
+{{- else if eq .component "trainer" -}}
+{{- ternary .values.run.modelVolume dict (eq .values.launcher.kind "local") | toYaml -}}
 {{- else -}}
-{{- ternary (dig "run" "modelVolume" dict .values) (dig "model" "volume" dict .values) (eq .component "trainer") | toYaml -}}
+{{- dig "model" "volume" dict .values | toYaml -}}
 {{- end -}}
 {{- end -}}
 

@@ -10,7 +10,14 @@ metadata:
   name: {{ $name }}
   labels:
     {{- $labels | nindent 4 }}
+    {{- with $values.queueName }}
+    kueue.x-k8s.io/queue-name: {{ . }}
+    {{- end }}
 spec:
+  {{- if $values.queueName }}
+  # Until Kueue admits it.
+  suspend: true
+  {{- end }}
   # A pod that is gone for no fault of the run is started again by the launcher, which knows how to resume it.
   backoffLimit: 0
   {{- with $values.ttlSecondsAfterFinished }}
@@ -28,7 +35,7 @@ spec:
       {{- include "trimtab.pullSecrets" . | nindent 6 }}
       restartPolicy: Never
       serviceAccountName: {{ include "trimtab.fullname" . }}-run
-      automountServiceAccountToken: false
+      automountServiceAccountToken: {{ eq $values.discovery "endpointSlices" }}
       enableServiceLinks: false
       # Time to finish a step and save a checkpoint.
       terminationGracePeriodSeconds: {{ $values.stopSeconds }}

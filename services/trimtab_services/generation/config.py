@@ -82,10 +82,16 @@ class GenerationConfig(ModelServiceConfig):
         default=None, ge=2, description="Most tokens of prompt plus completion. Unset: the model's context length."
     )
     prefill_tokens_per_step: int = Field(
-        default=512, ge=1, description="Most prompt tokens computed between two decode steps: bounds the stall."
+        default_factory=lambda known: 512 if known.get("device") == "cpu" else 4096,
+        ge=1,
+        description="Most prompt tokens computed between two decode steps: bounds the stall. Unset: 512 on a CPU, "
+        "4,096 elsewhere.",
     )
     prefill_chunk_tokens: int = Field(
-        default=256, ge=1, description="Longest piece of one prompt in a forward; at most what a step computes."
+        default_factory=lambda known: 256 if known.get("device") == "cpu" else 2048,
+        ge=1,
+        description="Longest piece of one prompt in a forward; at most what a step computes. Unset: 256 on a CPU, "
+        "2,048 elsewhere.",
     )
     kv_on_swap: Literal["recompute", "keep"] = Field(
         default="recompute", description="What becomes of the KV cache of a sequence that goes on under new weights."
@@ -121,8 +127,8 @@ class GenerationConfig(ModelServiceConfig):
         if self.tgi is None:
             raise ValueError("tgi.url: is missing; engine 'tgi' needs `tgi` with `url` and `tokenizer_folder`")
         for key, why in _OWN_MODEL.items():
-            value = getattr(self, key)
-            if value != type(self).model_fields[key].default:
+            value, field = getattr(self, key), type(self).model_fields[key]
+            if value != field.get_default(call_default_factory=True, validated_data={"device": self.device}):
                 raise ValueError(f"{key}: {value} is not allowed with engine 'tgi': {why}")
         if self.slots > _MOST_REMOTE_SLOTS:
             raise ValueError(f"slots: {self.slots} is too many for engine 'tgi'; allowed: 1..{_MOST_REMOTE_SLOTS}")

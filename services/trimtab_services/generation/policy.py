@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from trimtab.errors import Mismatch, Reason, Unavailable
 from trimtab.types import GenerateRequest, SamplingParams, ServedModel
 from trimtab.v1 import info_pb2
+from trimtab_models.devices import give_back_memory
 from trimtab_models.loading import load_policy, vocab_size
 from trimtab_models.tokenizer import eos_token_ids
 from trimtab_services.generation.config import GenerationConfig
@@ -156,7 +157,11 @@ class PolicyHolder:
 
         task = asyncio.create_task(retire())
         self._retiring.add(task)
-        task.add_done_callback(self._retiring.discard)
+        task.add_done_callback(self._retired)
+
+    def _retired(self, task: asyncio.Task[None]) -> None:
+        self._retiring.discard(task)
+        give_back_memory()
 
     async def _start(self, version: ModelVersion, tokenizer: PreTrainedTokenizerBase) -> None:
         config = self._config

@@ -7,6 +7,7 @@ is a pure function of (seed, sample index, token position), so a retry on anothe
   1, 2, 3" (section 3.3, figure 4), checked against the known-answer vectors of the Random123 distribution.
 - `uniforms`: the uniform number of each token.
 - `sample_tokens`: temperature, suppressed ids, top-k, top-p, then the inverse CDF in token-id order.
+- `draw`: the same for rows that nothing but a temperature applies to, without a word from the host in between.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from trimtab.errors import InvalidRequest
 
-__all__ = ["SampledTokens", "SamplingRow", "philox4x32", "sample_tokens", "uniforms"]
+__all__ = ["SampledTokens", "SamplingRow", "draw", "philox4x32", "sample_tokens", "sampled_tokens", "uniforms"]
 
 _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 _WEYL = (np.uint64(0x9E3779B9), np.uint64(0xBB67AE85))
@@ -103,6 +104,11 @@ class SamplingRow:
         """Whether top-k or top-p removes tokens."""
         return self.top_k > 0 or self.top_p < 1.0
 
+    @property
+    def plain(self) -> bool:
+        """Whether `draw` samples it: at a temperature, from all tokens."""
+        return self.temperature > 0 and not self.truncated and not self.suppressed
+
 
 @dataclass(frozen=True, slots=True)
 class SampledTokens:
@@ -136,18 +142,48 @@ def sample_tokens(logits: Tensor, rows: Sequence[SamplingRow]) -> SampledTokens:
     scaled = logits.float()
     if any(t != 1.0 for t in temperatures):
         scaled = scaled / torch.tensor(temperatures, device=device)[:, None]
-    peak = scaled.amax(dim=-1, keepdim=True)
-    weights = (scaled - peak).exp_()  # a row with NaN or inf makes its log-sum NaN or inf, which `finite` reports
-    log_sum = weights.sum(dim=-1, dtype=torch.float64).log()
-
+    peak, weights = _weights(scaled)
     kept = _truncated(_without_suppressed(scaled, weights, rows), rows)
     tokens = _inverse_cdf(kept, torch.tensor([row.uniform for row in rows], dtype=torch.float64, device=device))
     greedy = [i for i, row in enumerate(rows) if row.temperature == 0]
     if greedy:
         tokens[greedy] = kept[greedy].argmax(dim=-1)
-    logprobs = (scaled.gather(-1, tokens[:, None]) - peak).squeeze(-1).double() - log_sum
-    ids, nats = torch.stack([tokens.double(), logprobs]).tolist()  # one transfer; ids are exact in a double
+    return sampled_tokens(_with_logprobs(tokens, scaled, peak, weights))
+
+
+def draw(logits: Tensor, temperatures: Tensor, uniform: Tensor) -> Tensor:
+    """Samples rows that are all `SamplingRow.plain`, by the arithmetic of `sample_tokens`; works on the device alone.
+
+    Args:
+        logits: [rows, vocab], any float dtype.
+        temperatures: float32 [rows], above 0.
+        uniform: float64 [rows] in [0, 1).
+
+    Returns:
+        For `sampled_tokens`, on the device.
+    """
+    scaled = logits.float() / temperatures[:, None]
+    peak, weights = _weights(scaled)
+    return _with_logprobs(_inverse_cdf(weights, uniform), scaled, peak, weights)
+
+
+def sampled_tokens(drawn: Tensor) -> SampledTokens:
+    """What was drawn, on the host: the one transfer from the device."""
+    ids, nats = drawn.tolist()
     return SampledTokens([int(i) for i in ids], nats, [math.isfinite(x) for x in nats])
+
+
+def _weights(scaled: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest logit of each row [rows, 1], and exp(logit - largest) [rows, vocab]."""
+    peak = scaled.amax(dim=-1, keepdim=True)
+    return peak, (scaled - peak).exp_()  # NaN or inf makes a row's log-sum NaN or inf, which `finite` reports
+
+
+def _with_logprobs(tokens: Tensor, scaled: Tensor, peak: Tensor, weights: Tensor) -> Tensor:
+    """Float64 [2, rows]: token ids, exact in a double, and their log-probs before anything was left out."""
+    log_sum = weights.sum(dim=-1, dtype=torch.float64).log()
+    logprobs = (scaled.gather(-1, tokens[:, None]) - peak).squeeze(-1).double() - log_sum
+    return torch.stack([tokens.double(), logprobs])
 
 
 def _without_suppressed(scaled: Tensor, weights: Tensor, rows: Sequence[SamplingRow]) -> Tensor:

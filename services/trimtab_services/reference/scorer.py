@@ -114,7 +114,7 @@ def _split(found: TokenLogProbs, counts: list[int]) -> list[Scored | TrimtabErro
     def parts(tensor: torch.Tensor | None) -> list[np.ndarray] | list[None]:
         if tensor is None:
             return [None] * len(counts)
-        return [part.cpu().numpy() for part in tensor.split(counts)]
+        return [part.numpy() for part in tensor.cpu().split(counts)]
 
     results: list[Scored | TrimtabError] = []
     rows = zip(

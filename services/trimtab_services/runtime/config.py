@@ -128,6 +128,13 @@ class ServiceConfig(BaseSettings):
         le=3600,
         description="Seconds for the whole header of an HTTP request, and for its JSON body.",
     )
+    connection_age_s: float = Field(
+        default=0.0,
+        ge=0,
+        le=86400,
+        description="Seconds after which a client is asked to connect again, without harm to its calls; 0: never. "
+        "Behind one address for several replicas this is how clients find others.",
+    )
     threads: int = Field(
         default=0,
         ge=0,

@@ -99,15 +99,18 @@ class BatchShapes:
 
     With T threads on a CPU, rows of a matrix product change with the row count unless it is a multiple of 4 T, and the
     fused attention kernel rounds by the alignment of each thread's buffer (both measured). Deterministic mode pads to
-    such multiples, computes sequences of one padded length together, and uses plain matrix products for attention.
+    such multiples, computes sequences of one padded length together, and uses plain matrix products for attention. On a
+    GPU rows change with the row count whatever that is, so there each sequence has a forward of its own.
 
     Attributes:
         multiple: padded lengths, and rows of the output layer, are multiples of this.
         deterministic: whether results may not depend on neighbours in the last bit.
+        one_by_one: whether they may not even have neighbours.
     """
 
     multiple: int
     deterministic: bool
+    one_by_one: bool = False
 
     @classmethod
     def of(cls, config: ModelServiceConfig) -> BatchShapes:
@@ -115,12 +118,14 @@ class BatchShapes:
         if not config.deterministic:
             return cls(1, False)
         threads = config.threads or torch.get_num_threads()  # those of the compute thread, not of who asks
-        return cls(4 * threads if config.device == "cpu" else 16, True)
+        return cls(4 * threads, True) if config.device == "cpu" else cls(16, True, one_by_one=True)
 
     def split(self, lengths: Sequence[int]) -> list[list[int]]:
-        """Positions of the sequences that are computed in one forward: all of them, or those of one padded length."""
+        """Positions of the sequences that are computed in one forward: all, those of one padded length, or one."""
         if not self.deterministic:
             return [list(range(len(lengths)))]
+        if self.one_by_one:
+            return [[position] for position in range(len(lengths))]
         groups: dict[int, list[int]] = {}
         for position, length in enumerate(lengths):
             groups.setdefault(length + -length % self.multiple, []).append(position)

@@ -131,6 +131,8 @@ class Server(Generic[ConfigT]):
             ("grpc.absolute_max_metadata_size", _MOST_METADATA_BYTES),
             ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MS),
         ]
+        if config.connection_age_s:
+            options.append(("grpc.max_connection_age_ms", max(1, round(config.connection_age_s * 1000))))
         self._grpc = grpc.aio.server(interceptors=[CallInterceptor(self.runtime)], options=options)
         self._health = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
         sockets = self._bind(self._grpc, self._health, certificates)

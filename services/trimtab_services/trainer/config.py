@@ -51,7 +51,8 @@ class TrainerServiceConfig(ServiceConfig):
     )
     endpoints_file: Path | None = Field(
         default=None,
-        description="endpoints.json given to runs whose spec names no services. Unset: such a spec is refused.",
+        description="endpoints.json given to runs on this machine whose spec names no services; Jobs get theirs by the "
+        "template. Unset: such a spec is refused.",
     )
     token_file: Path | None = Field(
         default=None, description="File with the bearer token (scope `runs`) that run processes report with."

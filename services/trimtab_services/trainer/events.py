@@ -334,4 +334,6 @@ def _progress(run: RunRow, event: pb.RunEvent, since: float) -> dict[str, object
         values |= {"stage": event.stage, "step": 0, "total_steps": event.stage_started.total_steps}
     elif kind == "step_done":
         values |= {"stage": event.stage, "step": event.step, "total_steps": event.step_done.total_steps}
+    elif event.stage not in ("", run.stage):  # such as what a stage waits for before it begins: replicas scaled to none
+        values |= {"stage": event.stage, "step": 0, "total_steps": 0}
     return values

@@ -10,9 +10,9 @@ from trimtab_services.trainer.records import RunRecords
 __all__ = ["SAMPLING_STAGES", "RolloutDemand", "demand_of"]
 
 SAMPLING_STAGES = frozenset(
-    {"collect_rankings", "sft_baseline", "ppo", "ppo_without_ptx", "ppo_without_kl", "evaluate"}
+    {"collect_rankings", "sft_baseline", "ppo", "ppo_without_ptx", "ppo_without_kl", "dpo", "evaluate"}
 )
-"""Stages that need generation replicas from their first moment, when they ask each for its limits, to their last."""
+"""Stages that need generation replicas to begin, when they ask each for its limits; all but `dpo` go on to sample."""
 
 
 @dataclass(frozen=True, slots=True)

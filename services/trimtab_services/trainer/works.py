@@ -173,7 +173,7 @@ class RunWorks:
     async def _follow_work(self, name: str, work: Work) -> None:
         """Notices work that ended without saying so, and work that never reported."""
         ended = self._start_task(work.ended())
-        if await self._is_silent(name, ended):
+        if await self._is_silent(name, work, ended):
             ending = await self._end_silent(work)
         else:
             try:
@@ -185,11 +185,17 @@ class RunWorks:
                 await self._settle(name, work, ending)
         ended.cancel()
 
-    async def _is_silent(self, name: str, ended: asyncio.Task[Ending]) -> bool:
-        """Waits for the first report of a run; True where none came in time."""
+    async def _is_silent(self, name: str, work: Work, ended: asyncio.Task[Ending]) -> bool:
+        """Waits for the first report of a run; True where none came in time. Time in a queue does not count."""
         loop = asyncio.get_running_loop()
         start_by = loop.time() + self._runtime.config.start_timeout_s
+        was_queued = False
         while not ended.done() and (await self._in_store(self._store.run, name)).state == pb.RUN_STATE_STARTING:
+            if work.is_queued:
+                start_by = loop.time() + self._runtime.config.start_timeout_s
+                if not was_queued:
+                    _log.info("run waits in a queue", extra={"run": name, "why": await work.why_silent()})
+            was_queued = work.is_queued
             if loop.time() > start_by:
                 return True
             await asyncio.wait({ended}, timeout=_LOOK_S)
@@ -213,9 +219,9 @@ class RunWorks:
             if ending.disrupted and not asked:
                 if self._runtime.draining.is_set():
                     return  # the service's next life finds the work, and goes on with the run
-                if work.resumes < self._launcher.most_resumes:
+                if ending.requeued or work.resumes < self._launcher.most_resumes:
                     del self._works[name]
-                    await self._go_on(run, work.resumes + 1, ending)
+                    await self._go_on(run, work.resumes + (not ending.requeued), ending)
                     return
                 ending = _disrupted_too_often(ending, work.resumes, self._launcher.most_resumes)
             if asked and (ending.terminated or ending.disrupted):

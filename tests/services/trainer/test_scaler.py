@@ -86,6 +86,15 @@ def is_active(stub: externalscaler_pb2_grpc.ExternalScalerStub) -> bool:
     return bool(stub.IsActive(of(TRIGGER), timeout=DEADLINE_S).result)
 
 
+def test_a_stage_that_waits_for_replicas_before_it_begins_is_active(tmp_path: Path) -> None:
+    """With none there it cannot begin, and they come for an active stage only."""
+    with scaler(tmp_path) as (service, stub):
+        add_runs(tmp_path, "one")
+        waits = pb.Message(severity=pb.SEVERITY_WARNING, text="waits for generation")
+        report(service, "one", stage(1, "reward_model"), pb.RunEvent(sequence=2, stage="ppo", message=waits))
+        assert is_active(stub)
+
+
 def test_the_metric_is_what_active_runs_have_given_out(tmp_path: Path) -> None:
     with scaler(tmp_path) as (service, stub):
         (spec,) = stub.GetMetricSpec(of(TRIGGER), timeout=DEADLINE_S).metricSpecs

@@ -77,6 +77,13 @@ def test_bad_line_names_file_line_and_reason(path: Path, line: bytes, reason: st
     assert len(told) == 1 and told[0].startswith(f"{path}:3: {reason}") and told[0].endswith("the row is left out")
 
 
+def test_a_line_without_end_is_a_bad_row_and_not_held(path: Path) -> None:
+    content = GOOD + b'{"prompt": "' + b"a" * (65 * 2**20) + b'"}\n' + GOOD
+    with pytest.raises(DataError, match=":2: the line is too long; allowed: at most 64 MiB"):
+        prompts(path, content)
+    assert prompts(path, content, skip_bad_rows=1, warn=lambda text: None) == ["a", "a"]
+
+
 def test_bad_rows_are_counted_and_each_is_told(path: Path) -> None:
     content = b'{"prompt": ""}\n' + GOOD + b"oops\n" + GOOD + b'{"prompt": 1}\n'
     told: list[str] = []

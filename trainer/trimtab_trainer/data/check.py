@@ -5,31 +5,23 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from trimtab_trainer.data.readers import read_demonstrations, read_pretraining, read_prompts, read_rankings
-from trimtab_trainer.data.records import Demonstration, Passage, PromptRow, Ranking, prompt_key
+from trimtab_trainer.data.lengths import Lengths
+from trimtab_trainer.data.on_disk import DiskCounts, digest, open_private_database
+from trimtab_trainer.data.records import Demonstration, Passage, Ranking, Row, prompt_key, turns_of
+from trimtab_trainer.data.tally import Tally
 
-__all__ = ["READERS", "Leaks", "Row", "describe_dataset", "find_leaks"]
+__all__ = ["Leaks", "SharedPrompts", "describe_dataset", "find_leaks"]
 
 _MARK = re.compile(r"(?<!\d)[\W_]|[\W_](?!\d)")
 """Neither letter nor digit, nor between two digits, where it makes another number or sum: 1.5, 2-2, 2+2."""
 
-Row = Demonstration | Ranking | PromptRow | Passage
 
-READERS: dict[str, Callable[..., Sequence[Row]]] = {
-    "demonstrations": read_demonstrations,
-    "rankings": read_rankings,
-    "prompts": read_prompts,
-    "pretraining": read_pretraining,
-}
-"""What reads each kind of dataset."""
-
-
-def describe_dataset(rows: Sequence[Row]) -> dict[str, Any]:
-    """Counts what is in the rows of one file, of which there is at least one.
+def describe_dataset(rows: Iterable[Row]) -> dict[str, Any]:
+    """Counts what is in the rows of one file, of which there is at least one, holding one at a time.
 
     Returns:
         `rows`, `repeated_rows` (equal to an earlier one), `different_prompts`, `longest_characters`,
@@ -37,21 +29,30 @@ def describe_dataset(rows: Sequence[Row]) -> dict[str, Any]:
         `decided_pairs`, `tied_pairs`, `wholly_tied_labelings`, `equal_answers` (rankings with an answer twice),
         `equal_answers_ranked_apart` (labelings that contradict themselves), `groups`.
     """
-    lengths = sorted(_characters(row) for row in rows)
+    different, prompts = DiskCounts(), DiskCounts()
+    lengths, rankings = Lengths(), _Rankings()
+    categories = Tally("category")
+    count = 0
+    for row in rows:
+        count += 1
+        different.add(digest(repr(row)))
+        prompts.add(prompt_key(row.prompt).encode())
+        lengths.add(_characters(row))
+        if not isinstance(row, Passage) and row.category:
+            categories.add(row.category)
+        if isinstance(row, Ranking):
+            rankings.add(row)
+    table = lengths.table()
     found: dict[str, Any] = {
-        "rows": len(rows),
-        "repeated_rows": len(rows) - len(set(rows)),
-        "different_prompts": len({prompt_key(row.prompt) for row in rows}),
-        "median_characters": lengths[len(lengths) // 2],
-        "longest_characters": lengths[-1],
+        "rows": count,
+        "repeated_rows": count - len(different),
+        "different_prompts": len(prompts),
+        "median_characters": table.median if table else 0,
+        "longest_characters": table.max if table else 0,
     }
-    categories = Counter(row.category for row in rows if not isinstance(row, Passage) and row.category)
-    if categories:
-        found["categories"] = dict(categories.most_common())
-    rankings = [row for row in rows if isinstance(row, Ranking)]
-    if rankings:
-        found |= _describe_rankings(rankings)
-    return found
+    if categories.counts:
+        found["categories"] = dict(categories.counts.most_common())
+    return found | rankings.figures()
 
 
 @dataclass(frozen=True)
@@ -72,53 +73,93 @@ class Leaks:
     other_rows: int
 
 
+class SharedPrompts:
+    """The prompts of several files, each file known by a number."""
+
+    def __init__(self) -> None:
+        self._database = open_private_database(
+            "CREATE TABLE prompts (file INTEGER, exact BLOB, similar BLOB, rows INTEGER, PRIMARY KEY (file, exact))"
+            " WITHOUT ROWID;"
+            "CREATE INDEX by_similarity ON prompts (file, similar)"
+        )
+
+    def add(self, file: int, row: Row) -> None:
+        """Takes the prompt of one row; a passage's text is its prompt."""
+        similarity = _similarity(row)
+        self._database.execute(
+            "INSERT INTO prompts VALUES (?, ?, ?, 1) ON CONFLICT DO UPDATE SET rows = rows + 1",
+            (file, prompt_key(row.prompt).encode(), digest(similarity) if similarity else None),
+        )
+
+    def leaks(self, file: int, other: int) -> Leaks:
+        """What two of the files share."""
+        is_exact = "EXISTS (SELECT 1 FROM prompts AS b WHERE b.file = :other AND b.exact = a.exact)"
+        is_similar = "EXISTS (SELECT 1 FROM prompts AS b WHERE b.file = :other AND b.similar = a.similar)"
+
+        def count(what: str, where: str, one: int, another: int) -> int:
+            query = f"SELECT coalesce({what}, 0) FROM prompts AS a WHERE a.file = :file AND ({where})"
+            return self._database.execute(query, {"file": one, "other": another}).fetchone()[0]
+
+        return Leaks(
+            prompts=count("count(*)", is_exact, file, other),
+            similar_prompts=count("count(DISTINCT a.similar)", is_similar, file, other),
+            rows=count("sum(a.rows)", f"{is_exact} OR {is_similar}", file, other),
+            other_rows=count("sum(a.rows)", f"{is_exact} OR {is_similar}", other, file),
+        )
+
+
 def find_leaks(rows: Iterable[Row], other: Iterable[Row]) -> Leaks:
-    """Compares the prompts of two files, of any kinds; a passage's text is its prompt."""
-    ours, theirs = ([(prompt_key(row.prompt), _similarity(row)) for row in side] for side in (rows, other))
-    exact = {key for key, _ in ours} & {key for key, _ in theirs}
-    similar = ({text for _, text in ours} & {text for _, text in theirs}) - {""}
-
-    def leaking(side: list[tuple[str, str]]) -> int:
-        return sum(key in exact or text in similar for key, text in side)
-
-    return Leaks(prompts=len(exact), similar_prompts=len(similar), rows=leaking(ours), other_rows=leaking(theirs))
+    """Compares the prompts of two files, of any kinds."""
+    shared = SharedPrompts()
+    for file, side in enumerate((rows, other)):
+        for row in side:
+            shared.add(file, row)
+    return shared.leaks(0, 1)
 
 
-def _describe_rankings(rankings: Sequence[Ranking]) -> dict[str, Any]:
-    decided = tied = wholly_tied = ranked_apart = 0
-    for ranking in rankings:
+class _Rankings:
+    """Counts over rankings, one after another."""
+
+    def __init__(self) -> None:
+        self._answers: Counter[int] = Counter()
+        self._groups = Tally("labels[].group")
+        self._counts: Counter[str] = Counter()
+
+    def add(self, ranking: Ranking) -> None:
+        self._answers[len(ranking.answers)] += 1
+        different = len(set(ranking.answers))
+        self._counts["equal_answers"] += different < len(ranking.answers)
         for labeling in ranking.labelings:
             count = len(labeling.ranks)
-            wholly_tied += len(set(labeling.ranks)) == 1
-            ranked_apart += len(set(zip(ranking.answers, labeling.ranks, strict=True))) > len(set(ranking.answers))
             ties = sum(n * (n - 1) // 2 for n in Counter(labeling.ranks).values())
-            tied += ties
-            decided += count * (count - 1) // 2 - ties
-    groups = Counter(labeling.group or "none" for ranking in rankings for labeling in ranking.labelings)
-    return {
-        "answers_per_prompt": dict(sorted(Counter(len(ranking.answers) for ranking in rankings).items())),
-        "labelings": sum(len(ranking.labelings) for ranking in rankings),
-        "decided_pairs": decided,
-        "tied_pairs": tied,
-        "wholly_tied_labelings": wholly_tied,
-        "equal_answers": sum(len(set(ranking.answers)) < len(ranking.answers) for ranking in rankings),
-        "equal_answers_ranked_apart": ranked_apart,
-        "groups": dict(groups),
-    }
+            self._groups.add(labeling.group or "none")
+            self._counts["labelings"] += 1
+            self._counts["tied_pairs"] += ties
+            self._counts["decided_pairs"] += count * (count - 1) // 2 - ties
+            self._counts["wholly_tied_labelings"] += len(set(labeling.ranks)) == 1
+            apart = len(set(zip(ranking.answers, labeling.ranks, strict=True))) > different
+            self._counts["equal_answers_ranked_apart"] += apart
 
-
-def _prompt_text(row: Row) -> str:
-    return row.prompt if isinstance(row.prompt, str) else "".join(message.content for message in row.prompt)
+    def figures(self) -> dict[str, Any]:
+        """Empty without rankings."""
+        if not self._answers:
+            return {}
+        counts = ("labelings", "decided_pairs", "tied_pairs", "wholly_tied_labelings")
+        return {
+            "answers_per_prompt": dict(sorted(self._answers.items())),
+            **{name: self._counts[name] for name in (*counts, "equal_answers", "equal_answers_ranked_apart")},
+            "groups": dict(self._groups.counts),
+        }
 
 
 def _similarity(row: Row) -> str:
     """Letters, digits and signs between digits in lower case, composed and decomposed characters alike (NFKC)."""
-    text = unicodedata.normalize("NFKC", _prompt_text(row)).casefold()
+    text = unicodedata.normalize("NFKC", "".join(turn.content for turn in turns_of(row.prompt))).casefold()
     return _MARK.sub("", "".join(text.split()))
 
 
 def _characters(row: Row) -> int:
-    prompt = _prompt_text(row)
+    prompt = sum(len(turn.content) for turn in turns_of(row.prompt))
     answer = row.completion if isinstance(row, Demonstration) else ""
     longest = max(map(len, row.answers)) if isinstance(row, Ranking) else 0
-    return len(prompt) + len(answer) + longest
+    return prompt + len(answer) + longest

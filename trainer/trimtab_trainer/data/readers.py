@@ -1,7 +1,8 @@
 """Dataset files: JSON lines (`.jsonl`, `.gz` allowed), Parquet, and folders that the library `datasets` wrote.
 
 A bad row is an error with file, line, field and reason. Up to `skip_bad_rows` of them are tolerated, each of them told;
-nothing is ever left out silently.
+nothing is ever left out silently. `stream_rows` holds one row at a time, whatever the size of the file; the `read_*` of
+the stages hold all of them.
 """
 
 from __future__ import annotations
@@ -18,11 +19,15 @@ from typing import Any, TypeVar
 from trimtab.errors import ConfigError, DataError
 from trimtab_trainer.data.records import Demonstration, Passage, PromptRow, Ranking
 
-__all__ = ["read_demonstrations", "read_pretraining", "read_prompts", "read_rankings"]
+__all__ = ["read_demonstrations", "read_pretraining", "read_prompts", "read_rankings", "stream_rows"]
 
 Row = TypeVar("Row")
 
+MOST_LINE_BYTES = 64 * 2**20
+"""Of one row; a file without line ends would otherwise be read whole."""
+
 _BOM = b"\xef\xbb\xbf"
+_PARQUET_ROWS, _PARQUET_BUFFER_BYTES = 256, 2**20  # at a time, where a row group may be the whole file
 _log = logging.getLogger(__name__)
 
 
@@ -60,18 +65,33 @@ def read_pretraining(
     return _read(path, Passage.from_row, skip_bad_rows, warn)
 
 
-def _read(
-    path: Path, from_row: Callable[[Mapping[str, Any]], Row], skip_bad_rows: int, warn: Callable[[str], None]
-) -> list[Row]:
+def stream_rows(
+    path: Path,
+    parse: Callable[[Mapping[str, Any]], Row],
+    *,
+    skip_bad_rows: int = 0,
+    warn: Callable[[str], None] = _log.warning,
+) -> Iterator[tuple[int, Row]]:
+    """Rows of a file one after another, each with its line (or its place in a table) from 1.
+
+    Args:
+        path: the file or folder.
+        parse: what is made of a row; a DataError of it makes the row a bad one.
+        skip_bad_rows: bad rows tolerated.
+        warn: takes one sentence for each of them.
+
+    Raises:
+        ConfigError: no such file, or its format needs a library that is not installed.
+        DataError: a bad row more than tolerated, or no row at all.
+    """
     if not path.exists():
         raise ConfigError(f"{path}: no such file", field="path", value=path)
-    found: list[Row] = []
-    bad = 0
+    bad, found = 0, False
     for number, row in _rows(path):
         try:
             if isinstance(row, DataError):
                 raise row
-            found.append(from_row(row))
+            parsed = parse(row)
         except DataError as error:
             bad += 1
             message = f"{path}:{number}: {error.message}"
@@ -79,9 +99,17 @@ def _read(
                 tolerated = f"; {skip_bad_rows} bad rows are tolerated" if skip_bad_rows else ""
                 raise DataError(f"{message}{tolerated}", field=error.field, value=error.value) from None
             warn(f"{message}; the row is left out")
+        else:
+            found = True
+            yield number, parsed
     if not found:
         raise DataError(f"{path}: it has no rows", field="rows", value=0, limit="at least 1")
-    return found
+
+
+def _read(
+    path: Path, from_row: Callable[[Mapping[str, Any]], Row], skip_bad_rows: int, warn: Callable[[str], None]
+) -> list[Row]:
+    return [row for _, row in stream_rows(path, from_row, skip_bad_rows=skip_bad_rows, warn=warn)]
 
 
 def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any] | DataError]]:
@@ -100,10 +128,22 @@ def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any] | DataError]]:
 def _json_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any] | DataError]]:
     opened = gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
     with opened as file:
-        for number, line in enumerate(file, 1):
-            line = line.removeprefix(_BOM)
-            if line.strip():
+        for number, line in enumerate(_lines(file.readline), 1):
+            if isinstance(line, DataError):
+                yield number, line
+            elif (line := line.removeprefix(_BOM)).strip():
                 yield number, _json_row(line)
+
+
+def _lines(readline: Callable[[int], bytes]) -> Iterator[bytes | DataError]:
+    while line := readline(MOST_LINE_BYTES + 1):
+        if len(line) <= MOST_LINE_BYTES:
+            yield line
+            continue
+        while line and not line.endswith(b"\n"):
+            line = readline(MOST_LINE_BYTES)
+        limit = f"at most {MOST_LINE_BYTES >> 20} MiB"
+        yield DataError(f"the line is too long; allowed: {limit}", field="line", limit=limit)
 
 
 def _json_row(line: bytes) -> Mapping[str, Any] | DataError:
@@ -130,11 +170,13 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _parquet(path: Path) -> Iterator[Mapping[str, Any]]:
     # Without its checksums, where the file has them, a damaged page may be read as other text.
-    table = _library("pyarrow.parquet", path).ParquetFile(path, page_checksum_verification=True)
+    table = _library("pyarrow.parquet", path).ParquetFile(
+        path, page_checksum_verification=True, buffer_size=_PARQUET_BUFFER_BYTES
+    )
     names = table.schema_arrow.names
     if twice := sorted({name for name in names if names.count(name) > 1}):  # a row would keep the last of them only
         raise ValueError(f"the column {twice[0][:80]!r} is there twice")
-    return (row for batch in table.iter_batches() for row in batch.to_pylist())
+    return (row for batch in table.iter_batches(_PARQUET_ROWS) for row in batch.to_pylist())
 
 
 def _saved_dataset(path: Path) -> Iterator[Mapping[str, Any]]:

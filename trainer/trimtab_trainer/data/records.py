@@ -12,7 +12,18 @@ from typing import Any
 from trimtab.errors import DataError
 from trimtab.types import ChatMessage
 
-__all__ = ["Demonstration", "Labeling", "Passage", "PromptRow", "PromptText", "Ranking", "prompt_key", "turns_of"]
+__all__ = [
+    "KINDS",
+    "Demonstration",
+    "Labeling",
+    "Passage",
+    "PromptRow",
+    "PromptText",
+    "Ranking",
+    "Row",
+    "prompt_key",
+    "turns_of",
+]
 
 PromptText = str | tuple[ChatMessage, ...]
 """A prompt as people write it: text, or a conversation that ends in a user turn."""
@@ -140,6 +151,17 @@ class Ranking:
             category=_optional(row, "category"),
             source=_source(row),
         )
+
+
+Row = Demonstration | Ranking | PromptRow | Passage
+
+KINDS: dict[str, type[Demonstration] | type[Ranking] | type[PromptRow] | type[Passage]] = {
+    "demonstrations": Demonstration,
+    "rankings": Ranking,
+    "prompts": PromptRow,
+    "pretraining": Passage,
+}
+"""The record of each kind of dataset."""
 
 
 def turns_of(prompt: PromptText) -> tuple[ChatMessage, ...]:

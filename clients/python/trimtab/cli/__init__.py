@@ -44,7 +44,9 @@ COMMANDS = {
     "generate": _Lazy("trimtab.cli.calls", "", "Completions of prompts by the generation service."),
     "score": _Lazy("trimtab.cli.score", "", "Rewards by the reward service, of one pair or of a file of any length."),
     "logprobs": _Lazy("trimtab.cli.calls", "", "Per-token log-probs by the reference service."),
-    "data": _Lazy("trimtab_trainer.cli", "trainer", "Check dataset files before any run uses them."),
+    "data": _Lazy(
+        "trimtab_trainer.data.commands", "trainer", "Check, clean, split, describe and convert dataset files."
+    ),
     "report": _Lazy("trimtab_trainer.cli", "trainer", "Write report.html and report.json of a run's folder."),
 }
 

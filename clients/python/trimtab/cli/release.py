@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -42,6 +43,9 @@ class Release:
         kubeconfig: None means where kubectl looks.
         context: None means the current one.
 
+    Attributes:
+        configuration: of the Kubernetes client.
+
     Raises:
         ConfigError: the Kubernetes client is not installed, or there is no such kubeconfig or context.
     """
@@ -65,9 +69,96 @@ class Release:
         used = active if context is None else next(one for one in contexts if one["name"] == context)
         self.name = name
         self.namespace = namespace or used["context"].get("namespace", "default")
+        self.configuration = configuration
         api = client.ApiClient(configuration)
         self._apps: Any = client.AppsV1Api(api)
         self._autoscaling: Any = client.AutoscalingV2Api(api)
+        self._batch: Any = client.BatchV1Api(api)
+        self._core: Any = client.CoreV1Api(api)
+
+    def deployments(self, component: str = "") -> list[Any]:
+        """Deployments of a component, or of all; at least one.
+
+        Raises:
+            NotFound: there is none in the namespace.
+            PermissionDenied: the caller may not list them.
+            Unavailable: the API does not answer.
+        """
+        selector = self._selector(component)
+        with self._errors(f"Deployments with {selector}"):
+            found: list[Any] = self._apps.list_namespaced_deployment(
+                self.namespace, label_selector=selector, _request_timeout=_CALL_S
+            ).items
+        if not found:
+            raise NotFound(
+                f"release: namespace {self.namespace} has no Deployment {f'of {component} ' if component else ''}"
+                f"of release {self.name!r}",
+                field="release",
+                value=self.name,
+            )
+        return found
+
+    def pods(self) -> list[Any]:
+        """Pods of the release, those of its runs among them.
+
+        Raises:
+            PermissionDenied: the caller may not list them.
+            Unavailable: the API does not answer.
+        """
+        selector = self._selector()
+        with self._errors(f"Pods with {selector}"):
+            found: list[Any] = self._core.list_namespaced_pod(
+                self.namespace, label_selector=selector, _request_timeout=_CALL_S
+            ).items
+        return found
+
+    def suspended_jobs(self) -> list[Any]:
+        """Jobs of runs that wait for a queue to admit them.
+
+        Raises:
+            PermissionDenied: the caller may not list them.
+            Unavailable: the API does not answer.
+        """
+        selector = self._selector("run")
+        with self._errors(f"Jobs with {selector}"):
+            found = self._batch.list_namespaced_job(
+                self.namespace, label_selector=selector, _request_timeout=_CALL_S
+            ).items
+        return [job for job in found if job.spec.suspend]
+
+    def autoscalers(self) -> dict[str, str]:
+        """What sets the number of replicas, by the name of the Deployment; one that is not there is scaled by hand.
+
+        Raises:
+            PermissionDenied: the caller may not list HorizontalPodAutoscalers.
+            Unavailable: the API does not answer.
+        """
+        with self._errors(f"HorizontalPodAutoscalers in namespace {self.namespace}"):
+            scalers = self._autoscaling.list_namespaced_horizontal_pod_autoscaler(
+                self.namespace, _request_timeout=_CALL_S
+            ).items
+        owners = {}
+        for scaler in scalers:
+            target = scaler.spec.scale_target_ref
+            if target.kind == "Deployment":
+                by_keda = (scaler.metadata.labels or {}).get("scaledobject.keda.sh/name")
+                owner = f"ScaledObject {by_keda}" if by_keda else f"HorizontalPodAutoscaler {scaler.metadata.name}"
+                owners[target.name] = owner
+        return owners
+
+    def token(self, secret: str) -> str:
+        """The `token` that a Secret holds; empty where there is no such Secret.
+
+        Raises:
+            PermissionDenied: the caller may not read it.
+            Unavailable: the API does not answer.
+        """
+        try:
+            with self._errors(f"Secret {self.namespace}/{secret}"):
+                found = self._core.read_namespaced_secret(secret, self.namespace, _request_timeout=_CALL_S)
+        except NotFound:
+            return ""
+        return base64.b64decode((found.data or {}).get("token", "")).decode()
 
     def scale(self, component: str, count: int) -> None:
         """Sets the number of replicas of a component.
@@ -78,44 +169,21 @@ class Release:
             PermissionDenied: the caller may not.
             Unavailable: the API does not answer.
         """
-        deployment = self._deployment(component)
-        self._refuse_where_autoscaled(component, deployment)
+        deployment = self.deployments(component)[0].metadata.name
+        if owner := self.autoscalers().get(deployment):
+            raise FailedPrecondition(
+                f"{component}: {owner} sets the number of replicas of Deployment {self.namespace}/{deployment}; "
+                f"change {component}.autoscaling of the release instead",
+                field=component,
+            )
         with self._errors(f"Deployment {self.namespace}/{deployment}"):
             self._apps.patch_namespaced_deployment_scale(
                 deployment, self.namespace, {"spec": {"replicas": count}}, _request_timeout=_CALL_S
             )
 
-    def _deployment(self, component: str) -> str:
-        """Name of a component's Deployment."""
-        labels = {"name": "trimtab", "instance": self.name, "component": component}
-        selector = ",".join(f"app.kubernetes.io/{key}={value}" for key, value in labels.items())
-        with self._errors(f"Deployments with {selector}"):
-            found = self._apps.list_namespaced_deployment(
-                self.namespace, label_selector=selector, _request_timeout=_CALL_S
-            ).items
-        if not found:
-            raise NotFound(
-                f"release: namespace {self.namespace} has no Deployment of {component} of release {self.name!r}",
-                field="release",
-                value=self.name,
-            )
-        return str(found[0].metadata.name)
-
-    def _refuse_where_autoscaled(self, component: str, deployment: str) -> None:
-        with self._errors(f"HorizontalPodAutoscalers in namespace {self.namespace}"):
-            scalers = self._autoscaling.list_namespaced_horizontal_pod_autoscaler(
-                self.namespace, _request_timeout=_CALL_S
-            ).items
-        for scaler in scalers:
-            target = scaler.spec.scale_target_ref
-            if (target.kind, target.name) == ("Deployment", deployment):
-                by_keda = (scaler.metadata.labels or {}).get("scaledobject.keda.sh/name")
-                owner = f"ScaledObject {by_keda}" if by_keda else f"HorizontalPodAutoscaler {scaler.metadata.name}"
-                raise FailedPrecondition(
-                    f"{component}: {owner} sets the number of replicas of Deployment {self.namespace}/{deployment}; "
-                    f"change {component}.autoscaling of the release instead",
-                    field=component,
-                )
+    def _selector(self, component: str = "") -> str:
+        labels = {"name": "trimtab", "instance": self.name, **({"component": component} if component else {})}
+        return ",".join(f"app.kubernetes.io/{key}={value}" for key, value in labels.items())
 
     @contextmanager
     def _errors(self, what: str) -> Iterator[None]:

@@ -14,10 +14,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from trimtab.client import Client
@@ -43,6 +46,9 @@ BLOB_BYTES = 64 * 1024 * 1024
 
 MAX_CHAIN = 16
 """Most differences between a version and whole bytes, unless a publisher is told otherwise."""
+
+_ENCODERS = max(1, (os.cpu_count() or 1) // 4)
+"""Threads that encode: a quarter of the cores, since the trainer goes on meanwhile."""
 
 _PAGE = 10_000
 _PUBLISH_TRIES = 3
@@ -264,26 +270,32 @@ def publish_version(
 
 
 def _draft(tensors: Sequence[TensorData], base: _Published | None) -> _Draft:
-    """Encodes tensors, sorted by name, and packs what must be sent into blobs."""
+    """Encodes tensors, sorted by name, several at a time, and packs what must be sent into blobs."""
     draft = _Draft()
     to_pack: list[tuple[weights_pb2.TensorEntry, memoryview]] = []
-    for tensor in tensors:
-        entry = weights_pb2.TensorEntry(
-            name=tensor.name, dtype=tensor.dtype, shape=tensor.shape, digest=tensor_digest(tensor)
-        )
-        before = base.entries.get(tensor.name) if base is not None else None
-        draft.entries.append(entry)
-        if base is None or before is None or not _is_alike(before, entry):
-            to_pack.append((entry, _whole(tensor, entry)))
-            continue
-        if before.digest == entry.digest:
-            entry.CopyFrom(before)
-            continue
-        to_pack.append((entry, _difference(tensor, entry, base, before)))
+    with ThreadPoolExecutor(_ENCODERS, thread_name_prefix="encode") as threads:
+        for entry, part in threads.map(partial(_encoded, base=base), tensors):
+            draft.entries.append(entry)
+            if part is not None:
+                to_pack.append((entry, part))
     draft.sent_bytes = sum(part.nbytes for _, part in to_pack)
     for group in _groups(to_pack):
         _pack(group, draft.blobs)
     return draft
+
+
+def _encoded(tensor: TensorData, base: _Published | None) -> tuple[weights_pb2.TensorEntry, memoryview | None]:
+    """A tensor's entry, and what must be sent of it; None where the base has its bytes."""
+    entry = weights_pb2.TensorEntry(
+        name=tensor.name, dtype=tensor.dtype, shape=tensor.shape, digest=tensor_digest(tensor)
+    )
+    before = base.entries.get(tensor.name) if base is not None else None
+    if base is None or before is None or not _is_alike(before, entry):
+        return entry, _whole(tensor, entry)
+    if before.digest == entry.digest:
+        entry.CopyFrom(before)
+        return entry, None
+    return entry, _difference(tensor, entry, base, before)
 
 
 def _is_alike(before: weights_pb2.TensorEntry, after: weights_pb2.TensorEntry) -> bool:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import torch
 from transformers import PreTrainedModel
 
 from trimtab.errors import ConfigError, InvalidRequest, Reason, SequenceTooLong, Unsupported
 from trimtab_models.attention import sliding_window
 from trimtab_services.generation.engines.base import SequenceRequest
+from trimtab_services.generation.engines.slot_cache import PrefillWrite, SlotCache
 from trimtab_services.generation.sampling import uniforms
 
-__all__ = ["check_request", "model_eos_token_ids", "sequence_limit"]
+__all__ = ["check_request", "check_slots_fit", "model_eos_token_ids", "sequence_limit"]
 
 
 def check_request(request: SequenceRequest, *, vocab: int, max_sequence_tokens: int, has_tokenizer: bool) -> None:
@@ -50,6 +52,32 @@ def check_request(request: SequenceRequest, *, vocab: int, max_sequence_tokens: 
             limit="empty",
         )
     uniforms(request.seed, request.sample_index, 0)  # refuses a seed or index that does not fit
+
+
+@torch.inference_mode()
+def check_slots_fit(model: PreTrainedModel, slots: int, tokens: int) -> None:
+    """Refuses more slots than the GPU has memory for, before a sequence that grows finds out.
+
+    Raises:
+        ConfigError: keys and values of so many full slots are larger than what is free; says how many fit.
+    """
+    cache = SlotCache(1, tokens)
+    cache.reserve(1)
+    token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+    cache.write = PrefillWrite(token[0], token, None)
+    model.base_model(input_ids=token, position_ids=token, past_key_values=cache, use_cache=True)
+    of_slot = cache.bytes_of_full_slot
+    unused = torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
+    free = torch.cuda.mem_get_info(model.device)[0] + unused
+    if slots * of_slot > free:
+        raise ConfigError(
+            f"slots: {slots} sequences of {tokens} tokens need {slots * of_slot / 2**30:.1f} GiB for keys and values; "
+            f"{model.device} has {free / 2**30:.1f} GiB free; allowed: {free // of_slot} slots, or a smaller "
+            "max_sequence_tokens",
+            field="slots",
+            value=slots,
+            limit=free // of_slot,
+        )
 
 
 def model_eos_token_ids(model: PreTrainedModel) -> tuple[int, ...]:

@@ -9,30 +9,40 @@ decides who enters (`TransformersEngine`); the lane computes. Two ideas carry it
 - **Rows are dense.** Without determinism the running sequences sit in slots 0..n-1 (a freed slot is refilled or the
   last one moves into it), and a step computes n rows. In deterministic mode every slot is computed in every step, since
   a kernel's rounding may depend on the number of rows.
+
+On a GPU steps come in few shapes, since each is recorded once and then replayed (`decode_graphs`).
 """
 
 from __future__ import annotations
 
+import logging
 import math
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
 from trimtab_models.attention import layer_masks, sliding_window
-from trimtab_services.generation.engines.base import SequenceRequest
+from trimtab_services.generation.engines.decode_graphs import DecodeGraphs, NotRecordable
+from trimtab_services.generation.engines.running import Running
 from trimtab_services.generation.engines.slot_cache import DecodeWrite, PrefillWrite, SlotCache
-from trimtab_services.generation.sampling import SamplingRow, sample_tokens
+from trimtab_services.generation.sampling import SampledTokens, SamplingRow, sample_tokens
 
-__all__ = ["Lane", "LaneLimits", "Running"]
+__all__ = ["Lane", "LaneLimits"]
+
+_log = logging.getLogger(__name__)
 
 _IDLE = SamplingRow(uniform=0.0)
+_GPU_KEYS = 256
+"""On a GPU a decode step reads a multiple of so many keys: few shapes to record."""
+_GPU_PREFILL = 2048
+"""Padded tokens of a prefill that take a GPU no longer than starting its kernels does."""
+_GPU_PREFILL_STEPS = 4
+"""Decode steps between two prefills on a GPU, each of which takes as long as several of them: newcomers gather."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,73 +70,6 @@ class LaneLimits:
         return -(-self.slots // self.row_multiple) * self.row_multiple if self.deterministic else self.slots
 
 
-@dataclass(slots=True, eq=False)
-class Running:
-    """A sequence in a slot.
-
-    Attributes:
-        request: what was asked.
-        uniforms: [max_new_tokens] random numbers, one for each token.
-        stop_ids: ids that end it.
-        suppressed: ids that it cannot sample before `min_new_tokens`.
-        order: when it came in, counted by the lane; prefill follows it.
-        slot: row of the cache.
-        generated: the completion so far.
-        logprobs: one for each token of `generated`.
-        spans: (first token, version, kv_kept) of each set of weights, in order.
-        filled: tokens whose keys and values are in the slot.
-        pure: whether those all come from the lane's present weights.
-        leader: the sequence whose prompt prefill this one waits to copy.
-        slot_time: `time.monotonic()` at which it first had a slot.
-    """
-
-    request: SequenceRequest
-    uniforms: NDArray
-    stop_ids: frozenset[int]
-    suppressed: tuple[int, ...]
-    order: int = 0
-    slot: int = -1
-    generated: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    spans: list[tuple[int, int, bool]] = field(default_factory=list)
-    filled: int = 0
-    pure: bool = True
-    leader: Running | None = None
-    slot_time: float = field(default_factory=time.monotonic)
-
-    @property
-    def target(self) -> int:
-        """Tokens that must be in the slot before the next decode step: all but the last."""
-        return len(self.request.prompt_token_ids) + len(self.generated) - 1
-
-    @property
-    def ready(self) -> bool:
-        """Whether the next step can decode it."""
-        return self.filled >= self.target
-
-    @property
-    def last_token(self) -> int:
-        """The token that the next decode step takes as its query."""
-        return self.generated[-1] if self.generated else self.request.prompt_token_ids[-1]
-
-    def tokens(self, start: int, end: int) -> list[int]:
-        """Tokens [start, end) of prompt plus completion."""
-        prompt = self.request.prompt_token_ids
-        n = len(prompt)
-        return [*prompt[start:end], *self.generated[max(start - n, 0) : max(end - n, 0)]]
-
-    def sampling_row(self) -> SamplingRow:
-        """How its next token is sampled."""
-        sampling, n = self.request.sampling, len(self.generated)
-        return SamplingRow(
-            uniform=float(self.uniforms[n]),
-            temperature=sampling.temperature,
-            top_k=sampling.top_k,
-            top_p=sampling.top_p,
-            suppressed=self.suppressed if n < sampling.min_new_tokens else (),
-        )
-
-
 class Lane:
     """Slots over one model.
 
@@ -143,15 +86,27 @@ class Lane:
         self.model = model
         self.version = version
         self.limits = limits
-        self.cache = cache or SlotCache(limits.rows)
+        self.cache = cache or SlotCache(limits.rows, limits.max_sequence_tokens)
         self.seats: list[Running | None] = [None] * limits.slots
         self.computed_prefill_tokens = 0
         self._admitted = 0
         self.device = model.device
+        self._on_gpu = self.device.type == "cuda"
         self._window = sliding_window(model)
-        self._columns = torch.arange(0, device=self.device)
+        # On a GPU as long as it can ever be needed, padding included: what is recorded reads it where it lies.
+        padding = _GPU_KEYS + limits.prefill_chunk_tokens + limits.row_multiple
+        longest = max(limits.rows, limits.max_sequence_tokens + padding)
+        self._columns = torch.arange(longest if self._on_gpu else 0, device=self.device)
         self._seen = torch.zeros((), dtype=model.dtype, device=self.device)
         self._unseen = torch.full_like(self._seen, -math.inf)
+        self._steps_since_prefill = _GPU_PREFILL_STEPS
+        self._graphs: DecodeGraphs | None = None
+        self._recorded_capacity = 0
+        self._recordable = self._on_gpu
+
+    def change_model(self, model: PreTrainedModel, version: int) -> None:
+        """Compute with other weights from now on; what becomes of the running sequences is for the caller to say."""
+        self.model, self.version, self._graphs = model, version, None
 
     def running(self) -> Iterator[Running]:
         """The sequences that hold a slot, by slot."""
@@ -205,6 +160,9 @@ class Lane:
 
     def prefill(self, budget: int) -> int:
         """Compute at most `budget` prompt tokens, first come first served; returns how many."""
+        self._steps_since_prefill += 1
+        if self._on_gpu and self._steps_since_prefill <= _GPU_PREFILL_STEPS and any(s.ready for s in self.running()):
+            return 0
         left = budget
         chosen: list[tuple[Running, int]] = []
         pending = [s for s in self.running() if not s.ready and s.leader is None]
@@ -216,6 +174,7 @@ class Lane:
             chosen.append((sequence, piece))
         for batch in self._prefill_batches(chosen):
             self._prefill_batch(batch)
+            self._steps_since_prefill = 0
         for sequence in self.running():
             if sequence.leader is not None and sequence.leader.ready:
                 self.cache.copy(sequence.leader.slot, sequence.slot, sequence.target)
@@ -234,10 +193,13 @@ class Lane:
         for sequence, piece in by_shape:
             if batch:
                 first, first_piece = batch[0]
-                if self.limits.deterministic:
+                if self.limits.deterministic and self._on_gpu:
+                    fits = False  # there the rounding of a row changes with the number of rows, whatever that is
+                elif self.limits.deterministic:
                     fits = self._padded(piece) == self._padded(first_piece) and sequence.filled == first.filled
                 else:
-                    fits = piece <= 2 * first_piece + 8
+                    is_small = self._on_gpu and (len(batch) + 1) * piece <= _GPU_PREFILL
+                    fits = is_small or piece <= 2 * first_piece + 8
                 if not fits:
                     yield batch
                     batch = []
@@ -282,46 +244,89 @@ class Lane:
         ready = [s for s in self.running() if s.ready]
         if not ready:
             return
-        if not self.limits.deterministic:
+        if not self.limits.deterministic and self._rows(self.busy) < self._rows(self._top):
             self._close_gaps()
-        rows = self.limits.rows if self.limits.deterministic else self.busy
+        rows = self._rows(self._top)
         tokens, positions, sampling = [0] * rows, [0] * rows, [_IDLE] * rows
         for s in self.running():
             # A row in prefill is computed too and thrown away; what it writes is overwritten by its next piece.
             positions[s.slot] = s.filled
             if s.ready:
                 tokens[s.slot], sampling[s.slot] = s.last_token, s.sampling_row()
-        unit = 64 if self.limits.deterministic else 8
+        unit = _GPU_KEYS if self._on_gpu else 64 if self.limits.deterministic else 8
         length = -(-(max(s.filled for s in ready) + 1) // unit) * unit
         self.cache.reserve(max(length, max(positions) + 1))
-        at = torch.tensor(positions, device=self.device)
-        self.cache.write = DecodeWrite(self._arange(rows), at, length)
-        with self._attention():
-            logits: Tensor = self.model(
-                input_ids=torch.tensor(tokens, device=self.device)[:, None],
-                attention_mask=self._mask(at[:, None], length),
-                position_ids=at[:, None].clamp_max(self.limits.max_sequence_tokens - 1),
-                past_key_values=self.cache,
-                use_cache=True,
-            ).logits[:, -1]
-        if not self.limits.deterministic and len(ready) < rows:
-            slots = [s.slot for s in ready]
-            logits, sampling = logits[slots], [sampling[i] for i in slots]
-            index = range(len(ready))
-        else:
-            index = [s.slot for s in ready]
-        sampled = sample_tokens(logits, sampling)
+        sampled = self._replayed(tokens, positions, length, sampling)
+        index: Sequence[int] = [s.slot for s in ready]
+        if sampled is None:
+            logits = self._logits(
+                torch.tensor(tokens, device=self.device), torch.tensor(positions, device=self.device), length
+            )
+            if not self.limits.deterministic and len(ready) < rows:
+                logits, sampling, index = logits[index], [sampling[i] for i in index], range(len(ready))
+            sampled = sample_tokens(logits, sampling)
         for sequence, i in zip(ready, index, strict=True):
             sequence.filled += 1
             accept(sequence, sampled.token_ids[i], sampled.logprobs[i], sampled.finite[i])
 
+    @property
+    def _top(self) -> int:
+        """Slots up to the last one that is taken."""
+        return 1 + max(s.slot for s in self.running())
+
+    def _rows(self, slots: int) -> int:
+        """Rows of a decode step of the first so many slots; what has no sequence is thrown away."""
+        if self.limits.deterministic:
+            return self.limits.rows
+        return min(self.limits.slots, 1 << (slots - 1).bit_length()) if self._on_gpu else slots
+
+    def _logits(self, tokens: Tensor, positions: Tensor, length: int) -> Tensor:
+        """One token more in each of the first rows.
+
+        Args:
+            tokens: int64 [rows], the queries.
+            positions: int64 [rows], where they go.
+            length: keys that attention reads.
+
+        Returns:
+            [rows, vocab].
+        """
+        self.cache.write = DecodeWrite(self._arange(len(tokens)), positions, length)
+        with self._attention():
+            logits: Tensor = self.model(
+                input_ids=tokens[:, None],
+                attention_mask=self._mask(positions[:, None], length),
+                position_ids=positions[:, None].clamp_max(self.limits.max_sequence_tokens - 1),
+                past_key_values=self.cache,
+                use_cache=True,
+            ).logits[:, -1]
+        return logits
+
+    def _replayed(
+        self, tokens: Sequence[int], positions: Sequence[int], length: int, sampling: Sequence[SamplingRow]
+    ) -> SampledTokens | None:
+        """A decode step as recorded; None where none can be, which a model shows at the first attempt."""
+        if not self._recordable:
+            return None
+        if self._graphs is None or self._recorded_capacity != self.cache.capacity:
+            self._graphs, self._recorded_capacity = DecodeGraphs(self.device), self.cache.capacity
+        try:
+            return self._graphs.sample(self._logits, tokens, positions, length, sampling)
+        except NotRecordable as error:
+            _log.warning("decode steps are not recorded, which costs speed alone", extra={"error": str(error)})
+            self._recordable, self._graphs = False, None
+            return None
+
     def _attention(self) -> AbstractContextManager[object]:
-        """What a decode step's attention runs on: the plain matrix products in deterministic mode.
+        """What a decode step's attention runs on in deterministic mode: what rounds alike whatever is masked out.
 
         The fused CPU kernel gives each thread a scratch buffer whose alignment differs, and with it the rounding: equal
-        rows came out unequal by one unit in the last place when different threads computed them.
+        rows came out unequal by one unit in the last place when different threads computed them. On a GPU it is the
+        plain matrix products that round otherwise when there are more keys, and one fused kernel that does not.
         """
-        return sdpa_kernel(SDPBackend.MATH) if self.limits.deterministic else nullcontext()
+        if not self.limits.deterministic:
+            return nullcontext()
+        return sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION if self._on_gpu else SDPBackend.MATH)
 
     def _close_gaps(self) -> None:
         """Move the last sequences into free slots in front of them."""

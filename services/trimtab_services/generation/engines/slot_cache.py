@@ -60,22 +60,31 @@ class SlotCache(Cache):
 
     Args:
         slots: sequences that it holds.
+        most_tokens: of a sequence; beyond it a slot grows only as far as the padding of a prompt asks for.
     """
 
-    def __init__(self, slots: int) -> None:
+    def __init__(self, slots: int, most_tokens: int) -> None:
         super().__init__(layers=[])
         self.slots = slots
+        self.most_tokens = most_tokens
         self.capacity = 0
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
         self.write: DecodeWrite | PrefillWrite | None = None
+
+    @property
+    def bytes_of_full_slot(self) -> int:
+        """Keys and values of the longest sequence, over the layers that have been written."""
+        layers = [*self.keys, *self.values]
+        of_token = sum(layer.shape[1] * layer.shape[3] * layer.element_size() for layer in layers)
+        return _rounded(self.most_tokens) * of_token
 
     def reserve(self, tokens: int) -> None:
         """Make room for that many tokens in every slot; what is there is kept."""
         if tokens <= self.capacity:
             return
         # At least doubling keeps the copies below the work that filled the cache.
-        wanted = -(-max(tokens, 2 * self.capacity) // _GROWTH) * _GROWTH
+        wanted = _rounded(max(tokens, min(2 * self.capacity, self.most_tokens)))
         for store in (self.keys, self.values):
             for i, old in enumerate(store):
                 store[i] = old.new_zeros(old.shape[0], old.shape[1], wanted, old.shape[3])
@@ -156,3 +165,8 @@ class SlotCache(Cache):
     def get_max_length(self, layer_idx: int | None = 0) -> int:
         """No maximum: slots grow."""
         return -1
+
+
+def _rounded(tokens: int) -> int:
+    """The capacity of slots for so many tokens."""
+    return -(-tokens // _GROWTH) * _GROWTH

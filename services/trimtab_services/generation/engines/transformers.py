@@ -1,8 +1,8 @@
 """The embedded engine: continuous batching over any Hugging Face causal language model, on CPU or GPU.
 
-Collaborators: `lane` computes (slots, prefill, decode), `slot_cache` holds keys and values, `staging` checks new
-weights, `checks` refuses what cannot be held, `stops` finds stop strings, `..sampling` draws tokens. This module
-queues, admits, ends and swaps.
+Collaborators: `lane` computes the `running` sequences (slots, prefill, decode; on a GPU by `decode_graphs` and
+`grouped_attention`), `slot_cache` holds keys and values, `staging` checks new weights, `checks` refuses what cannot be
+held, `stops` finds stop strings, `..sampling` draws tokens. This module queues, admits, ends and swaps.
 
 Why not transformers' own continuous batching (`transformers.generation.continuous_batching`, read in 5.19)? It has
 log-probs (`return_logprobs`), but they are those after the logits processors, so top-p and top-k leak into them. It has
@@ -29,8 +29,15 @@ from trimtab.errors import ConfigError, FailedPrecondition, InternalError, Inval
 from trimtab.types import FinishReason, VersionSpan
 from trimtab_models.loading import vocab_size
 from trimtab_services.generation.engines.base import EngineLoad, FinishedSequence, SampledToken, SequenceRequest
-from trimtab_services.generation.engines.checks import check_request, model_eos_token_ids, sequence_limit
-from trimtab_services.generation.engines.lane import Lane, LaneLimits, Running
+from trimtab_services.generation.engines.checks import (
+    check_request,
+    check_slots_fit,
+    model_eos_token_ids,
+    sequence_limit,
+)
+from trimtab_services.generation.engines.grouped_attention import use_grouped_attention
+from trimtab_services.generation.engines.lane import Lane, LaneLimits
+from trimtab_services.generation.engines.running import Running
 from trimtab_services.generation.engines.staging import staged_copy
 from trimtab_services.generation.engines.stops import ends_with_stop_string
 from trimtab_services.generation.sampling import uniforms
@@ -75,7 +82,7 @@ class TransformersEngine:
             "keep".
 
     Raises:
-        ConfigError: an argument is out of bounds.
+        ConfigError: an argument is out of bounds, or more slots than keys and values have memory for on a GPU.
         Unsupported: a layer is neither full nor sliding attention (recurrent, convolutional, chunked).
     """
 
@@ -111,6 +118,9 @@ class TransformersEngine:
         # Rows of a matrix product do not depend on their number when it is a multiple of 4 x threads (measured); 8 at
         # least, so that vectorised loops meet no remainder.
         multiple = max(8, 4 * torch.get_num_threads()) if model.device.type == "cpu" else 16
+        if model.device.type == "cuda":
+            check_slots_fit(model, slots, self._max_sequence_tokens)
+            use_grouped_attention(model)
         chunk_tokens = min(prefill_chunk_tokens, prefill_tokens_per_step)
         limits = LaneLimits(slots, self._max_sequence_tokens, chunk_tokens, deterministic, multiple)
         self._lanes = [Lane(model.eval(), version, limits)]
@@ -122,6 +132,7 @@ class TransformersEngine:
         self._keep_kv = kv_on_swap == "keep"
         self._staged: tuple[int, PreTrainedModel] | None = None
         self._waiting: list[_Waiting] = []
+        self._waiting_tokens = 0
         self._arrivals = itertools.count()
         self._held: dict[int, Running | None] = {}
         self._finished: list[FinishedSequence] = []
@@ -160,13 +171,10 @@ class TransformersEngine:
 
     def load(self) -> EngineLoad:
         """Slots, queue and counters now."""
-        outstanding = 0
-        for waiting in self._waiting:
-            outstanding += len(waiting.request.prompt_token_ids) + waiting.request.sampling.max_new_tokens
-        for running in self._held.values():
-            if running is not None:
-                left = running.request.sampling.max_new_tokens - len(running.generated)
-                outstanding += left + max(running.target - running.filled, 0)
+        outstanding = self._waiting_tokens
+        for running in (sequence for lane in self._lanes for sequence in lane.running()):
+            left = running.request.sampling.max_new_tokens - len(running.generated)
+            outstanding += left + max(running.target - running.filled, 0)
         busy = sum(lane.busy for lane in self._lanes)
         return EngineLoad(
             slots=self._limits.slots,
@@ -204,6 +212,7 @@ class TransformersEngine:
         lane = self._lanes[-1]
         promised = lane if self._stays(request) else None
         heapq.heappush(self._waiting, _Waiting(request.priority, next(self._arrivals), request, promised, lane.version))
+        self._waiting_tokens += _most_tokens(request)
         self._held[request.sequence_id] = None
 
     @torch.inference_mode()  # a slot that others read from may have to be copied
@@ -213,7 +222,9 @@ class TransformersEngine:
             return None
         running = self._held.pop(sequence_id)
         if running is None:
-            self._waiting = [waiting for waiting in self._waiting if waiting.request.sequence_id != sequence_id]
+            gone = next(waiting for waiting in self._waiting if waiting.request.sequence_id == sequence_id)
+            self._waiting.remove(gone)
+            self._waiting_tokens -= _most_tokens(gone.request)
             heapq.heapify(self._waiting)
             self._drop_drained_lanes()
             return FinishedSequence(sequence_id, (), np.empty(0, np.float32), FinishReason.CANCELLED, ())
@@ -226,6 +237,7 @@ class TransformersEngine:
         """One bounded piece of prefill and one token for every running sequence; see `Engine.step`."""
         while self._waiting and sum(lane.busy for lane in self._lanes) < self._limits.slots:
             waiting = heapq.heappop(self._waiting)
+            self._waiting_tokens -= _most_tokens(waiting.request)
             running = self._start(waiting)
             self._held[running.request.sequence_id] = running
             (waiting.lane or self._lanes[-1]).admit(running)
@@ -261,7 +273,7 @@ class TransformersEngine:
                 if sequence.filled:
                     new.cache.copy_from(old.cache, slot, sequence.slot, sequence.filled)
         else:
-            old.model, old.version = model, version
+            old.change_model(model, version)
             for sequence in old.running():
                 self._renew(old, sequence)
         return version
@@ -340,6 +352,11 @@ class TransformersEngine:
             lane.release(sequence)
             self._held.pop(sequence.request.sequence_id)
             self._finished.append(_finished(sequence, FinishReason.STOP if stopped else FinishReason.LENGTH))
+
+
+def _most_tokens(request: SequenceRequest) -> int:
+    """Tokens of a sequence that has not begun: prompt and all that it may sample."""
+    return len(request.prompt_token_ids) + request.sampling.max_new_tokens
 
 
 def _finished(sequence: Running, reason: FinishReason, error: InternalError | None = None) -> FinishedSequence:

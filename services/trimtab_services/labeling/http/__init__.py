@@ -1,5 +1,7 @@
 """The HTTP side: what the page for people calls. JSON both ways, under `/labeling/api`.
 
+The page itself stands under `/labeling/`: `trimtab_services.labeling.web`.
+
 **Sessions.** `POST login` sets an opaque cookie (HttpOnly, SameSite=Strict, Secure with TLS) and answers with the CSRF
 token, which every request but GET sends back as the header `x-csrf-token`; `GET me` tells it again after a reload. An
 error is `{"error", "reason", "message", "field", "value", "limit", "metadata"}` with a status: 400 a field is wrong,
@@ -16,7 +18,7 @@ many tries, 503 the database is away; the last two have `Retry-After` in seconds
 | `GET me` | labeler | `{account: {name, role, group, enabled}, csrf_token}` |
 | `POST me/password` `{password, new_password}` | labeler | ends the account's sessions, begins one as `login` |
 | `GET projects?after=NAME` | labeler | `{projects: [PROJECT], next_after}` |
-| `GET projects/NAME` | labeler | PROJECT |
+| `GET projects/NAME` | labeler | PROJECT, with `instructions_tree` |
 | `POST projects/NAME/next` `{}` | labeler | `{assignment}`: the one worked on, or the next; null when there is none |
 | `GET projects/NAME/assignments?before=ID&limit=N` | labeler | `{assignments, next_before}`, one's own, newest first |
 | `GET assignments/ID` | its labeler | ASSIGNMENT |
@@ -37,7 +39,8 @@ others finished the task after the lease: the label is kept as draft `{label}` |
 
 PROJECT: `name, kind` (demonstrate, rank, compare), `instructions` (Markdown), `is_open, wants_ratings, overlap,
 lease_ms, undo_ms, qualification_pass, flags` (names, in their order), `limits` (`max_answer_characters,
-max_draft_bytes`), `mine` (`labels, skips, qualification`: `done, wanted, agreeing, pairs, passed`).
+max_draft_bytes`), `mine` (`labels, skips, qualification`: `done, wanted, agreeing, pairs, passed`). `instructions_tree` is the Markdown as texts
+and elements `{tag, children}`, with `href`, `start` or `align` where they have one; markup in it is text.
 
 ASSIGNMENT: `id, project, kind, state` (leased, submitted, skipped), `prompt, messages, context, category, answers` (in
 this labeler's order), `writes_prompt, wants_ratings, lease_left_ms, undo_left_ms, draft` (`draft_id, content`; null),
@@ -47,7 +50,7 @@ A label of an answer order: `{"ranking": [[2], [0, 3], [1]], "ratings": [4, 1, 7
 {}, {}, {}]}`: places on the page, from 0, best first, ties in one group; a flag that is left out is not answered. A
 demonstration: `{"completion": "..."}`, with `prompt` where `writes_prompt`.
 
-All texts are text: a page shows them as text nodes, never as markup, and instructions through a sanitizer.
+All texts are text: a page shows them as text nodes, never as markup, and instructions node by node out of their tree.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from trimtab_services.labeling.http.login import LoginRoutes
 from trimtab_services.labeling.http.people import People
 from trimtab_services.labeling.http.review import ReviewRoutes
 from trimtab_services.labeling.http.work import WorkRoutes
+from trimtab_services.labeling.web import routes as page_routes
 from trimtab_services.runtime.http import Route
 
 __all__ = ["routes"]
@@ -29,4 +30,5 @@ def routes(config: LabelingServiceConfig, database: Database) -> Sequence[Route]
         *WorkRoutes(config, database).routes(people),
         *ReviewRoutes(database).routes(people),
         *AdminRoutes(database).routes(people),
+        *page_routes(),
     ]

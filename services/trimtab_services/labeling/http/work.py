@@ -24,6 +24,7 @@ from trimtab_services.labeling.http.people import People
 from trimtab_services.labeling.http.queries import limit_of, number_of, path_number
 from trimtab_services.labeling.projects import Project
 from trimtab_services.labeling.submissions import Draft, Late
+from trimtab_services.labeling.web import instructions_tree
 from trimtab_services.runtime.http import Route
 from trimtab_services.runtime.json_body import read_json
 
@@ -87,7 +88,9 @@ class WorkRoutes:
 
     async def _show_project(self, request: web.Request, account: Account) -> object:
         def work(connection: sa.Connection) -> dict[str, Any]:
-            return self._project(connection, account, projects.get(connection, request.match_info["project"]))
+            project = projects.get(connection, request.match_info["project"])
+            tree = instructions_tree(project.fields.instructions)
+            return self._project(connection, account, project) | {"instructions_tree": tree}
 
         return await self._database.read(work)
 

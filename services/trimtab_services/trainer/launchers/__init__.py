@@ -28,5 +28,5 @@ async def make_launcher(config: TrainerServiceConfig, report_to: str) -> Launche
     if isinstance(config.launcher, KubernetesLauncherConfig):
         from trimtab_services.trainer.launchers.kubernetes import KubernetesLauncher
 
-        return await KubernetesLauncher.connect(config.launcher, config.endpoints_file)
+        return await KubernetesLauncher.connect(config.launcher)
     return LocalLauncher(report_to, config.endpoints_file, config.token_file, config.report_tls)

@@ -26,12 +26,14 @@ class Ending:
         error: one sentence, for FAILED.
         terminated: ended from outside before it could heed a request to stop; where one was made, that is a stop.
         disrupted: the cluster took its place away, through no fault of the run, which can go on elsewhere.
+        requeued: disrupted by the queue that had given it its place, and gives it one again; that may happen often.
     """
 
     state: pb.RunState.ValueType
     error: str = ""
     terminated: bool = False
     disrupted: bool = False
+    requeued: bool = False
 
 
 class Work(Protocol):
@@ -45,6 +47,11 @@ class Work(Protocol):
     @property
     def resumes(self) -> int:
         """How often the service has started the run again by itself, up to this launch."""
+        ...
+
+    @property
+    def is_queued(self) -> bool:
+        """Whether it waits for a place to be given to it, which may take as long as it takes."""
         ...
 
     async def ended(self) -> Ending:

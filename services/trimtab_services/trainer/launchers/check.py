@@ -14,24 +14,24 @@ __all__ = ["check_spec", "run_command"]
 _CHECK_TIMEOUT_S = 60.0
 
 
-def run_command(spec_file: Path, endpoints_file: Path | None, *options: str) -> list[str]:
+def run_command(spec_file: Path, *options: str) -> list[str]:
     """`trimtab run` of a spec on this machine."""
-    endpoints = ("--endpoints", str(endpoints_file)) if endpoints_file else ()
-    return [sys.executable, "-m", "trimtab", "run", str(spec_file), *endpoints, *options]
+    return [sys.executable, "-m", "trimtab", "run", str(spec_file), *options]
 
 
-async def check_spec(spec_file: Path, endpoints_file: Path | None) -> None:
+async def check_spec(spec_file: Path, *options: str) -> None:
     """Has the trainer check a spec, without starting anything.
 
     Args:
         spec_file: YAML.
-        endpoints_file: for a spec that names no services; None leaves that to the spec.
+        options: of `trimtab run`; --check where the run will work on this machine, so that the files which the spec
+            names have to be here, else --check-spec.
 
     Raises:
         InvalidRequest: the spec is wrong; the message names key, value and what is allowed.
     """
     process = await asyncio.create_subprocess_exec(
-        *run_command(spec_file, endpoints_file, "--check"), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        *run_command(spec_file, *options), stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     try:
         async with asyncio.timeout(_CHECK_TIMEOUT_S):

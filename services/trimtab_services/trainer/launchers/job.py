@@ -7,11 +7,12 @@ import logging
 from contextlib import aclosing, suppress
 
 from trimtab.errors import NotFound, Unavailable
+from trimtab.v1 import trainer_pb2 as pb
 from trimtab_services.trainer.launchers.base import Ending, log_end
 from trimtab_services.trainer.launchers.cluster import Cluster, Conflict, Model
 from trimtab_services.trainer.launchers.pod_log import PodLog
 from trimtab_services.trainer.launchers.pod_state import ending_of, is_finished, is_over, why_pending
-from trimtab_services.trainer.launchers.template import CONTAINER, RESUMES
+from trimtab_services.trainer.launchers.template import CONTAINER, QUEUE_LABEL, RESUMES
 
 __all__ = ["KubernetesWork"]
 
@@ -37,16 +38,29 @@ class KubernetesWork:
         log: of the run.
         uid: of the Job, which tells it from an earlier one of its name; None: not read yet.
         resumes: as `Work.resumes`, until the Job is read.
+        has_run: whether a pod of it has worked already.
     """
 
     pid = 0
 
-    def __init__(self, cluster: Cluster, job: str, log: PodLog, uid: str | None = None, resumes: int = 0) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        job: str,
+        log: PodLog,
+        uid: str | None = None,
+        resumes: int = 0,
+        *,
+        has_run: bool = False,
+    ) -> None:
         self._cluster = cluster
         self._job = job
         self._log = log
         self._uid = uid
         self._resumes = resumes
+        self._has_run = has_run
+        self._is_requeued = False  # it was suspended after it had run
+        self._queue: str | None = None  # while the Job is suspended, the queue that it waits in; empty: of no name
         self._pod: Model | None = None  # as it was last seen
         self._copying: asyncio.Task[None] | None = None
 
@@ -55,8 +69,16 @@ class KubernetesWork:
         """As `Work.resumes`."""
         return self._resumes
 
+    @property
+    def is_queued(self) -> bool:
+        """Whether the Job is suspended, as a queue such as Kueue's keeps it until there is room."""
+        return self._queue is not None
+
     async def ended(self) -> Ending:
         """As `Work.ended`. While the API is away the run is taken to go on.
+
+        A Job that is suspended after it has worked ends here too, once its pod has saved a checkpoint: the arguments of
+        a Job cannot change, and its next pod would begin anew, so the run goes on in a Job that resumes it.
 
         Raises:
             FailedPrecondition: a permission is missing.
@@ -68,6 +90,9 @@ class KubernetesWork:
         finally:
             if self._copying is not None:
                 self._copying.cancel()
+        if self._is_requeued and job is not None:
+            what = f"{self._cluster.named('Job', self._job)} was suspended, and its pod ended"
+            return Ending(pb.RUN_STATE_FAILED, what, disrupted=True, requeued=True)
         return ending_of(job, self._job, self._pod, self._cluster.namespace, log_end(self._log.path))
 
     async def stop(self) -> None:
@@ -82,6 +107,8 @@ class KubernetesWork:
     async def why_silent(self) -> str:
         """What its pod waits for, or why there is none."""
         name = self._cluster.named("Job", self._job)
+        if self._queue is not None:
+            return f"{name} is suspended: it waits for admission by {_queue(self._queue)}"
         if self._pod is None:
             problem = await self._cluster.last_event("Job", self._job, "FailedCreate")
             return f"{name}: its pod could not be created: {problem}" if problem else f"{name} has no pod yet"
@@ -117,7 +144,7 @@ class KubernetesWork:
                 self._see(list(pods.values()))
                 over = self._pod is not None and (is_over(self._pod) or self._pod.metadata.name not in pods)
                 job = await (self._read_soon() if over else self._read())
-                if job is None or is_finished(job):
+                if job is None or is_finished(job) or (self._is_requeued and all(map(is_over, pods.values()))):
                     return job
         return job
 
@@ -125,7 +152,9 @@ class KubernetesWork:
         """Notes the newest pod, and copies its log once there may be one."""
         if pods:
             self._pod = max(pods, key=lambda pod: pod.metadata.creation_timestamp)
-        if self._pod is not None and self._copying is None and self._pod.status.phase not in (None, "Pending"):
+        has_begun = self._pod is not None and self._pod.status.phase not in (None, "Pending")
+        self._has_run = self._has_run or has_begun
+        if self._pod is not None and has_begun and self._copying is None:
             self._copying = asyncio.create_task(self._log.follow(self._pod.metadata.name, CONTAINER))
 
     async def _read(self) -> Model | None:
@@ -137,12 +166,23 @@ class KubernetesWork:
         if self._uid is None:
             self._uid = job.metadata.uid
             self._resumes = int((job.metadata.annotations or {}).get(RESUMES, "0"))
-        return job if job.metadata.uid == self._uid else None
+        if job.metadata.uid != self._uid:
+            return None
+        queue = (job.metadata.labels or {}).get(QUEUE_LABEL, "") if job.spec.suspend else None
+        self._queue = queue
+        self._is_requeued = self._is_requeued or (queue is not None and self._has_run)
+        return job
 
     async def _read_soon(self) -> Model | None:
         """The Job once it has ended, or as it is after a while."""
         loop = asyncio.get_running_loop()
         give_up = loop.time() + _SOON_S
         while (job := await self._read()) is not None and not is_finished(job) and loop.time() < give_up:
+            if self.is_queued:
+                break
             await asyncio.sleep(0.2)
         return job
+
+
+def _queue(name: str) -> str:
+    return f"queue {name!r}" if name else f"whoever suspended it; it has no label {QUEUE_LABEL}"

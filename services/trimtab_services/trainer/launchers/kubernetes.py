@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.errors import FailedPrecondition, NotFound, TrimtabError
+from trimtab.v1 import trainer_pb2 as pb
 from trimtab_services.trainer.config import KubernetesLauncherConfig
 from trimtab_services.trainer.events import RunRow
 from trimtab_services.trainer.launchers.check import check_spec
@@ -34,21 +35,17 @@ class KubernetesLauncher:
         cluster: where they are; closed by `close`.
         template: what they are made from.
         most_resumes: how often a disrupted run is started again by itself.
-        endpoints_file: of this pod, for checking specs that name no services; the Jobs' is in the template.
     """
 
     disrupts = True
 
-    def __init__(
-        self, cluster: Cluster, template: RunTemplate, *, most_resumes: int, endpoints_file: Path | None
-    ) -> None:
+    def __init__(self, cluster: Cluster, template: RunTemplate, *, most_resumes: int) -> None:
         self.most_resumes = most_resumes
         self._cluster = cluster
         self._template = template
-        self._endpoints_file = endpoints_file
 
     @classmethod
-    async def connect(cls, config: KubernetesLauncherConfig, endpoints_file: Path | None) -> KubernetesLauncher:
+    async def connect(cls, config: KubernetesLauncherConfig) -> KubernetesLauncher:
         """Reads the template and how to reach the cluster; makes no call.
 
         Raises:
@@ -56,15 +53,19 @@ class KubernetesLauncher:
         """
         template = RunTemplate.read(config.template_file)
         cluster = await Cluster.connect(config.namespace, config.kubeconfig)
-        return cls(cluster, template, most_resumes=config.resumes, endpoints_file=endpoints_file)
+        return cls(cluster, template, most_resumes=config.resumes)
 
     def check_name(self, name: str) -> None:
         """As `RunTemplate.check_name`."""
         self._template.check_name(name)
 
     async def check(self, spec_file: Path) -> None:
-        """As `Launcher.check`. Files that the spec names are looked for in this pod."""
-        await check_spec(spec_file, self._endpoints_file)
+        """As `Launcher.check`, with the options that the run's pod gets.
+
+        The files that the spec names are on the volumes of that pod, which this one does not have. It looks for them
+        before anything else, and one that is missing is the run's error, with key and path.
+        """
+        await check_spec(spec_file, *self._template.run_options(), "--check-spec")
 
     async def start(self, run: RunRow, *, resume: bool, resumes: int = 0) -> KubernetesWork:
         """Creates the run's Job, after what is left of an earlier one is gone.
@@ -96,7 +97,7 @@ class KubernetesLauncher:
 
     async def find(self, run: RunRow) -> KubernetesWork | None:
         """The run's Job; that it is gone is found by following it."""
-        return self._work(run)
+        return self._work(run, has_run=run.state != pb.RUN_STATE_STARTING)
 
     async def forget(self, run: RunRow) -> None:
         """Deletes the run's Job and its own claim, with all data.
@@ -114,9 +115,9 @@ class KubernetesLauncher:
         """Closes the connections; the Jobs go on."""
         await self._cluster.close()
 
-    def _work(self, run: RunRow, uid: str | None = None, resumes: int = 0) -> KubernetesWork:
+    def _work(self, run: RunRow, uid: str | None = None, resumes: int = 0, *, has_run: bool = False) -> KubernetesWork:
         log = PodLog(self._cluster, Path(run.directory) / "run.log", run.name)
-        return KubernetesWork(self._cluster, self._template.job_name(run.name), log, uid, resumes)
+        return KubernetesWork(self._cluster, self._template.job_name(run.name), log, uid, resumes, has_run=has_run)
 
     async def _remove_job(self, name: str) -> None:
         await self._remove("Job", name, self._cluster.delete_job, self._cluster.job)

@@ -47,7 +47,7 @@ class LocalLauncher:
 
     async def check(self, spec_file: Path) -> None:
         """As `Launcher.check`."""
-        await check_spec(spec_file, self.endpoints_file)
+        await check_spec(spec_file, *self._endpoints_options(), "--check")
 
     async def start(self, run: RunRow, *, resume: bool, resumes: int = 0) -> LocalWork:
         """Starts the run process; its output goes to DIRECTORY/run.log.
@@ -57,7 +57,7 @@ class LocalLauncher:
         """
         directory = Path(run.directory)
         command = [
-            *run_command(directory / "spec.given.yaml", self.endpoints_file),
+            *run_command(directory / "spec.given.yaml", *self._endpoints_options()),
             *("--dir", str(directory), "--name", run.name),
             *("--report-to", self.report_to),
             *(("--report-token-file", str(self.token_file)) if self.token_file else ()),
@@ -84,6 +84,9 @@ class LocalLauncher:
     async def close(self) -> None:
         """Nothing is open."""
 
+    def _endpoints_options(self) -> list[str]:
+        return ["--endpoints", str(self.endpoints_file)] if self.endpoints_file else []
+
     def _tls_options(self) -> list[str]:
         files = self.tls.model_dump() if self.tls else {}
         given = {name: path for name, path in files.items() if path is not None}
@@ -102,6 +105,7 @@ class LocalWork:
         process: where this life of the service started it; None where an earlier one did, and its exit code cannot be
             known.
         resumes: none.
+        is_queued: a process has its place.
     """
 
     name: str
@@ -109,6 +113,7 @@ class LocalWork:
     pid: int
     process: subprocess.Popen[bytes] | None = None
     resumes: int = 0
+    is_queued: bool = False
 
     async def ended(self) -> Ending:
         """Waits for the end of the process; it is what the exit code and the run's folder say.

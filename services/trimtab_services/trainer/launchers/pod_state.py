@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
+from trimtab.pods import why_waiting
 from trimtab.v1 import trainer_pb2 as pb
 from trimtab_services.trainer.launchers.base import STOPPED_EXIT_CODE, Ending
 from trimtab_services.trainer.launchers.cluster import Model
@@ -89,18 +88,8 @@ _DISRUPTIONS = {
 
 def why_pending(pod: Model, namespace: str) -> str:
     """What keeps a pod from working, as far as its own state tells; empty where it does not."""
-    name = f"Pod {namespace}/{pod.metadata.name}"
-    for condition in pod.status.conditions or []:
-        if condition.type == "PodScheduled" and condition.status == "False":
-            return f"{name} cannot be scheduled ({condition.reason}): {condition.message}"
-    for status in _statuses(pod):
-        waiting = status.state.waiting if status.state is not None else None
-        if waiting is None or waiting.reason in (None, "ContainerCreating", "PodInitializing"):
-            continue
-        if "Image" in waiting.reason or waiting.reason == "RegistryUnavailable":
-            return f"{name}: image {status.image!r} cannot be pulled ({waiting.reason}): {waiting.message}"
-        return f"{name}: container {status.name!r} waits ({waiting.reason}): {waiting.message}"
-    return ""
+    why = why_waiting(pod)
+    return f"Pod {namespace}/{pod.metadata.name}: {why}" if why else ""
 
 
 def _memory_limit(pod: Model) -> str:
@@ -117,10 +106,6 @@ def _terminated(pod: Model) -> Model | None:
         if status.name == CONTAINER and status.state is not None:
             return status.state.terminated
     return None
-
-
-def _statuses(pod: Model) -> Iterable[Model]:
-    return [*(pod.status.init_container_statuses or []), *(pod.status.container_statuses or [])]
 
 
 def _conditions(job: Model) -> list[Model]:

@@ -16,15 +16,19 @@ import yaml
 
 from trimtab.errors import ConfigError, InvalidRequest
 
-__all__ = ["CONTAINER", "RESUMES", "RUN_LABEL", "RunTemplate"]
+__all__ = ["CONTAINER", "QUEUE_LABEL", "RESUMES", "RUN_LABEL", "RunTemplate"]
 
 CONTAINER = "run"
 """Name of the container that works on the run."""
 
 RUN_LABEL = "trimtab.dev/run"
+QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+"""Label of a Job that Kueue admits: the LocalQueue in which it waits, suspended."""
+
 RESUMES = "trimtab.dev/resumes"
 """Annotation of a Job: how often the run was started again after a disruption."""
 
+_COMMAND = ("run", "/etc/trimtab-run/spec.yaml")
 _RUNS_DIRECTORY = "/var/lib/trimtab/runs"
 _SPEC_FILE = "spec.yaml"
 _MOST_NAME_CHARACTERS = 63
@@ -69,6 +73,11 @@ class RunTemplate:
         _check_job(path, job)
         has_claim = "PersistentVolumeClaim" in kinds
         return cls(job, documents[kinds.index("PersistentVolumeClaim")] if has_claim else None)
+
+    def run_options(self) -> list[str]:
+        """The options that the template itself gives to `trimtab run`, such as the services of every run."""
+        container = _named(self.job["spec"]["template"]["spec"]["containers"], CONTAINER)
+        return [str(argument) for argument in container["args"][len(_COMMAND) :]]
 
     def check_name(self, name: str) -> None:
         """Refuses a run's name of which no Job can be named.
@@ -140,8 +149,9 @@ class RunTemplate:
 def _check_job(path: Path, job: dict[str, Any]) -> None:
     pod = job.get("spec", {}).get("template", {}).get("spec", {})
     containers = [one for one in pod.get("containers", []) if one.get("name") == CONTAINER]
-    if not containers or not isinstance(containers[0].get("args"), list):
-        raise _wrong(path, f"Job: its pod needs a container {CONTAINER!r} with `args`")
+    arguments = containers[0].get("args") if containers else None
+    if not isinstance(arguments, list) or tuple(arguments[: len(_COMMAND)]) != _COMMAND:
+        raise _wrong(path, f"Job: its pod needs a container {CONTAINER!r} whose `args` begin with {[*_COMMAND]}")
     volumes = {volume.get("name"): volume for volume in pod.get("volumes", [])}
     for name, source in (("spec", "configMap"), ("runs", "persistentVolumeClaim")):
         if not isinstance(volumes.get(name, {}).get(source), dict):

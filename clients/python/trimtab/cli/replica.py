@@ -1,0 +1,66 @@
+"""What a replica tells of itself, and the TrainerService of its runs, as rows of `trimtab status`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from trimtab.client import Client
+from trimtab.errors import TrimtabError
+from trimtab.types import ServiceState
+from trimtab.v1 import trainer_pb2 as pb
+
+__all__ = ["NOT_ASKED", "RUN_COLUMNS", "SERVED_COLUMNS", "Connect", "replica_row", "run_rows"]
+
+Connect = Callable[[str], Client]
+"""Opens a client of an address, with the deadline of its calls."""
+
+RUN_COLUMNS = ("name", "state", "stage", "step", "error")
+
+SERVED_COLUMNS = ("state", "version", "newest", "lag", "waiting", "running")
+
+NOT_ASKED: dict[str, Any] = dict.fromkeys((*SERVED_COLUMNS, "note"), "")
+"""Row of a replica that was not asked."""
+
+_MOST_RUNS = 20
+
+
+def replica_row(address: str, connect: Connect) -> dict[str, Any]:
+    """State, version served, the channel's newest and the lag behind it, load, and a note on what is wrong.
+
+    The lag is newest - version: 0 where it serves what its channel points to, below 0 after a roll-back that it has not
+    followed yet.
+    """
+    try:
+        with connect(address) as client:
+            info = client.info()
+    except TrimtabError as error:
+        return NOT_ASKED | {"state": "UNREACHABLE", "note": error.message}
+    row = NOT_ASKED | {"state": info.state.value, "note": info.state_reason}
+    row |= {"waiting": info.load.waiting_items, "running": info.load.running_items}
+    for model in info.models:
+        row |= {"newest": model.channel_version or "", "note": model.last_swap_error or row["note"]}
+        if info.state is not ServiceState.WAITING_FOR_VERSION:
+            newest = model.channel_version or model.served.version
+            row |= {"version": model.served.version, "lag": newest - model.served.version}
+    return row
+
+
+def run_rows(address: str, connect: Connect) -> tuple[list[dict[str, Any]], str]:
+    """The newest runs of the TrainerService at an address, and a note where they are unknown or not all."""
+    try:
+        with connect(address) as client:
+            page = client.list_runs(pb.ListRunsRequest(page_size=_MOST_RUNS))
+    except TrimtabError as error:
+        return [], f"runs are unknown: {error.message}"
+    rows = [
+        {
+            "name": run.name,
+            "state": pb.RunState.Name(run.state).removeprefix("RUN_STATE_"),
+            "stage": run.stage,
+            "step": f"{run.step}/{run.total_steps}",
+            "error": run.error,
+        }
+        for run in page.runs
+    ]
+    return rows, f"there are more runs than the newest {_MOST_RUNS}" if page.next_page_token else ""

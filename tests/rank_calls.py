@@ -1,0 +1,82 @@
+"""What tests have every rank of a run do; the other ranks import this module too."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import torch
+from torch import nn
+
+from trimtab_trainer.distributed import is_sharded, joined, local_part, on_every_rank, own_rank
+from trimtab_trainer.optimization import Learner
+from trimtab_trainer.world import World
+
+
+class TooLarge(RuntimeError):
+    """Stands for whatever only one rank meets, such as memory that is full."""
+
+
+@on_every_rank
+def fail_on(rank: int) -> None:
+    if own_rank() == rank:
+        raise TooLarge("tried to allocate 9.00 GiB")
+    _wait_for_others()
+
+
+@on_every_rank
+def kill(rank: int) -> None:
+    if own_rank() == rank:
+        os.kill(os.getpid(), signal.SIGKILL)
+    _wait_for_others()
+
+
+@on_every_rank
+def freeze(rank: int) -> None:
+    if own_rank() == rank:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    _wait_for_others()
+
+
+@on_every_rank
+def interrupt(rank: int) -> None:
+    if own_rank() == rank:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+@on_every_rank
+@torch.no_grad()
+def poison(learner: Learner, *, token_id: int) -> None:
+    """Makes the embedding of a token NaN, on the rank that has it."""
+    embedding = learner.model.get_input_embeddings().weight
+    whole = embedding.full_tensor()
+    whole[token_id] = float("nan")
+    embedding.copy_(local_part(whole, embedding))
+
+
+@on_every_rank
+def bytes_held(learner: Learner) -> list[tuple[int, int]]:
+    """Of each rank: bytes of its parts of the weights, and of the optimizer's moments."""
+    assert is_sharded(learner.model)
+    weights = sum(_bytes(parameter) for parameter in learner.model.parameters())
+    states = [state for optimizer in learner._optimizers for state in optimizer.state.values()]
+    moments = sum(_bytes(value) for state in states for key, value in state.items() if key != "step")
+    return joined([(weights, moments)])
+
+
+@on_every_rank
+def models_held() -> list[int]:
+    """Of each rank but 0: models that it holds."""
+    world = World.current
+    assert world is not None
+    return joined([sum(isinstance(one, nn.Module) for one in world._objects.values())])[1:]
+
+
+def _bytes(tensor: torch.Tensor) -> int:
+    local = tensor.to_local()  # type: ignore[attr-defined]
+    return local.numel() * local.element_size()
+
+
+def _wait_for_others() -> None:
+    joined([time.monotonic()])

@@ -1,0 +1,94 @@
+"""The figures of a file as tables, for a terminal and for a dataset card."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from trimtab_trainer.data.file_statistics import FileStatistics
+
+__all__ = ["Table", "statistics_tables"]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of texts; the first `names` columns are names, the others figures."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    names: int = 1
+
+    def text(self) -> str:
+        """For a terminal: columns one under the other, figures to the right."""
+        lines = [self.header, *self.rows]
+        widths = [max(len(line[column]) for line in lines) for column in range(len(self.header))]
+        aligned = (
+            "  ".join(
+                cell.ljust(width) if column < self.names else cell.rjust(width)
+                for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+            ).rstrip()
+            for line in lines
+        )
+        return "\n".join([self.title, *(f"  {line}" for line in aligned)])
+
+    def markdown(self, level: int = 2) -> str:
+        """With its title as a heading of that level."""
+        marks = ["---" if column < self.names else "---:" for column in range(len(self.header))]
+        lines = [
+            "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in line) + " |"
+            for line in (self.header, marks, *self.rows)
+        ]
+        return "\n".join([f"{'#' * level} {self.title}", "", *lines])
+
+
+def statistics_tables(found: FileStatistics) -> list[Table]:
+    """Categories, lengths and agreement; those that the file has."""
+    tables = [_categories(found), *_lengths(found), _agreement(found)]
+    return [table for table in tables if table.rows]
+
+
+def _categories(found: FileStatistics) -> Table:
+    rows = [
+        (one.category or "(none)", str(one.rows), _percent(one.share), "" if one.paper is None else _percent(one.paper))
+        for one in found.categories
+    ]
+    return Table("Categories, beside InstructGPT's (table 1)", ("category", "rows", "share", "InstructGPT"), rows)
+
+
+def _lengths(found: FileStatistics) -> list[Table]:
+    header = ("field", "category", "count", "mean", "std", "min", "25 %", "50 %", "75 %", "max")
+    tables = []
+    for unit in ("characters", "tokens"):
+        rows = []
+        for one in found.lengths:
+            table = one.table
+            figures = (table.mean, table.std, table.min, table.quarter, table.median, table.three_quarters, table.max)
+            if one.unit == unit:
+                rows.append((one.field, one.category or "all", str(table.count), *map(_number, figures)))
+        tables.append(Table(f"Lengths in {unit}", header, rows, names=2))
+    return tables
+
+
+def _agreement(found: FileStatistics) -> Table:
+    rows = [
+        (
+            one.source or "all",
+            one.group or "any two",
+            _percent(one.value),
+            "" if one.low is None or one.high is None else f"{_percent(one.low)} to {_percent(one.high)}",
+            str(one.decisions),
+            str(one.prompts),
+        )
+        for one in found.agreement
+    ]
+    header = ("source", "group", "agree", "95 % interval", "decisions", "prompts")
+    return Table("Agreement between labelers, pairs that both decide", header, rows, names=2)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}".removesuffix(".0")

@@ -1,0 +1,57 @@
+"""The running mean of a policy's weights: what PPO exports, and never samples from (InstructGPT C.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from trimtab_models.loading import named_parameter_tensors
+from trimtab_trainer.distributed import full_tensors, local_part, on_every_rank, tensors_from_rank_0
+from trimtab_trainer.world import Mirrored
+
+__all__ = ["RunningMean", "running_mean_of"]
+
+
+class RunningMean(Mirrored):
+    """An exponential mean, float32, that starts at the weights as they are; of a sharded model in the same parts."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model = model
+        self._mean = {name: tensor.detach().float().clone() for name, tensor in named_parameter_tensors(model).items()}
+
+    @on_every_rank
+    @torch.no_grad()
+    def move(self, weight: float) -> None:
+        """Moves the mean towards the model's present weights by a share of the way."""
+        for name, tensor in named_parameter_tensors(self._model).items():
+            self._mean[name].lerp_(tensor.to(self._mean[name].dtype), weight)
+
+    @on_every_rank
+    def capture(self) -> dict[str, Tensor]:
+        """The mean for a checkpoint, as `average/name`, whole on rank 0."""
+        return full_tensors({f"average/{name}": mean for name, mean in self._mean.items()})
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Puts back what `capture` took."""
+        self._restore(tensors_from_rank_0({name: tensors[name] for name in map("average/{}".format, self._mean)}))
+
+    @on_every_rank
+    @torch.no_grad()
+    def put_into_model(self) -> None:
+        """Makes the mean the model's weights."""
+        for name, tensor in named_parameter_tensors(self._model).items():
+            tensor.copy_(self._mean[name])
+
+    @on_every_rank
+    def _restore(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, mean in self._mean.items():
+            mean.copy_(local_part(tensors[f"average/{name}"], mean))
+
+
+@on_every_rank
+def running_mean_of(model: PreTrainedModel) -> RunningMean:
+    """A mean that starts now, of a sharded model on every rank."""
+    return RunningMean(model)
