@@ -82,9 +82,10 @@ chart-files: setup-dev
 	cp observability/grafana/trimtab.json helm/trimtab/files/dashboard.json
 	cp observability/prometheus/alerts.yaml helm/trimtab/files/alerts.yaml
 
-# Against ../shared/kube, or the throw-away cluster of TRIMTAB_TEST_KUBECONFIG; TRIMTAB_TEST_IMAGE is the image of runs.
+# Builds the image and loads it into ../shared/kube; or the throw-away cluster of TRIMTAB_TEST_KUBECONFIG, which has the image
+# TRIMTAB_TEST_IMAGE (localhost/trimtab:dev).
 test-kubernetes: setup-dev
-	$(BIN)/pytest -m "slow or not slow" tests/kubernetes tests/helm tests/images $(ARGS)
+	$(BIN)/pytest -m "slow or not slow" tests/images tests/kubernetes tests/helm $(ARGS)
 
 bench: setup-dev
 	@test -n "$(NAME)" || { echo "usage: make bench NAME=x, one of: $(basename $(notdir $(wildcard benchmarks/*.py)))"; exit 2; }

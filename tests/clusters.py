@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-__all__ = ["KUBECTL", "throw_away_cluster"]
+from building import built_image
+
+__all__ = ["KUBECTL", "cluster_with_image", "throw_away_cluster"]
 
 KUBECTL = Path(sys.executable).parent / "kubectl"
 _CLUSTER = Path(__file__).parents[2] / "shared" / "kube" / "cluster"
@@ -40,5 +42,17 @@ def throw_away_cluster() -> Iterator[Path]:
             _cluster("down")
 
 
+@contextmanager
+def cluster_with_image() -> Iterator[Path]:
+    """As `throw_away_cluster`; one that was started for the tests has the image of this tree on its node.
+
+    A cluster of `TRIMTAB_TEST_KUBECONFIG`, and every cluster where `TRIMTAB_TEST_IMAGE` names an image, has it already.
+    """
+    with throw_away_cluster() as kubeconfig:
+        if not os.environ.get("TRIMTAB_TEST_KUBECONFIG") and not os.environ.get("TRIMTAB_TEST_IMAGE"):
+            _cluster("load", built_image())
+        yield kubeconfig
+
+
 def _cluster(*arguments: str, check: bool = True) -> str:
-    return subprocess.run([_CLUSTER, *arguments], check=check, capture_output=True, text=True, timeout=170).stdout
+    return subprocess.run([_CLUSTER, *arguments], check=check, capture_output=True, text=True, timeout=600).stdout

@@ -18,7 +18,7 @@ import kubernetes
 import pytest
 import yaml
 
-from clusters import KUBECTL, throw_away_cluster
+from clusters import KUBECTL, cluster_with_image
 from helm.rendering import render
 from running import FREE_PORTS, RunningServer, client
 from trimtab import Client
@@ -44,7 +44,7 @@ def wait_for(condition: Callable[[], Any], what: str = "", patience_s: float = P
 @pytest.fixture(scope="session")
 def admin_kubeconfig() -> Iterator[str]:
     """Of the throw-away cluster, with all rights."""
-    with throw_away_cluster() as path:
+    with cluster_with_image() as path:
         yield str(path)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import helm_python
 import pytest
 
-from clusters import KUBECTL, throw_away_cluster
+from clusters import KUBECTL, cluster_with_image
 
 CHART = Path(__file__).parents[1] / "helm" / "trimtab"
 REGISTRY, _, NAME = os.environ.get("TRIMTAB_TEST_IMAGE", "localhost/trimtab:dev").rpartition("/")
@@ -40,7 +40,7 @@ class Place:
 
 @pytest.fixture(scope="session")
 def kubeconfig() -> Iterator[Path]:
-    with throw_away_cluster() as path:
+    with cluster_with_image() as path:
         yield path
 
 
