@@ -51,9 +51,19 @@ UNARY = {
     rpcs.STOP_RUN: "stop_run",
     rpcs.RESUME_RUN: "resume_run",
     rpcs.CHECKPOINT_RUN: "checkpoint_run",
+    rpcs.CREATE_PROJECT: "create_project",
+    rpcs.GET_PROJECT: "get_project",
+    rpcs.LIST_PROJECTS: "list_projects",
+    rpcs.UPDATE_PROJECT: "update_project",
+    rpcs.GET_AGREEMENT: "get_agreement",
+    rpcs.CREATE_ACCOUNT: "create_account",
+    rpcs.UPDATE_ACCOUNT: "update_account",
+    rpcs.LIST_ACCOUNTS: "list_accounts",
+    rpcs.LIST_AUDIT_EVENTS: "list_audit_events",
 }
-STREAMS_IN = (rpcs.SCORE_STREAM, rpcs.LOGPROBS_STREAM, rpcs.REPORT_EVENTS)
-STREAMS_OUT = (rpcs.GENERATE, rpcs.WATCH, rpcs.WATCH_RUN)
+STREAMS_BOTH = (rpcs.SCORE_STREAM, rpcs.LOGPROBS_STREAM, rpcs.REPORT_EVENTS)
+STREAMS_IN = (rpcs.IMPORT_TASKS,)
+STREAMS_OUT = (rpcs.GENERATE, rpcs.WATCH, rpcs.WATCH_RUN, rpcs.EXPORT_LABELS)
 
 
 class Everything(grpc.GenericRpcHandler):
@@ -86,7 +96,7 @@ class Everything(grpc.GenericRpcHandler):
 
         def stream(request, context):
             first = answer(request, context)
-            for _ in request if details.method in {r.path for r in STREAMS_IN} else range(2):
+            for _ in request if rpc in STREAMS_BOTH else range(2):
                 yield first
             while details.method == rpcs.WATCH.path and context.is_active():
                 time.sleep(0.01)
@@ -96,10 +106,12 @@ class Everything(grpc.GenericRpcHandler):
             "serializer": {"response_serializer": rpc.response.SerializeToString},
         }
         options = kinds["deserializer"] | kinds["serializer"]
-        if rpc in STREAMS_IN:
+        if rpc in STREAMS_BOTH:
             return grpc.stream_stream_rpc_method_handler(stream, **options)
         if rpc in STREAMS_OUT:
             return grpc.unary_stream_rpc_method_handler(stream, **options)
+        if rpc in STREAMS_IN:
+            return grpc.stream_unary_rpc_method_handler(answer, **options)
         return grpc.unary_unary_rpc_method_handler(answer, **options)
 
 
@@ -143,10 +155,10 @@ CHANNELS = weights_pb2.ListChannelsRequest()
 
 
 def test_every_rpc_of_the_protos_is_in_the_table() -> None:
-    assert set(UNARY) | set(STREAMS_IN) | set(STREAMS_OUT) == set(RPCS.values())
-    from trimtab.v1 import generation_pb2, info_pb2, reference_pb2, trainer_pb2
+    assert set(UNARY) | set(STREAMS_BOTH) | set(STREAMS_IN) | set(STREAMS_OUT) == set(RPCS.values())
+    from trimtab.v1 import generation_pb2, info_pb2, labeling_pb2, reference_pb2, trainer_pb2
 
-    modules = (generation_pb2, info_pb2, reference_pb2, reward_pb2, trainer_pb2, weights_pb2)
+    modules = (generation_pb2, info_pb2, labeling_pb2, reference_pb2, reward_pb2, trainer_pb2, weights_pb2)
     services = [s for module in modules for s in module.DESCRIPTOR.services_by_name.values()]
     paths = {f"/{service.full_name}/{method.name}" for service in services for method in service.methods}
     assert paths == set(RPCS)

@@ -13,6 +13,7 @@ import pytest
 from helm.rendering import CHART, VALUES_FILES, render, run_template
 from trimtab.local import CHANNELS
 from trimtab_services.generation.config import GenerationConfig
+from trimtab_services.labeling.config import LabelingServiceConfig
 from trimtab_services.reward.config import RewardConfig
 from trimtab_services.runtime.auth import TokenTable
 from trimtab_services.runtime.config import FrozenModelConfig, load_config
@@ -27,7 +28,11 @@ CLASSES = {
     "reference": FrozenModelConfig,
     "weights": WeightsServiceConfig,
     "trainer": TrainerServiceConfig,
+    "labeling": LabelingServiceConfig,
 }
+
+SECRET = "postgresql://labels:secret@database/labels"
+"""Stands for what is in a Secret that the chart does not make."""
 
 
 @pytest.mark.parametrize("name", VALUES_FILES)
@@ -38,9 +43,8 @@ def test_configurations_load(name: str, tmp_path: Path) -> None:
         folder = tmp_path / component
         folder.mkdir()
         text = manifests["ConfigMap", deployment]["data"][f"{component}.yaml"]
-        config = load_config(
-            CLASSES[component], component, mounted(folder, text, one["spec"]["template"]), environment={}
-        )
+        pod = one["spec"]["template"]
+        config = load_config(CLASSES[component], component, mounted(folder, text, pod), environment=environment(pod))
         assert (config.grpc_port, config.health_port, config.http_port, config.metrics_port) == (
             50051,
             50052,
@@ -49,6 +53,14 @@ def test_configurations_load(name: str, tmp_path: Path) -> None:
         )
         if component in CHANNELS and config.weights is not None:
             assert config.weights.channel == CHANNELS[component], "the channel that runs publish to"
+        if component == "labeling":
+            file = "sqlite:////var/lib/trimtab/labeling.sqlite"
+            assert config.database.get_secret_value() == (SECRET if name == "labeling-postgresql" else file)
+
+
+def environment(pod: dict[str, Any]) -> dict[str, str]:
+    """Variables of the service's container; what comes from a Secret is `SECRET`."""
+    return {one["name"]: one.get("value", SECRET) for one in pod["spec"]["containers"][0]["env"]}
 
 
 def mounted(folder: Path, config: str, pod: dict[str, Any]) -> Path:
@@ -117,7 +129,8 @@ def test_a_run_finds_the_services(name: str, tmp_path: Path) -> None:
 
 
 def test_where_people_find_the_services() -> None:
-    endpoints = json.loads(render({})["ConfigMap", "rl-trimtab-endpoints"]["data"]["endpoints.json"])
+    manifests = render({"labeling": {"enabled": True}})
+    endpoints = json.loads(manifests["ConfigMap", "rl-trimtab-endpoints"]["data"]["endpoints.json"])
     assert {name: ones[0]["grpc"] for name, ones in endpoints.items()} == {
         name: f"rl-trimtab-{name}.prod.svc:50051" for name in CLASSES
     }

@@ -74,7 +74,8 @@ def test_the_schema_knows_no_key_that_the_values_do_not_tell() -> None:
     """Each key of the schema stands in values.yaml: in its own place, or in `common`, whose keys sections repeat."""
     schema = json.loads((CHART / "values.schema.json").read_text())
     values = yaml.safe_load((CHART / "values.yaml").read_text())
-    by_default = {f"{component}.replicas" for component in ("weights", "generation", "reward", "reference", "trainer")}
+    components = ("weights", "generation", "reward", "reference", "trainer", "labeling")
+    by_default = {f"{component}.replicas" for component in components}
     untold = {path for path in missing(schema, values, schema["$defs"], ()) if path not in by_default}
     untold = {path for path in untold if not path.startswith("tls.certManager.issuerRef.")}
     assert {path for path in untold if not in_common(path, values["common"])} == set()
@@ -93,7 +94,8 @@ def in_common(path: str, common: dict[str, Any]) -> bool:
     """Whether a key below a component, the run or the bootstrap Job stands in `common`."""
     if path.startswith("common.image."):
         return True  # the keys of `image`
-    sections = ("trainer.run.", "models.bootstrap.", "weights.", "generation.", "reward.", "reference.", "trainer.")
+    components = ("weights", "generation", "reward", "reference", "trainer", "labeling")
+    sections = ("trainer.run.", "models.bootstrap.", *(f"{component}." for component in components))
     key = next((path.removeprefix(section) for section in sections if path.startswith(section)), "")
     at: Any = common
     for part in key.split("."):

@@ -72,12 +72,15 @@ def test_a_service_selects_one_component(manifests: Manifests) -> None:
         found = {
             pod for pod, template in pods(manifests) if matches(one["spec"]["selector"], template["metadata"]["labels"])
         }
-        assert found == {name.removesuffix("-headless")}
+        assert found == {re.sub("-ranks$", "-run", name).removesuffix("-headless")}
 
 
 def test_ports_exist(manifests: Manifests) -> None:
     deployments = manifests.of("Deployment")
     for name, one in manifests.of("Service").items():
+        if name.endswith("-ranks"):
+            assert "ports" not in one["spec"], "a name, and nothing that listens"
+            continue
         pod = deployments[name.removesuffix("-headless")]["spec"]["template"]
         offered = {port["name"]: port["containerPort"] for c in containers(pod) for port in c.get("ports", [])}
         for port in one["spec"]["ports"]:
@@ -175,7 +178,8 @@ def test_every_pod_refuses_connections_that_are_not_allowed(manifests: Manifests
         own = [p for p in policies if matches(p["spec"]["podSelector"]["matchLabels"], pod["metadata"]["labels"])]
         assert len(own) == 1 and own[0]["spec"]["policyTypes"] == ["Ingress"], where
         for rule in own[0]["spec"].get("ingress", []):
-            assert rule["from"] and rule["ports"], f"{where}: an empty list means everybody"
+            among_ranks = rule["from"] == [{"podSelector": own[0]["spec"]["podSelector"]}]
+            assert rule["from"] and (among_ranks or rule["ports"]), f"{where}: an empty list means everybody"
 
 
 def test_pod_security_restricted(manifests: Manifests) -> None:

@@ -71,6 +71,7 @@ def test_notes_tell_the_next_three_commands() -> None:
     (notes,) = (text for path, text in files_of({}).items() if path.endswith("NOTES.txt"))
     for command in ("kubectl --namespace prod wait", "helm test rl", "trimtab runs start"):
         assert command in notes
+    assert "labeling" not in notes
 
 
 @pytest.mark.parametrize(
@@ -85,6 +86,14 @@ def test_notes_tell_the_next_three_commands() -> None:
         ("monitoring", "ServiceMonitor", 5),
         ("monitoring", "PrometheusRule", 1),
         ("default", "NetworkPolicy", 8),
+        ("labeling", "NetworkPolicy", 9),
+        ("labeling", "ServiceMonitor", 6),
+        ("labeling", "PersistentVolumeClaim", 3),
+        ("labeling", "Ingress", 1),
+        ("labeling-postgresql", "PersistentVolumeClaim", 2),
+        ("labeling-postgresql", "HTTPRoute", 1),
+        ("labeling-postgresql", "GRPCRoute", 0),
+        ("labeling-postgresql", "HorizontalPodAutoscaler", 1),
         ("minimal", "Deployment", 1),
         ("s3", "PersistentVolumeClaim", 1),
         ("shared-runs", "PersistentVolumeClaim", 0),

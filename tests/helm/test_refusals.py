@@ -26,6 +26,9 @@ from helm.rendering import CHART, render
         ({"generation": {"autoscaling": {"kind": "both"}}}, "/generation/autoscaling/kind"),
         ({"trainer": {"run": {"discovery": "consul"}}}, "/trainer/run/discovery"),
         ({"trainer": {"run": {"queueName": "Team A"}}}, "/trainer/run/queueName"),
+        ({"labeling": {"database": {"kind": "mysql"}}}, "/labeling/database/kind"),
+        ({"labeling": {"database": {"url": "postgresql://a:b@c/d"}}}, "url"),
+        ({"labeling": {"gateway": {"grpcHostname": "a"}}}, "grpcHostname"),
     ],
 )
 def test_the_schema_names_what_is_wrong(values: dict[str, Any], says: str) -> None:
@@ -52,6 +55,8 @@ def test_the_schema_is_strict_everywhere() -> None:
 
 GPU = {"limits": {"nvidia.com/gpu": 1, "memory": "8Gi"}}
 FROM = {"from": [{"namespaceSelector": {}}]}
+HPA = {"kind": "hpa", "hpa": {"metrics": [{"type": "Resource"}]}}
+POSTGRESQL = {"kind": "postgresql", "postgresql": {"existingSecret": "labels"}}
 SECRETS = {name: {"existingSecret": name} for name in ("run", "replica", "client")}
 
 
@@ -176,6 +181,48 @@ SECRETS = {name: {"existingSecret": name} for name in ("run", "replica", "client
                 }
             },
             ["reward.gateway.grpcHostname", "reward.gateway.httpHostname"],
+        ),
+        (
+            {"labeling": {"enabled": True, "replicas": 2}},
+            ["labeling.replicas is 2", "labeling.database.kind is sqlite"],
+        ),
+        (
+            {"labeling": {"enabled": True, "autoscaling": HPA}},
+            ["labeling.autoscaling.kind is hpa", "labeling.database.kind is sqlite"],
+        ),
+        (
+            {"labeling": {"enabled": True, "database": {"kind": "postgresql"}}},
+            ["labeling.database.kind", "labeling.database.postgresql.existingSecret"],
+        ),
+        (
+            {"labeling": {"enabled": True, "database": {**POSTGRESQL, "kind": "sqlite"}}},
+            ["labeling.database.postgresql.existingSecret", "labeling.database.kind"],
+        ),
+        (
+            {"labeling": {"enabled": True, "config": {"database": "postgresql://a:b@c/d"}}},
+            ["labeling.config.database", "labeling.database.postgresql.existingSecret"],
+        ),
+        (
+            {"labeling": {"enabled": True, "database": POSTGRESQL, "replicas": 2, "autoscaling": HPA}},
+            ["labeling.replicas", "labeling.autoscaling.kind"],
+        ),
+        (
+            {"labeling": {"ingress": {"enabled": True, "hostname": "a"}}},
+            ["labeling.ingress.enabled", "labeling.enabled"],
+        ),
+        (
+            {"labeling": {"enabled": True, "ingress": {"enabled": True, "hostname": "a"}}},
+            ["labeling.ingress.enabled", "labeling.networkPolicy.from"],
+        ),
+        (
+            {
+                "labeling": {
+                    "enabled": True,
+                    "networkPolicy": FROM,
+                    "gateway": {"enabled": True, "parentRefs": [{"name": "g"}]},
+                }
+            },
+            ["labeling.gateway.enabled", "labeling.gateway.httpHostname"],
         ),
     ],
 )

@@ -93,6 +93,19 @@ report_tls:
 {{- end }}
 {{- end -}}
 
+{{- define "trimtab.config.labeling" -}}
+{{- if eq .values.database.kind "sqlite" }}
+database: sqlite:////var/lib/trimtab/labeling.sqlite
+{{- end }}
+# TLS may end in front of the service.
+secure_cookies: {{ include "trimtab.isOverHTTPS" . | eq "true" }}
+{{- end -}}
+
+{{/* Whether browsers reach the page of a component over TLS. Arguments: root, values. */}}
+{{- define "trimtab.isOverHTTPS" -}}
+{{- or .root.Values.tls.enabled (and .values.ingress.enabled (ne .values.ingress.tlsSecret "")) (and .values.gateway.enabled .values.gateway.tls) -}}
+{{- end -}}
+
 {{/* `services` of a run's spec: every replica behind a headless Service, and weights behind an address that stays. */}}
 {{- define "trimtab.config.runServices" -}}
 {{- $root := . -}}

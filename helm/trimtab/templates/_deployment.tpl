@@ -18,7 +18,7 @@ spec:
   replicas: {{ hasKey $values "replicas" | ternary $values.replicas 1 }}
   {{- end }}
   revisionHistoryLimit: 3
-  {{- if has $component (list "weights" "trainer") }}
+  {{- if include "trimtab.isOneProcess" (dict "component" $component "values" $values) }}
   # Its volume belongs to one pod at a time.
   strategy: {type: Recreate}
   {{- else }}
@@ -69,6 +69,12 @@ spec:
             {{- include "trimtab.environment" $values.extraEnv | nindent 12 }}
             {{- if eq (dig "store" "kind" "" $values) "s3" }}
             {{- include "trimtab.bucketEnvironment" $values.store.s3 | nindent 12 }}
+            {{- end }}
+            {{- if eq (dig "database" "kind" "" $values) "postgresql" }}
+            # Its URL holds a password, so it stands in no configuration.
+            - name: TRIMTAB_LABELING__DATABASE
+              valueFrom:
+                secretKeyRef: {name: {{ $values.database.postgresql.existingSecret }}, key: {{ $values.database.postgresql.key }}}
             {{- end }}
           ports:
             - {name: grpc, containerPort: 50051}
@@ -154,13 +160,23 @@ topologySpreadConstraints:
 {{/* What is behind /var/lib/trimtab. */}}
 {{- define "trimtab.dataVolume" -}}
 {{- $persistence := default dict .values.persistence -}}
-{{- $inBucket := eq (dig "store" "kind" "pvc" .values) "s3" -}}
-{{- if and $persistence.enabled (not $inBucket) -}}
+{{- if and $persistence.enabled (not (include "trimtab.isKeptElsewhere" .values)) -}}
 persistentVolumeClaim:
   claimName: {{ default (printf "%s-%s" (include "trimtab.fullname" .root) .component) $persistence.existingClaim }}
 {{- else -}}
 emptyDir: {}
 {{- end -}}
+{{- end -}}
+
+{{/* Says something where what a component keeps is in a bucket or a server of databases, not on a claim. Argument: its
+     values. */}}
+{{- define "trimtab.isKeptElsewhere" -}}
+{{- if or (eq (dig "store" "kind" "" .) "s3") (eq (dig "database" "kind" "" .) "postgresql") -}}elsewhere{{- end -}}
+{{- end -}}
+
+{{/* Says something where one process alone may write what a component keeps. Arguments: component, values. */}}
+{{- define "trimtab.isOneProcess" -}}
+{{- if or (has .component (list "weights" "trainer")) (eq (dig "database" "kind" "" .values) "sqlite") -}}one{{- end -}}
 {{- end -}}
 
 {{/* Who a service is when it calls others: replicas read weights; the trainer's token is that of its runs. */}}

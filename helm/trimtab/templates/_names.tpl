@@ -62,7 +62,7 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 
 {{/* Components in the order in which they are rendered; each has a section of its name in the values. */}}
 {{- define "trimtab.components" -}}
-[weights, generation, reward, reference, trainer]
+[weights, generation, reward, reference, trainer, labeling]
 {{- end -}}
 
 {{/* Values of a component: its own over `common`. Arguments: root, component. */}}
@@ -73,4 +73,16 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{/* Seconds between SIGTERM's forerunner and SIGKILL: the sleep before it, the drain, and a margin to write and exit. */}}
 {{- define "trimtab.gracePeriod" -}}
 {{- default (add .preStopSeconds .drainSeconds 10) .terminationGracePeriodSeconds -}}
+{{- end -}}
+
+{{/* Where a browser finds the labeling page: its own host, or this machine's end of a port-forward. */}}
+{{- define "trimtab.labelingPage" -}}
+{{- $values := .Values.labeling -}}
+{{- if $values.gateway.enabled -}}
+{{ ternary "https" "http" $values.gateway.tls }}://{{ $values.gateway.httpHostname }}/labeling/
+{{- else if $values.ingress.enabled -}}
+{{ ternary "http" "https" (empty $values.ingress.tlsSecret) }}://{{ $values.ingress.hostname }}/labeling/
+{{- else -}}
+{{ ternary "https" "http" .Values.tls.enabled }}://localhost:8080/labeling/
+{{- end -}}
 {{- end -}}

@@ -18,6 +18,12 @@ spec:
   # Until Kueue admits it.
   suspend: true
   {{- end }}
+  {{- if gt (int $values.ranks) 1 }}
+  # The pods of one run, each a rank; they end together.
+  completionMode: Indexed
+  completions: {{ $values.ranks }}
+  parallelism: {{ $values.ranks }}
+  {{- end }}
   # A pod that is gone for no fault of the run is started again by the launcher, which knows how to resume it.
   backoffLimit: 0
   {{- with $values.ttlSecondsAfterFinished }}
@@ -37,6 +43,9 @@ spec:
       serviceAccountName: {{ include "trimtab.fullname" . }}-run
       automountServiceAccountToken: {{ eq $values.discovery "endpointSlices" }}
       enableServiceLinks: false
+      {{- if gt (int $values.ranks) 1 }}
+      subdomain: {{ include "trimtab.ranks" . }}
+      {{- end }}
       # Time to finish a step and save a checkpoint.
       terminationGracePeriodSeconds: {{ $values.stopSeconds }}
       securityContext:
@@ -59,6 +68,15 @@ spec:
             {{- end }}
           env:
             {{- include "trimtab.environment" $values.extraEnv | nindent 12 }}
+            {{- if gt (int $values.ranks) 1 }}
+            - name: RANK
+              valueFrom: {fieldRef: {fieldPath: "metadata.annotations['batch.kubernetes.io/job-completion-index']"}}
+            - name: JOB
+              valueFrom: {fieldRef: {fieldPath: "metadata.labels['batch.kubernetes.io/job-name']"}}
+            - {name: WORLD_SIZE, value: {{ $values.ranks | quote }}}
+            - {name: MASTER_ADDR, value: $(JOB)-0.{{ include "trimtab.ranks" . }}}
+            - {name: MASTER_PORT, value: "29500"}
+            {{- end }}
           resources:
             {{- include "trimtab.resources" $values | nindent 12 }}
           securityContext:
@@ -116,3 +134,6 @@ spec:
 {{ toYaml . }}
 {{- end }}
 {{- end -}}
+
+{{/* Service by whose name the ranks of a run find the first one. */}}
+{{- define "trimtab.ranks" -}}{{ include "trimtab.fullname" . }}-ranks{{- end -}}

@@ -29,7 +29,12 @@ def mutual_tls(place: Place, folder: Path) -> dict[str, Any]:
     return {"tls": {"enabled": True, "existingSecret": "certificates", "clientCertificates": True}}
 
 
-@pytest.mark.parametrize("values_of", [plaintext, mutual_tls])
+def two_ranks(place: Place, folder: Path) -> dict[str, Any]:
+    """Runs that train in two pods together."""
+    return {"trainer": {"run": {"ranks": 2}}}
+
+
+@pytest.mark.parametrize("values_of", [plaintext, mutual_tls, two_ranks])
 def test_every_pod_gets_ready_and_a_run_goes_through(values_of: Any, place: Place, tmp_path: Path) -> None:
     helm = place.helm()
     helm.install(CHART, "rl", {**VALUES, **values_of(place, tmp_path)}, wait="watcher", timeout=READY_S)

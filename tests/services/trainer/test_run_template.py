@@ -152,3 +152,13 @@ def test_jobs_outlive_the_service(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump({"launcher": launcher, "stop_runs_on_drain": True}))
     with pytest.raises(ConfigError, match="`stop_runs_on_drain` is for `launcher.kind: local`"):
         load_config(TrainerServiceConfig, "trainer", path, environment={})
+
+
+def test_the_last_rank_of_a_run_has_room_for_its_number(tmp_path: Path) -> None:
+    job = yaml.safe_load(yaml.safe_dump(JOB))
+    job["spec"] |= {"completionMode": "Indexed", "completions": 12, "parallelism": 12}
+    template = read(tmp_path, job, CLAIM)
+    longest = (63 - len("release-run-") - len("-11")) * "a"
+    template.check_name(longest)
+    with pytest.raises(InvalidRequest, match=f"must have 1..{len(longest)} lower-case"):
+        template.check_name(longest + "a")

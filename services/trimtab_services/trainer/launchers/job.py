@@ -11,7 +11,14 @@ from trimtab.v1 import trainer_pb2 as pb
 from trimtab_services.trainer.launchers.base import Ending, log_end
 from trimtab_services.trainer.launchers.cluster import Cluster, Conflict, Model
 from trimtab_services.trainer.launchers.pod_log import PodLog
-from trimtab_services.trainer.launchers.pod_state import ending_of, is_finished, is_over, why_pending
+from trimtab_services.trainer.launchers.pod_state import (
+    decisive,
+    ending_of,
+    is_finished,
+    is_over,
+    rank_of,
+    why_pending,
+)
 from trimtab_services.trainer.launchers.template import CONTAINER, QUEUE_LABEL, RESUMES
 
 __all__ = ["KubernetesWork"]
@@ -61,7 +68,7 @@ class KubernetesWork:
         self._has_run = has_run
         self._is_requeued = False  # it was suspended after it had run
         self._queue: str | None = None  # while the Job is suspended, the queue that it waits in; empty: of no name
-        self._pod: Model | None = None  # as it was last seen
+        self._ranks: dict[int, Model] = {}  # the newest pod of each rank, as it was last seen
         self._copying: asyncio.Task[None] | None = None
 
     @property
@@ -93,7 +100,7 @@ class KubernetesWork:
         if self._is_requeued and job is not None:
             what = f"{self._cluster.named('Job', self._job)} was suspended, and its pod ended"
             return Ending(pb.RUN_STATE_FAILED, what, disrupted=True, requeued=True)
-        return ending_of(job, self._job, self._pod, self._cluster.namespace, log_end(self._log.path))
+        return ending_of(job, self._job, decisive(self._ranks), self._cluster.namespace, log_end(self._log.path))
 
     async def stop(self) -> None:
         """Deletes the Job: its pod gets SIGTERM, and its grace period for a checkpoint."""
@@ -105,18 +112,20 @@ class KubernetesWork:
         await self.stop()
 
     async def why_silent(self) -> str:
-        """What its pod waits for, or why there is none."""
+        """What its pods wait for, or why there is none."""
         name = self._cluster.named("Job", self._job)
         if self._queue is not None:
             return f"{name} is suspended: it waits for admission by {_queue(self._queue)}"
-        if self._pod is None:
+        if not self._ranks:
             problem = await self._cluster.last_event("Job", self._job, "FailedCreate")
             return f"{name}: its pod could not be created: {problem}" if problem else f"{name} has no pod yet"
-        if pending := why_pending(self._pod, self._cluster.namespace):
-            return pending
-        pod = self._pod.metadata.name
-        problem = await self._cluster.last_event("Pod", pod, *_NOT_STARTED)
-        return f"{self._cluster.named('Pod', pod)}: {problem or f'is {self._pod.status.phase}'}"
+        pods = [pod for _, pod in sorted(self._ranks.items())]
+        for pod in pods:
+            if pending := why_pending(pod, self._cluster.namespace):
+                return pending
+        pod = next((pod for pod in pods if pod.status.phase == "Pending"), pods[0])
+        problem = await self._cluster.last_event("Pod", pod.metadata.name, *_NOT_STARTED)
+        return f"{self._cluster.named('Pod', pod.metadata.name)}: {problem or f'is {pod.status.phase}'}"
 
     async def clean_up(self) -> None:
         """Deletes the Job, and with it its pods and the spec's ConfigMap."""
@@ -142,20 +151,22 @@ class KubernetesWork:
         async with aclosing(self._cluster.watch_pods(selector, every_s=_LOOK_S)) as changes:
             async for pods in changes:
                 self._see(list(pods.values()))
-                over = self._pod is not None and (is_over(self._pod) or self._pod.metadata.name not in pods)
+                over = any(is_over(pod) or pod.metadata.name not in pods for pod in self._ranks.values())
                 job = await (self._read_soon() if over else self._read())
                 if job is None or is_finished(job) or (self._is_requeued and all(map(is_over, pods.values()))):
                     return job
         return job
 
     def _see(self, pods: list[Model]) -> None:
-        """Notes the newest pod, and copies its log once there may be one."""
-        if pods:
-            self._pod = max(pods, key=lambda pod: pod.metadata.creation_timestamp)
-        has_begun = self._pod is not None and self._pod.status.phase not in (None, "Pending")
-        self._has_run = self._has_run or has_begun
-        if self._pod is not None and has_begun and self._copying is None:
-            self._copying = asyncio.create_task(self._log.follow(self._pod.metadata.name, CONTAINER))
+        """Notes the newest pod of each rank, and copies the log of rank 0 once there may be one."""
+        for pod in sorted(pods, key=lambda pod: pod.metadata.creation_timestamp):
+            self._ranks[rank_of(pod)] = pod
+        first = self._ranks.get(0)
+        if first is None or first.status.phase in (None, "Pending"):
+            return
+        self._has_run = True
+        if self._copying is None:
+            self._copying = asyncio.create_task(self._log.follow(first.metadata.name, CONTAINER))
 
     async def _read(self) -> Model | None:
         """The Job as it is now; None where it is gone, or its name is a later one's."""

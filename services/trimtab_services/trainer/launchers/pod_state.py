@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
 from trimtab.pods import why_waiting
 from trimtab.v1 import trainer_pb2 as pb
 from trimtab_services.trainer.launchers.base import STOPPED_EXIT_CODE, Ending
 from trimtab_services.trainer.launchers.cluster import Model
 from trimtab_services.trainer.launchers.template import CONTAINER
 
-__all__ = ["ending_of", "failed_condition", "is_finished", "is_over", "why_pending"]
+__all__ = ["decisive", "ending_of", "failed_condition", "is_finished", "is_over", "rank_of", "why_pending"]
+
+_LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
 
 def is_finished(job: Model) -> bool:
@@ -19,6 +24,23 @@ def is_finished(job: Model) -> bool:
 def is_over(pod: Model) -> bool:
     """Whether a pod will not work any more."""
     return pod.status is not None and pod.status.phase in ("Succeeded", "Failed")
+
+
+def rank_of(pod: Model) -> int:
+    """Number of a pod among those of its run; 0 for the only one."""
+    return int((pod.metadata.annotations or {}).get("batch.kubernetes.io/job-completion-index", "0"))
+
+
+def decisive(ranks: Mapping[int, Model]) -> Model | None:
+    """The pod whose end tells how the run ended: the first one that failed, else rank 0.
+
+    A rank that fails takes the others with it, and these only tell that they were ended.
+
+    Args:
+        ranks: the newest pod of each rank; may lack some.
+    """
+    failed = [pod for pod in ranks.values() if is_over(pod) and not _has_ended_well(pod)]
+    return min(failed, key=_ended_at, default=ranks.get(0))
 
 
 def failed_condition(job: Model) -> Model | None:
@@ -106,6 +128,17 @@ def _terminated(pod: Model) -> Model | None:
         if status.name == CONTAINER and status.state is not None:
             return status.state.terminated
     return None
+
+
+def _has_ended_well(pod: Model) -> bool:
+    terminated = _terminated(pod)
+    return terminated is not None and terminated.exit_code in (0, STOPPED_EXIT_CODE)
+
+
+def _ended_at(pod: Model) -> datetime:
+    """When a pod's work ended; one that never began failed before all others."""
+    terminated = _terminated(pod)
+    return terminated.finished_at if terminated is not None and terminated.finished_at else _LONG_AGO
 
 
 def _conditions(job: Model) -> list[Model]:

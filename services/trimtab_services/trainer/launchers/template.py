@@ -32,7 +32,7 @@ _COMMAND = ("run", "/etc/trimtab-run/spec.yaml")
 _RUNS_DIRECTORY = "/var/lib/trimtab/runs"
 _SPEC_FILE = "spec.yaml"
 _MOST_NAME_CHARACTERS = 63
-"""Of a Job, whose name is a label of its pods."""
+"""Of a Job's name, which is a label of its pods, and with a number behind it the host name of each rank."""
 
 _RUN_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 
@@ -85,7 +85,7 @@ class RunTemplate:
         Raises:
             InvalidRequest: names the limit.
         """
-        most = _MOST_NAME_CHARACTERS - len(self.job_name(""))
+        most = _MOST_NAME_CHARACTERS - len(self.job_name("")) - len(self._last_suffix)
         if not _RUN_NAME.fullmatch(name) or len(name) > most:
             raise InvalidRequest(
                 f"name: {name!r} must have 1..{most} lower-case letters, digits and '-', none at its ends, since it "
@@ -94,6 +94,12 @@ class RunTemplate:
                 value=name,
                 limit=most,
             )
+
+    @property
+    def _last_suffix(self) -> str:
+        """What stands behind a Job's name in the host name of the last rank; empty where a run is one pod."""
+        spec = self.job["spec"]
+        return f"-{spec['completions'] - 1}" if spec.get("completionMode") == "Indexed" else ""
 
     def job_name(self, run: str) -> str:
         """Name of a run's Job."""
