@@ -147,7 +147,8 @@ class Run:
 
         def look_again() -> T | None:
             found = look()
-            assert found or not self.of("run_ended"), f"{self.name} ended before {what}: {self.messages()[-5:]}"
+            ends = self.of("run_ended")
+            assert found or not ends, f"{self.name} ended before {what}: {ends} {self.messages()[-5:]}"
             return found
 
         return wait_for(look_again, what, within_s=within_s)

@@ -114,7 +114,7 @@ def eat_memory(release: Deployed, pod: str) -> None:
 
     def why_it_ended() -> Any:
         text = release.place.kubectl("get", "pod", pod, "--output=jsonpath={.status.containerStatuses[0].lastState}")
-        return text and json.loads(text)["terminated"]["reason"]
+        return text and json.loads(text).get("terminated", {}).get("reason")
 
     assert wait_for(why_it_ended, f"the end of {pod}") == "OOMKilled"
 

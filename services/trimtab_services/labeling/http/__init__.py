@@ -39,8 +39,9 @@ others finished the task after the lease: the label is kept as draft `{label}` |
 
 PROJECT: `name, kind` (demonstrate, rank, compare), `instructions` (Markdown), `is_open, wants_ratings, overlap,
 lease_ms, undo_ms, qualification_pass, flags` (names, in their order), `limits` (`max_answer_characters,
-max_draft_bytes`), `mine` (`labels, skips, qualification`: `done, wanted, agreeing, pairs, passed`). `instructions_tree` is the Markdown as texts
-and elements `{tag, children}`, with `href`, `start` or `align` where they have one; markup in it is text.
+max_draft_bytes`), `mine` (`labels, skips, qualification`: `done, wanted, agreeing, pairs, passed`).
+`instructions_tree` is the Markdown as texts and elements `{tag, children}`, with `href`, `start` or `align` where they
+have one; markup in it is text.
 
 ASSIGNMENT: `id, project, kind, state` (leased, submitted, skipped), `prompt, messages, context, category, answers` (in
 this labeler's order), `writes_prompt, wants_ratings, lease_left_ms, undo_left_ms, draft` (`draft_id, content`; null),

@@ -1,0 +1,84 @@
+"""Serves the files of the page with headers that let nothing else in."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from aiohttp import web
+
+from trimtab_services.runtime.http import Route
+
+__all__ = ["PAGE", "routes"]
+
+PAGE = "/labeling/"
+_FOLDER = Path(__file__).parent / "static"
+_INDEX = "index.html"
+_DIGEST_MARK = "DIGEST"
+"""Stands in the page where the digest of all files goes."""
+
+_POLICY = "; ".join(
+    (
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        "img-src 'self'",
+        "connect-src 'self'",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+        "require-trusted-types-for 'script'",
+        "trusted-types 'none'",
+    )
+)
+_HEADERS = {
+    "Content-Security-Policy": _POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",  # for browsers that do not know frame-ancestors
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+_TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml", ".html": "text/html"}
+"""Of the page's files, by their suffix; a folder may have others, which are not served."""
+
+
+def routes() -> Sequence[Route]:
+    """The page and its files, for anybody: they hold no data. Served while the database is away, too."""
+    paths = [path for path in sorted(_FOLDER.rglob("*")) if path.suffix in _TYPES]
+    files = {path.relative_to(_FOLDER).as_posix(): path.read_bytes() for path in paths}
+    digest = _digest(files)
+    page = files.pop(_INDEX).replace(_DIGEST_MARK.encode(), digest.encode())
+
+    async def show_page(request: web.Request) -> web.StreamResponse:
+        return _file(_INDEX, page, "no-cache")
+
+    async def to_page(request: web.Request) -> web.StreamResponse:
+        raise web.HTTPPermanentRedirect(PAGE)
+
+    async def show_file(request: web.Request) -> web.StreamResponse:
+        name = request.match_info["name"]
+        if name not in files:
+            raise web.HTTPNotFound(headers=_HEADERS)
+        return _file(name, files[name], "public, max-age=31536000, immutable")
+
+    return [
+        Route("GET", PAGE, show_page, needs_token=False, is_work=False),
+        Route("GET", PAGE.rstrip("/"), to_page, needs_token=False, is_work=False),
+        Route("GET", f"{PAGE}assets/{digest}/{{name:.+}}", show_file, needs_token=False, is_work=False),
+    ]
+
+
+def _digest(files: Mapping[str, bytes]) -> str:
+    """Of names and bytes: modules import one another by relative paths, so that they change their address together."""
+    sha256 = hashlib.sha256()
+    for name, content in files.items():
+        sha256.update(f"{name}\0{len(content)}\0".encode() + content)
+    return sha256.hexdigest()[:32]
+
+
+def _file(name: str, content: bytes, cache_control: str) -> web.Response:
+    content_type = f"{_TYPES[Path(name).suffix]}; charset=utf-8"
+    headers = _HEADERS | {"Cache-Control": cache_control, "Content-Type": content_type}
+    return web.Response(body=content, headers=headers)

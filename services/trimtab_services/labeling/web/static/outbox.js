@@ -1,0 +1,74 @@
+// Labels and skips on their way. Each is in the store before it is sent and until its answer has come, so that a
+// connection that drops or a page that is closed loses none; the service takes the same `submission_id` once.
+
+import { Unreachable, path, post, session } from "./api.js";
+import { connection } from "./connection.js";
+import { randomId } from "./dom.js";
+import { notice } from "./notices.js";
+import { forget, keep, records } from "./store.js";
+
+/**
+ * Sends a label or a skip for as long as it takes.
+ *
+ * @param {number} assignment its number.
+ * @param {"submit"|"skip"} action what to do.
+ * @param {object} body without its id.
+ * @param {() => void} onWait called when it has to wait for the connection.
+ * @returns the assignment as it stands; throws `ApiError` where the service refuses, and it is no longer sent.
+ */
+export async function sendOut(assignment, action, body, onWait) {
+  const submission_id = randomId();
+  const item = {
+    key: submission_id,
+    account: session.account.name,
+    assignment,
+    action,
+    body: { ...body, submission_id },
+  };
+  await keep("outbox", item);
+  for (;;) {
+    try {
+      return await deliver(item);
+    } catch (error) {
+      if (!(error instanceof Unreachable)) throw error;
+      onWait();
+      await connection.whenUp();
+    }
+  }
+}
+
+/** Sends what an earlier page left, once each; what the service refuses becomes a draft of its task again. */
+export async function sendLeftovers() {
+  const left = (await records("outbox")).filter((item) => item.account === session.account.name);
+  for (const item of left) {
+    try {
+      await deliver(item);
+      notice("leftovers", "A label that waited in this browser has been sent.", { kind: "good", canClose: true });
+    } catch (error) {
+      if (error instanceof Unreachable) return;
+      if (item.action === "submit") await keepAsDraft(item);
+      notice("leftovers", `A label that waited in this browser was not taken: ${error.message}`, {
+        kind: "error",
+        canClose: true,
+      });
+    }
+  }
+}
+
+async function deliver(item) {
+  let answer;
+  try {
+    answer = await post(`assignments/${path(item.assignment)}/${item.action}`, item.body);
+  } catch (error) {
+    if (!(error instanceof Unreachable)) await forget("outbox", item.key);
+    throw error;
+  }
+  await forget("outbox", item.key);
+  return answer;
+}
+
+async function keepAsDraft(item) {
+  const { account, assignment, body } = item;
+  const pending = { draft_id: body.submission_id, base_draft_id: "", content: { label: body.label } };
+  await keep("drafts", { key: `${account}/${assignment}/${item.key}`, account, assignment, pending });
+}

@@ -1,0 +1,79 @@
+// For reviewers: everybody's labels.
+
+import { get, path } from "../api.js";
+import { field, fill, h } from "../dom.js";
+import { longText } from "../tasks/texts.js";
+import { moreButton } from "./lists.js";
+import { labelSummary } from "./label_summary.js";
+
+const SNIPPET = 120;
+
+export async function labelsPage(main, name) {
+  const where = `projects/${path(name)}`;
+  const results = h("div", { "aria-live": "polite" });
+  const labeler = h("input", { type: "text", autocapitalize: "none", spellcheck: "false" });
+  const search = async (event) => {
+    event?.preventDefault();
+    await show(results, `${where}/labels?labeler=${encodeURIComponent(labeler.value.trim())}`);
+  };
+  fill(
+    main,
+    h("h1", { tabindex: "-1" }, `All labels: ${name}`),
+    h(
+      "p",
+      { class: "row" },
+      h("a", { href: `#/${where}` }, "Project"),
+      h("a", { href: `#/${where}/review` }, "Agreement"),
+    ),
+    h("form", { class: "row bottom", onSubmit: search }, field("Only of labeler", labeler), h("button", {}, "Show")),
+    results,
+  );
+  await search();
+}
+
+async function show(results, address) {
+  const list = h("ol", { class: "cards plain" });
+  const { labels, next_after } = await get(address);
+  list.append(...labels.map(card));
+  fill(
+    results,
+    labels.length ? list : h("p", {}, "There are no labels."),
+    moreButton(next_after, async (after) => {
+      const page = await get(`${address}&after=${after}`);
+      list.append(...page.labels.map(card));
+      return page.next_after;
+    }),
+  );
+}
+
+function card(one) {
+  const { task } = one;
+  const asked = task.prompt || task.messages?.at(-1)?.content || one.label?.prompt || one.task_key;
+  const facts = [
+    one.labeler,
+    one.group,
+    one.is_qualification && "qualification",
+    one.state === "skipped" && "skipped",
+  ].filter(Boolean);
+  const spent = one.active_ms === null ? one.seconds : one.active_ms / 1000;
+  return h(
+    "li",
+    { class: "card" },
+    h(
+      "details",
+      {},
+      h(
+        "summary",
+        {},
+        h("span", { class: "snippet", dir: "auto" }, asked.slice(0, SNIPPET)),
+        " ",
+        facts.map((fact) => h("span", { class: "badge" }, fact)),
+      ),
+      h("h3", {}, "Prompt"),
+      longText(asked),
+      one.skip_reason && h("p", {}, `Skipped: ${one.skip_reason}`),
+      one.label && labelSummary(one.label, task.answers ?? []),
+      h("p", { class: "hint" }, `Task ${one.task_key} · ${Math.round(spent)} s of work`),
+    ),
+  );
+}

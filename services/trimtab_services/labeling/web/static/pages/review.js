@@ -1,0 +1,104 @@
+// For reviewers: how far a project is, and how its labelers agree.
+
+import { get, path } from "../api.js";
+import { fill, h } from "../dom.js";
+import { table } from "./lists.js";
+
+export async function reviewPage(main, name) {
+  const where = `projects/${path(name)}`;
+  const [progress, report] = await Promise.all([get(`${where}/progress`), get(`${where}/agreement`)]);
+  fill(
+    main,
+    h("h1", { tabindex: "-1" }, `Agreement: ${name}`),
+    h(
+      "p",
+      { class: "row" },
+      h("a", { href: `#/${where}` }, "Project"),
+      h("a", { href: `#/${where}/labels` }, "All labels"),
+    ),
+    progressCard(progress),
+    h(
+      "section",
+      { class: "card" },
+      h("h2", {}, "Overall"),
+      h("p", {}, "How often two labelers order two answers alike: ", share(report.agreement)),
+      h("p", { class: "hint" }, "Intervals are of 95 %, over tasks. A tie of one of them only is not alike."),
+    ),
+    report.labelers.length > 0 &&
+      table(
+        "Labelers",
+        ["Labeler", "Group", "Labels", "Skipped", "With others", "With gold", "Median time"],
+        report.labelers.map(labeler),
+      ),
+    report.pairs.length > 0 &&
+      table("Pairs of labelers", ["Pair", "Agreement", "Tasks", "Kendall’s tau-b"], report.pairs.map(pair)),
+  );
+}
+
+function progressCard(progress) {
+  const { tasks, finished_tasks, labels, leased_tasks, qualification_tasks } = progress;
+  const facts = {
+    "Tasks finished": `${finished_tasks} of ${tasks}`,
+    Labels: labels,
+    "In work now": leased_tasks,
+    "Qualification tasks": qualification_tasks,
+  };
+  return h(
+    "section",
+    { class: "card", "aria-labelledby": "progress-title" },
+    h("h2", { id: "progress-title" }, "Progress"),
+    h("progress", { max: Math.max(tasks, 1), value: finished_tasks, "aria-labelledby": "progress-title" }),
+    h(
+      "dl",
+      { class: "facts" },
+      Object.entries(facts).map(([fact, value]) => h("div", {}, h("dt", {}, fact), h("dd", {}, value))),
+    ),
+  );
+}
+
+function labeler(one) {
+  return [
+    one.labeler,
+    one.group || "–",
+    one.labels,
+    one.skips,
+    share(one.agreement),
+    share(one.gold),
+    one.labels ? duration(one.median_ms) : "–",
+  ];
+}
+
+function pair(one) {
+  return [
+    `${one.labeler_a} and ${one.labeler_b}`,
+    share(one.agreement),
+    one.agreement.tasks,
+    one.tau_tasks ? one.tau.toFixed(2) : "–",
+  ];
+}
+
+/** A share with its interval, in words and as a bar. */
+function share({ value, low, high, count }) {
+  if (!count) return "–";
+  const percent = (number) => (100 * number).toFixed(0);
+  const range = h("span", { class: "range" });
+  const point = h("span", { class: "point" });
+  Object.assign(range.style, { left: `${100 * low}%`, width: `${100 * (high - low)}%` });
+  point.style.left = `${100 * value}%`;
+  return h(
+    "span",
+    { class: "share" },
+    h(
+      "span",
+      {},
+      `${percent(value)} % `,
+      h("span", { class: "hint" }, `(${percent(low)}–${percent(high)}; ${count.toLocaleString("en")} pairs)`),
+    ),
+    h("span", { class: "scale", "aria-hidden": "true" }, range, point),
+  );
+}
+
+function duration(ms) {
+  const seconds = Math.round(ms / 1000);
+  return seconds < 60 ? `${seconds} s` : `${Math.floor(seconds / 60)} min ${seconds % 60} s`;
+}

@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from ..people import Service
+from .browsers import Window, chromium
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with chromium() as running:
+        yield running
+
+
+@pytest.fixture
+def window(browser: Any, service: Service) -> Iterator[Callable[..., Window]]:
+    """Opens windows of people who are signed in; each must have had no fault at the end."""
+    opened: list[Window] = []
+
+    def open_one(name: str = "ann", **options: Any) -> Window:
+        opened.append(Window(browser, service, **options))
+        opened[-1].sign_in(name)
+        return opened[-1]
+
+    yield open_one
+    for one in opened:
+        one.close()
