@@ -19,7 +19,7 @@ from trimtab.v1 import trainer_pb2 as pb
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-ITERATIONS = 7
+ITERATIONS = 12
 SLOTS = 2
 """So few that one replica takes seconds for a batch."""
 

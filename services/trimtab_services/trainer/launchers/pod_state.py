@@ -32,14 +32,14 @@ def rank_of(pod: Model) -> int:
 
 
 def decisive(ranks: Mapping[int, Model]) -> Model | None:
-    """The pod whose end tells how the run ended: the first one that failed, else rank 0.
+    """The pod whose end tells how the run ended: the first one that failed or was disrupted, else rank 0.
 
-    A rank that fails takes the others with it, and these only tell that they were ended.
+    Such a rank takes the others with it, and these only tell that they were ended.
 
     Args:
         ranks: the newest pod of each rank; may lack some.
     """
-    failed = [pod for pod in ranks.values() if is_over(pod) and not _has_ended_well(pod)]
+    failed = [pod for pod in ranks.values() if is_over(pod) and (_disruption(pod) or not _has_ended_well(pod))]
     return min(failed, key=_ended_at, default=ranks.get(0))
 
 
@@ -81,9 +81,7 @@ def _ending_of_pod(pod: Model, name: str, log: str, *, was_deleted: bool) -> End
     code = terminated.exit_code if terminated is not None else None
     if code == 0:
         return Ending(pb.RUN_STATE_SUCCEEDED)
-    disruption = next(
-        (one for one in pod.status.conditions or [] if one.type == "DisruptionTarget" and one.status == "True"), None
-    )
+    disruption = _disruption(pod)
     if disruption is not None and not was_deleted:
         what = _DISRUPTIONS.get(disruption.reason or "", f"was disrupted ({disruption.reason})")
         return Ending(pb.RUN_STATE_FAILED, f"{name} {what}: {disruption.message}", disrupted=True)
@@ -128,6 +126,12 @@ def _terminated(pod: Model) -> Model | None:
         if status.name == CONTAINER and status.state is not None:
             return status.state.terminated
     return None
+
+
+def _disruption(pod: Model) -> Model | None:
+    """The condition that tells that the cluster took the pod away."""
+    found = (one for one in pod.status.conditions or [] if one.type == "DisruptionTarget" and one.status == "True")
+    return next(found, None)
 
 
 def _has_ended_well(pod: Model) -> bool:
