@@ -74,13 +74,19 @@ def test_the_eviction_of_any_rank_resumes_the_run(namespace: Namespace, tmp_path
 
     with trainer(namespace, tmp_path, of_two("sleep 600 & wait"), resumes=1) as (_, service):
         start(service, namespace, "moved")
+        before = {pod.metadata.name for pod in namespace.pods("moved")}
         second = pod_of(namespace, "moved", 1)
         eviction = client.V1Eviction(metadata=client.V1ObjectMeta(name=second, namespace=namespace.name))
         namespace.core.create_namespaced_pod_eviction(second, namespace.name, eviction)
-        wait_for(
-            lambda: any(
-                p.metadata.name != second and "--resume" in p.spec.containers[0].args for p in namespace.pods("moved")
-            ),
-            "a resumed run",
-        )
+
+        def goes_on() -> bool:
+            pods = namespace.pods("moved")
+            return [one.status.phase for one in pods] == 2 * ["Running"] and not before & {
+                p.metadata.name for p in pods
+            }
+
+        wait_for(goes_on, "two other pods")
+        job = namespace.batch.read_namespaced_job("t-moved", namespace.name)
+        assert job.metadata.annotations["trimtab.dev/resumes"] == "1"
         service.stop_run(pb.StopRunRequest(name="moved"))
+        wait_state(service, "moved", pb.RUN_STATE_STOPPED)
