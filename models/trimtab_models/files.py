@@ -11,7 +11,7 @@ from pathlib import Path
 
 from trimtab.errors import ConfigError
 
-__all__ = ["new_model_folder", "sync", "sync_folder"]
+__all__ = ["appearing_whole", "new_model_folder", "sync", "sync_folder"]
 
 
 def sync(path: Path) -> None:
@@ -30,8 +30,30 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
+def appearing_whole(folder: Path) -> Iterator[Path]:
+    """A folder to write to, which takes the place of `folder` once the block has ended and all is on disk.
+
+    One of that name is replaced; when the block fails it stays as it is.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    suffix = f"{folder.name}-{uuid.uuid4().hex[:8]}"
+    partial, old = folder.with_name(f".partial-{suffix}"), folder.with_name(f".old-{suffix}")
+    try:
+        partial.mkdir()
+        yield partial
+        sync_folder(partial)
+        if folder.exists():
+            folder.rename(old)
+        partial.rename(folder)
+        sync(folder.parent)
+    finally:
+        for left_over in (partial, old):
+            shutil.rmtree(left_over, ignore_errors=True)
+
+
+@contextmanager
 def new_model_folder(folder: Path) -> Iterator[Path]:
-    """A folder to write a model to, which takes the place of `folder` once the block ends without an error.
+    """As `appearing_whole`, in a place that somebody named.
 
     Args:
         folder: a new or empty one, or a model folder, which is replaced.
@@ -46,15 +68,5 @@ def new_model_folder(folder: Path) -> Iterator[Path]:
             field="folder",
             value=folder,
         )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(f".partial-{folder.name}-{uuid.uuid4().hex[:8]}")
-    try:
-        partial.mkdir()
+    with appearing_whole(folder) as partial:
         yield partial
-        sync_folder(partial)
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial.rename(folder)
-        sync(folder.parent)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

@@ -11,9 +11,7 @@ What a loaded model consists of is in `anatomy`; what its users ask beside loadi
 from __future__ import annotations
 
 import json
-import shutil
 import threading
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,7 +43,7 @@ from trimtab_models.anatomy import (
 )
 from trimtab_models.classifiers import check_classifier
 from trimtab_models.devices import usable_device
-from trimtab_models.files import sync, sync_folder
+from trimtab_models.files import appearing_whole
 from trimtab_models.logprobs import check_logprobs
 
 __all__ = [
@@ -244,22 +242,9 @@ def save_model(
         tensors: its tensors by the names of `named_parameter_tensors`, where the model has only parts of them; None:
             those that it has.
     """
-    folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    suffix = f"{folder.name}-{uuid.uuid4().hex[:8]}"
-    partial, old = folder.with_name(f".partial-{suffix}"), folder.with_name(f".old-{suffix}")
-    try:
-        with _quiet():
-            model.save_pretrained(partial, state_dict=None if tensors is None else dict(tensors))
-            tokenizer.save_pretrained(partial)
-        sync_folder(partial)
-        if folder.exists():
-            folder.rename(old)
-        partial.rename(folder)
-        sync(folder.parent)
-    finally:
-        for left_over in (partial, old):
-            shutil.rmtree(left_over, ignore_errors=True)
+    with appearing_whole(Path(folder)) as partial, _quiet():
+        model.save_pretrained(partial, state_dict=None if tensors is None else dict(tensors))
+        tokenizer.save_pretrained(partial)
 
 
 def enable_gradient_checkpointing(model: PreTrainedModel) -> None:

@@ -24,6 +24,7 @@ from pydantic_core import ErrorDetails
 from trimtab.errors import ConfigError
 from trimtab_trainer.dpo_config import DPOConfig
 from trimtab_trainer.ppo_config import PPOConfig, RolloutSamplingConfig
+from trimtab_trainer.services_config import ServicesConfig
 from trimtab_trainer.stage_configs import (
     AnswersAt,
     CollectRankingsConfig,
@@ -56,10 +57,7 @@ __all__ = [
     "RunSpec",
     "SFTBaselineConfig",
     "SFTConfig",
-    "ServiceAddresses",
-    "ServicesConfig",
     "StageName",
-    "TLSFiles",
     "WandbConfig",
     "load_run_spec",
     "preset_path",
@@ -111,78 +109,6 @@ class MiniatureConfig(Section):
     demonstrations: Positive = Field(default=400, description="Demonstrations.")
     prompts: Positive = Field(default=10_000, description="Prompts for rankings and PPO.")
     prompts_held_out: Positive = Field(default=500, description="Prompts for every evaluation.")
-
-
-class TLSFiles(Section):
-    """How the run, as a client, reaches services over TLS."""
-
-    ca_file: Path | None = Field(default=None, description="PEM roots. null: those of the system.")
-    certificate_file: Path | None = Field(default=None, description="PEM chain of the client certificate, for mTLS.")
-    key_file: Path | None = Field(default=None, description="PEM key of the client certificate, for mTLS.")
-
-
-class ServiceAddresses(Section):
-    """Where the replicas of one service are."""
-
-    addresses: tuple[str, ...] = Field(default=(), description="host:port of each replica; fixed for the run.")
-    endpoints_file: Path | None = Field(default=None, description="endpoints.json, read again when it changes.")
-    dns: str | None = Field(
-        default=None,
-        pattern=r"^[^:/\s]+:\d{1,5}$",
-        description="name:port of which every address is a replica, such as a headless Service; asked again and again.",
-    )
-    endpoint_slices: str | None = Field(
-        default=None,
-        pattern=r"^[^:/\s]+/[^:/\s]+:[^:/\s]+$",
-        description="namespace/service:port of a Service on Kubernetes, its port by name or number; its EndpointSlices "
-        "are watched by the ServiceAccount of the run's pod.",
-    )
-
-    @model_validator(mode="after")
-    def _one_source(self) -> ServiceAddresses:
-        names = (self.endpoints_file, self.dns, self.endpoint_slices)
-        if bool(self.addresses) + sum(name is not None for name in names) != 1:
-            raise ValueError("set exactly one of `addresses`, `endpoints_file`, `dns` and `endpoint_slices`")
-        return self
-
-    @property
-    def server_name(self) -> str:
-        """The name that the certificate of replicas has which are reached by their addresses; empty where unknown."""
-        if self.endpoint_slices is not None:
-            namespace, _, service = self.endpoint_slices.rpartition(":")[0].partition("/")
-            return f"{service}.{namespace}.svc"
-        return self.dns.rpartition(":")[0] if self.dns is not None else ""
-
-
-class ServicesConfig(Section):
-    """The services that every stage works with that samples."""
-
-    endpoints_file: Path | None = Field(
-        default=None, description="endpoints.json for every service that has no own entry; what `trimtab up` writes."
-    )
-    generation: ServiceAddresses | None = Field(default=None, description="null: `endpoints_file`.")
-    reward: ServiceAddresses | None = Field(default=None, description="null: `endpoints_file`.")
-    reference: ServiceAddresses | None = Field(default=None, description="null: `endpoints_file`.")
-    weights: ServiceAddresses | None = Field(default=None, description="null: `endpoints_file`.")
-    token_file: Path | None = Field(default=None, description="File with the bearer token, read again when it changes.")
-    tls: TLSFiles | None = Field(default=None, description="null: plaintext.")
-    insecure: bool = Field(default=False, description="Allows the token in plaintext beyond this host.")
-    patience_s: float = Field(default=60.0, gt=0, description="How long a call waits for any well replica.")
-    start_timeout_s: float = Field(
-        default=15.0, gt=0, description="How long a stage waits at its start for a first answer of each service."
-    )
-
-    @model_validator(mode="after")
-    def _all_found(self) -> ServicesConfig:
-        missing = [n for n in ("generation", "reward", "reference", "weights") if getattr(self, n) is None]
-        if missing and self.endpoints_file is None:
-            raise ValueError(f"no addresses for {', '.join(missing)}: give each an entry, or set `endpoints_file`")
-        return self
-
-    def of(self, service: Literal["generation", "reward", "reference", "weights"]) -> ServiceAddresses:
-        """Where a service is: its own entry, or the common file."""
-        own: ServiceAddresses | None = getattr(self, service)
-        return own or ServiceAddresses(endpoints_file=self.endpoints_file)
 
 
 class WandbConfig(Section):

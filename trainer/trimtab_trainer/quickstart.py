@@ -56,7 +56,7 @@ def run_quickstart(
     specs = quickstart_specs(directory, model, data_directory, full=full)
     files = {name: _write_spec(directory, name, spec, overrides) for name, spec in specs.items()}
     console = Console()
-    spec = load_run_spec(files[next(iter(files))], endpoints_file=directory / "endpoints.json")
+    spec = load_run_spec(next(iter(files.values())), endpoints_file=directory / "endpoints.json")
     common = {"threads": 1 if model == "tiny" else 2, "device": spec.device}
     settings = {name: {**values, **common} for name, values in _SETTINGS[model].items()}
     began = time.monotonic()

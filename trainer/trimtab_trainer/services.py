@@ -27,10 +27,10 @@ from trimtab.weights import Publication, TensorData
 from trimtab_models.tokenizer import tokenizer_digest
 from trimtab_models.versions import ModelPublisher, publish_folder
 from trimtab_trainer.channels import Name, RunChannels
-from trimtab_trainer.config import ServiceAddresses, ServicesConfig
 from trimtab_trainer.context import StageContext, StageStopped
 from trimtab_trainer.fleet import Fleet
 from trimtab_trainer.rollouts import RolloutDispatcher
+from trimtab_trainer.services_config import ServiceAddresses, ServicesConfig
 
 __all__ = ["Services", "connect"]
 
