@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc.aio
@@ -110,7 +110,7 @@ class LabelingServicer(labeling_pb2_grpc.LabelingServiceServicer):
                 raise _too_many("tasks", len(new) + len(request.tasks), self._config.max_import_tasks)
             if size > self._config.max_import_bytes:
                 raise _too_many("bytes", size, self._config.max_import_bytes)
-            new += await asyncio.to_thread(lambda: list(_tasks(request, len(new))))  # noqa: B023  # awaited at once
+            new += await asyncio.to_thread(_tasks, request, len(new))
         if first is None or not new:
             raise InvalidRequest("tasks: an import has at least one", reason=Reason.FIELD_MISSING, field="tasks")
         return first.project, first.import_id, new
@@ -124,7 +124,7 @@ class LabelingServicer(labeling_pb2_grpc.LabelingServiceServicer):
         project = await self._database.read(projects.get, request.project)
         after, quiet_s = request.after_sequence, 0.0
         while True:
-            page = await self._finished(project, request, after)
+            page = await self._database.read(_finished, request, after)
             for row in page.rows:
                 yield _exported(row)
             if page.last is not None:
@@ -141,16 +141,6 @@ class LabelingServicer(labeling_pb2_grpc.LabelingServiceServicer):
         if request.include_unfinished:
             async for row in self._unfinished(project, request):
                 yield _exported(row)
-
-    async def _finished(self, project: Project, request: pb.ExportLabelsRequest, after: int) -> Page:
-        return await self._database.read(
-            export.finished,
-            await self._database.read(projects.get, project.name),  # its time for taking back may have changed
-            after=after,
-            groups=list(request.groups),
-            settled_only=request.settled_only or request.follow,
-            limit=_EXPORTED_AT_ONCE,
-        )
 
     async def _unfinished(self, project: Project, request: pb.ExportLabelsRequest) -> AsyncIterator[Row]:
         after: int | None = 0
@@ -224,9 +214,19 @@ def _told(connection: sa.Connection, project: Project) -> pb.Project:
     return messages.project_message(project, projects.progress(connection, project))
 
 
-def _tasks(request: pb.ImportTasksRequest, first: int) -> Iterator[Task]:
-    for index, task in enumerate(request.tasks, first):
-        yield messages.task_of(task, f"tasks[{index}]")
+def _tasks(request: pb.ImportTasksRequest, first: int) -> list[Task]:
+    return [messages.task_of(task, f"tasks[{index}]") for index, task in enumerate(request.tasks, first)]
+
+
+def _finished(connection: sa.Connection, request: pb.ExportLabelsRequest, after: int) -> Page:
+    return export.finished(
+        connection,
+        projects.get(connection, request.project),  # its time for taking back may have changed
+        after=after,
+        groups=list(request.groups),
+        settled_only=request.settled_only or request.follow,
+        limit=_EXPORTED_AT_ONCE,
+    )
 
 
 def _exported(row: Row) -> pb.ExportLabelsResponse:
