@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -56,22 +53,3 @@ def reward_folder(tmp_path_factory: pytest.TempPathFactory, llama_folder: Path) 
     folder = tmp_path_factory.mktemp("models") / "reward"
     save_model(model, tokenizer, folder)
     return folder
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    session.config.stash[_STATUS] = int(exitstatus)
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_unconfigure(config: pytest.Config) -> Iterator[None]:
-    """Ends the process with the status of the tests: once, after 3,400 of them, a native library aborted as it was
-    taken down at the interpreter's end, which told nothing of any test and hid how they had ended."""
-    yield
-    if (status := config.stash.get(_STATUS, None)) is not None:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-
-
-_STATUS = pytest.StashKey[int]()

@@ -7,6 +7,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,9 @@ def one_slice(
     }
 
 
+Resolve = Callable[..., EndpointSliceResolver]
+
+
 def wait_for(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 20
     while not condition():
@@ -110,13 +114,21 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def resolver(kubeconfig: Path, port: str = "grpc") -> EndpointSliceResolver:
-    return EndpointSliceResolver("prod", "rl-generation", port, kubeconfig=kubeconfig)
+@pytest.fixture
+def resolver(api: API, kubeconfig: Path) -> Iterator[Resolve]:
+    """Makes resolvers of the API's Service, which end before the API does."""
+    with ExitStack() as stack:
+
+        def make(port: str = "grpc") -> EndpointSliceResolver:
+            made = EndpointSliceResolver("prod", "rl-generation", port, kubeconfig=kubeconfig)
+            return stack.enter_context(closing(made))
+
+        yield make
 
 
-def test_changes_are_followed(api: API, kubeconfig: Path) -> None:
+def test_changes_are_followed(api: API, resolver: Resolve) -> None:
     api.slices = [one_slice(endpoint("10.0.0.1", ready=True), endpoint("10.0.0.2", ready=False))]
-    found = resolver(kubeconfig)
+    found = resolver()
     assert found.addresses() == ["10.0.0.1:50051"] and found.problem == ""
     api.events.put({"type": "ADDED", "object": one_slice(endpoint("10.0.0.3"), name="b", port=50053)})
     wait_for(lambda: found.addresses() == ["10.0.0.1:50051", "10.0.0.3:50053"])
@@ -128,9 +140,9 @@ def test_changes_are_followed(api: API, kubeconfig: Path) -> None:
     assert api.asked == ["list", "10"]
 
 
-def test_replicas_that_are_all_unready_stay_and_those_that_are_gone_do_not(api: API, kubeconfig: Path) -> None:
+def test_replicas_that_are_all_unready_stay_and_those_that_are_gone_do_not(api: API, resolver: Resolve) -> None:
     api.slices = [one_slice(endpoint("10.0.0.1", ready=True), endpoint("10.0.0.2", ready=True))]
-    found = resolver(kubeconfig)
+    found = resolver()
     assert len(found.addresses()) == 2
     api.events.put({"type": "MODIFIED", "object": one_slice(endpoint("10.0.0.1", ready=False))})
     wait_for(lambda: found.addresses() == ["10.0.0.1:50051"])
@@ -140,8 +152,8 @@ def test_replicas_that_are_all_unready_stay_and_those_that_are_gone_do_not(api: 
     wait_for(lambda: found.addresses() == ["10.0.0.5:50051"])
 
 
-def test_a_watch_goes_on_from_where_it_was_and_begins_again_where_that_is_too_old(api: API, kubeconfig: Path) -> None:
-    found = resolver(kubeconfig)
+def test_a_watch_goes_on_from_where_it_was_and_begins_again_where_that_is_too_old(api: API, resolver: Resolve) -> None:
+    found = resolver()
     assert found.addresses() == []
     bookmark = {"type": "BOOKMARK", "object": {"kind": "EndpointSlice", "metadata": {"resourceVersion": "20"}}}
     api.events.put(bookmark)
@@ -155,11 +167,11 @@ def test_a_watch_goes_on_from_where_it_was_and_begins_again_where_that_is_too_ol
 
 
 def test_the_last_addresses_stay_while_the_api_fails(
-    api: API, kubeconfig: Path, monkeypatch: pytest.MonkeyPatch
+    api: API, resolver: Resolve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(endpoint_slices, "_AGAIN_S", 0.1)
     api.slices = [one_slice(endpoint("10.0.0.1", ready=True))]
-    found = resolver(kubeconfig)
+    found = resolver()
     assert found.addresses() == ["10.0.0.1:50051"]
     api.refusal = 403
     api.events.put(None)
@@ -173,21 +185,50 @@ def test_the_last_addresses_stay_while_the_api_fails(
     wait_for(lambda: found.addresses() == ["10.0.0.2:50051"] and found.problem == "")
 
 
-def test_a_first_answer_that_is_a_refusal_holds_nobody_up(api: API, kubeconfig: Path) -> None:
+def test_a_first_answer_that_is_a_refusal_holds_nobody_up(api: API, resolver: Resolve) -> None:
     api.refusal = 403
-    found = resolver(kubeconfig)
+    found = resolver()
     began = time.monotonic()
     assert found.addresses() == [] and "no permission" in found.problem
     assert time.monotonic() - began < 5
 
 
-def test_families_and_numbers_of_ports(api: API, kubeconfig: Path) -> None:
+def test_families_and_numbers_of_ports(api: API, resolver: Resolve) -> None:
     six = one_slice(endpoint("fd00::1", ready=True), name="six", family="IPv6")
     api.slices = [six]
-    assert resolver(kubeconfig, "9000").addresses() == ["[fd00::1]:9000"]
+    assert resolver("9000").addresses() == ["[fd00::1]:9000"]
     api.slices = [six, one_slice(endpoint("10.0.0.1", ready=True))]
-    assert resolver(kubeconfig).addresses() == ["10.0.0.1:50051"]
-    assert resolver(kubeconfig, "metrics").addresses() == []
+    assert resolver().addresses() == ["10.0.0.1:50051"]
+    assert resolver("metrics").addresses() == []
+
+
+def test_closing_ends_a_silent_watch_at_once(api: API, resolver: Resolve) -> None:
+    api.slices = [one_slice(endpoint("10.0.0.1", ready=True))]
+    found = resolver()
+    assert found.addresses() == ["10.0.0.1:50051"]
+    wait_for(lambda: api.asked == ["list", "10"])
+    began = time.monotonic()
+    found.close()
+    assert time.monotonic() - began < 5 and _threads() == []
+    assert found.addresses() == ["10.0.0.1:50051"]
+    found.close()
+
+
+def test_closing_while_the_api_fails_or_before_it_was_asked(
+    api: API, resolver: Resolve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endpoint_slices, "_AGAIN_S", 60)
+    resolver().close()
+    api.refusal = 500
+    found = resolver()
+    assert found.addresses() == []
+    began = time.monotonic()
+    found.close()
+    assert time.monotonic() - began < 5 and _threads() == []
+
+
+def _threads() -> list[str]:
+    return [one.name for one in threading.enumerate() if one.name.startswith("endpoint slices")]
 
 
 @pytest.mark.parametrize("target", ["", "rl-generation:grpc", "prod/rl-generation", "/rl:1", "prod/:1", "prod/rl:"])
@@ -200,4 +241,4 @@ def test_no_cluster_around(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="endpoint_slices: this process has no ServiceAccount of a pod"):
         EndpointSliceResolver.of("prod/rl-generation:grpc")
     with pytest.raises(ConfigError, match="endpoint_slices: .*absent"):
-        resolver(tmp_path / "absent")
+        EndpointSliceResolver("prod", "rl-generation", "grpc", kubeconfig=tmp_path / "absent")

@@ -26,8 +26,13 @@ class Addresses:
     def __init__(self, *addresses: str) -> None:
         self.now = list(addresses)
 
+        self.is_closed = False
+
     def addresses(self) -> list[str]:
         return list(self.now)
+
+    def close(self) -> None:
+        self.is_closed = True
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +100,8 @@ async def wait_for_both(replicas: Fleet) -> None:
 
 def test_a_silent_replica_holds_nobody_up(server: RunningServer, silent: str) -> None:
     async def work() -> float:
-        replicas = fleet(Addresses(server.target, silent))
+        addresses = Addresses(server.target, silent)
+        replicas = fleet(addresses)
         began = time.monotonic()
         for _ in range(20):
             assert [replica.address for replica in await replicas.wait_well()] == [server.target]
@@ -103,6 +109,7 @@ def test_a_silent_replica_holds_nobody_up(server: RunningServer, silent: str) ->
             assert info.service == "trimtab.v1.ReferenceService"
         took = time.monotonic() - began
         await replicas.close()
+        assert addresses.is_closed
         return took
 
     assert asyncio.run(work()) < 2.5  # one greeting alone takes 5 s to give up

@@ -116,7 +116,7 @@ class Fleet:
 
     Args:
         name: service name in messages, such as "generation".
-        resolver: says which addresses there are; asked every half second.
+        resolver: says which addresses there are; asked every half second, and closed with the fleet.
         connect: opens a client to an address.
         patience_s: how long a call waits for any well replica before it fails.
         tell: takes one sentence whenever a replica that was well has failed, or is back, and when none is left.
@@ -395,6 +395,7 @@ class Fleet:
         return {r.address: info for r, info in zip(replicas, answers, strict=True) if info is not None}
 
     async def close(self) -> None:
-        """Closes every connection."""
+        """Closes every connection and the resolver."""
         for replica in list(self._replicas.values()):
             await self._forget(replica)
+        await asyncio.to_thread(self._resolver.close)

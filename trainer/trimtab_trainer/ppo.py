@@ -78,6 +78,7 @@ def train(context: StageContext, config: PPOConfig) -> StageResult:
         services.serve("reference", folder)
         services.serve("reward", reward_folder)
         agent, state = _start_or_resume(context, config)
+        context.reporter.stage_started(context.stage, config.iterations, step=state.iteration)
         sampler = RolloutSampler(context, config, services, data.prompts)
         with PolicyPublisher(services, agent.policy.model, tokenizer, serving_dtype=config.serving_dtype) as publisher:
             publishing = _publish(publisher, agent, state.iteration)
@@ -86,7 +87,6 @@ def train(context: StageContext, config: PPOConfig) -> StageResult:
             pending, sampled_at = _first_rollouts(config, services, sampler, state, publishing)
             good_version = version  # the last one whose rollouts were fit to train on
 
-            context.reporter.stage_started(context.stage, config.iterations, step=state.iteration)
             while state.iteration < config.iterations and not state.stopped_by_kl:
                 clock = Clock()
                 with clock.phase("rollouts"):

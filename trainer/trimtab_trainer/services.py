@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -278,15 +279,15 @@ class Services:
 
     def _weights_address(self) -> str:
         """Waits for one: a service that is being started again has none for a moment."""
-        resolver = _resolver(self._config.of("weights"), "weights")
         give_up = time.monotonic() + self._config.start_timeout_s
-        while not (addresses := resolver.addresses()):
-            if time.monotonic() > give_up:
-                raise Unavailable(
-                    f"services.weights: no address is known after {self._config.start_timeout_s:g} s",
-                    field="services.weights",
-                )
-            self._pause(0.2)
+        with closing(_resolver(self._config.of("weights"), "weights")) as resolver:
+            while not (addresses := resolver.addresses()):
+                if time.monotonic() > give_up:
+                    raise Unavailable(
+                        f"services.weights: no address is known after {self._config.start_timeout_s:g} s",
+                        field="services.weights",
+                    )
+                self._pause(0.2)
         return addresses[0]
 
     def _check_answering(self) -> None:

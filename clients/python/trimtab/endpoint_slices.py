@@ -7,9 +7,10 @@ ServiceAccount that may list and watch `endpointslices.discovery.k8s.io`.
 
 from __future__ import annotations
 
+import functools
 import threading
-import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,8 @@ class EndpointSliceResolver:
 
     A thread of its own lists the slices, then watches them from that version on; a watch that ends goes on from where
     it was, and one whose version is too old (410 Gone) begins with a new list. While the API is away or refuses, the
-    last addresses stay in force and `problem` says why. Of a Service with addresses of both families only those of IPv4
-    count, since the same replica has one of each.
+    last addresses stay in force and `problem` says why. `close` ends the thread. Of a Service with addresses of both
+    families only those of IPv4 count, since the same replica has one of each.
 
     Args:
         namespace: of the Service.
@@ -64,6 +65,8 @@ class EndpointSliceResolver:
         self._addresses: list[str] = []
         self._problem = ""
         self._asked = threading.Event()
+        self._closed = threading.Event()
+        self._open_watch: Any = None
         self._thread = threading.Thread(target=self._follow, name=f"endpoint slices {service}", daemon=True)
         self._starting = threading.Lock()
 
@@ -86,15 +89,24 @@ class EndpointSliceResolver:
     def addresses(self) -> list[str]:
         """The addresses last known; only the first call waits, for the first answer of the API, good or bad."""
         with self._starting:
-            if self._thread.ident is None:
+            if self._thread.ident is None and not self._closed.is_set():
                 self._thread.start()
         self._asked.wait(_CALL_S)
         return list(self._addresses)
 
+    def close(self) -> None:
+        """Ends the watch and its thread; the last addresses stay. At once, unless a call to the API hangs (10 s)."""
+        with self._starting:
+            self._closed.set()
+            self._asked.set()
+        self._interrupt()
+        if self._thread.ident is not None:
+            self._thread.join(_CALL_S)
+
     def _follow(self) -> None:
-        """Lists and watches for as long as the process lives."""
+        """Lists and watches until `close`."""
         version = ""
-        while True:
+        while not self._closed.is_set():
             try:
                 version = version or self._list()
                 self._asked.set()
@@ -106,7 +118,7 @@ class EndpointSliceResolver:
                 if getattr(error, "status", None) == _GONE:
                     version = ""
                 else:
-                    time.sleep(_AGAIN_S)
+                    self._closed.wait(_AGAIN_S)
 
     def _list(self) -> str:
         """Takes all slices as they are now; returns the version of the list."""
@@ -124,7 +136,7 @@ class EndpointSliceResolver:
         untyped: Any = watch
         watcher = untyped.Watch()
         for event in watcher.stream(
-            self._discovery.list_namespaced_endpoint_slice,
+            self._interruptible(),
             self._namespace,
             label_selector=self._selector,
             resource_version=version,
@@ -141,6 +153,24 @@ class EndpointSliceResolver:
                 self._slices[one.metadata.name] = one
             self._take()
         return str(watcher.resource_version)
+
+    def _interruptible(self) -> Any:
+        """The call that a watch makes, its answer kept so that `close` need not wait for the next event."""
+        ask: Any = self._discovery.list_namespaced_endpoint_slice
+
+        @functools.wraps(ask)  # the watch reads in its docstring what the events are
+        def call(*args: Any, **options: Any) -> Any:
+            self._open_watch = ask(*args, **options)
+            if self._closed.is_set():
+                self._interrupt()
+            return self._open_watch
+
+        return call
+
+    def _interrupt(self) -> None:
+        if (answer := self._open_watch) is not None:
+            with suppress(OSError, RuntimeError, ValueError):  # it has ended by itself
+                answer.shutdown()
 
     def _take(self) -> None:
         """Makes the addresses of the slices."""

@@ -30,6 +30,10 @@ class Resolver(Protocol):
         """host:port of every replica, sorted, without doubles. Quick enough to be called every half second."""
         ...
 
+    def close(self) -> None:
+        """Ends what runs beside: a thread that is in the middle of a call aborts the interpreter as it ends."""
+        ...
+
 
 class StaticResolver:
     """A fixed list.
@@ -44,6 +48,9 @@ class StaticResolver:
     def addresses(self) -> list[str]:
         """The list."""
         return list(self._addresses)
+
+    def close(self) -> None:
+        """Nothing runs beside."""
 
 
 class FileResolver:
@@ -84,6 +91,9 @@ class FileResolver:
         with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
             self._read()
         return list(self._addresses)
+
+    def close(self) -> None:
+        """Nothing runs beside."""
 
     def _read(self) -> None:
         """Takes the file's addresses if it has changed."""
@@ -168,6 +178,11 @@ class DNSResolver:
         if lookup is not None and not self._hosts:
             lookup.join()
         return sorted(f"[{host}]:{self._port}" if ":" in host else f"{host}:{self._port}" for host in self._hosts)
+
+    def close(self) -> None:
+        """Waits for a look-up that is under way, at most `timeout_s`."""
+        if (lookup := self._lookup) is not None:
+            lookup.join()
 
     def _look_up(self) -> None:
         try:

@@ -1,4 +1,4 @@
-"""Who may connect to whom, and who may call what, in one release with the chart's default values."""
+"""Who may connect to whom, and who may call what, in one release with the chart's default values and labeling."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from releases import CHART, READY_S, VALUES, Place, new_place
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 GRPC, HEALTH, HTTP, METRICS, SCALER = PORTS = (50051, 50052, 8080, 9090, 50061)
-SERVICES = ("weights", "generation", "reward", "reference", "trainer")
+OF_RUNS = ("weights", "generation", "reward", "reference", "trainer")
+SERVICES = (*OF_RUNS, "labeling")
 OTHERS = ("run", "bootstrap", "test")
 COMPONENTS = (*SERVICES, *OTHERS)
 
@@ -27,7 +28,8 @@ CALLS = {
     "reward": ("weights",),
     "reference": ("weights",),
     "trainer": (),
-    "run": SERVICES,
+    "labeling": (),
+    "run": OF_RUNS,
     "bootstrap": ("weights",),
     "test": ("trainer",),
     "client": SERVICES,  # a pod with the label trimtab.dev/client-of
@@ -88,7 +90,8 @@ def neighborhood(kubeconfig: Path) -> Iterator[Neighborhood]:
             "metricsFrom": [outside | {"podSelector": {"matchLabels": {"app": "prometheus"}}}],
             "scalerFrom": [outside | {"podSelector": {"matchLabels": {"app": "keda"}}}],
         }
-        place.helm().install(CHART, "rl", {**VALUES, "networkPolicy": policy}, wait="watcher", timeout=READY_S)
+        values = {**VALUES, "networkPolicy": policy, "labeling": {"enabled": True}}
+        place.helm().install(CHART, "rl", values, wait="watcher", timeout=READY_S)
         client = {"trimtab.dev/client-of": "rl"}
         stand_by(
             place,
@@ -155,7 +158,9 @@ def test_a_call_needs_a_token_with_its_scope(neighborhood: Neighborhood) -> None
     assert found["nobody"].keys() == found["client"].keys() >= publishing | reading
     assert set(found["nobody"].values()) == {"Unauthenticated"}
     assert set(found["wrong"].values()) == {"Unauthenticated"}
-    assert set(found["run"].values()) == {"OK"}
+    labeling = {"label", "info of labeling", "info of labeling over HTTP"}
+    assert {call for call, outcome in found["run"].items() if outcome != "OK"} == labeling
+    assert {found["run"][call] for call in labeling} == {"Unauthenticated"}
     for call, outcome in found["client"].items():
         assert outcome == ("PermissionDenied" if call in publishing else "OK"), call
     for call, outcome in found["replica"].items():

@@ -23,7 +23,7 @@ from trimtab.types import (
     ScoreItem,
     ScoreRequest,
 )
-from trimtab.v1 import trainer_pb2, weights_pb2
+from trimtab.v1 import labeling_pb2, trainer_pb2, weights_pb2
 from trimtab.weights import TensorData, publish_version
 
 DIGEST_OF_NOTHING = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
@@ -47,6 +47,7 @@ WORK: Calls = {
     "score": ("reward", lambda client: client.score(ScoreRequest(items=(ScoreItem(token_ids=(1, 2)),)))),
     "logprobs": ("reference", lambda client: client.logprobs(LogProbsRequest(items=(LogProbsItem(token_ids=(1, 2)),)))),
     "runs": ("trainer", lambda client: client.list_runs(trainer_pb2.ListRunsRequest())),
+    "label": ("labeling", lambda client: client.list_projects(labeling_pb2.ListProjectsRequest())),
     "weights.read": ("weights", lambda client: client.list_channels(weights_pb2.ListChannelsRequest())),
     "weights.publish": ("weights", publish),
 }
