@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -14,7 +16,7 @@ import yaml
 
 from certificate_files import Pair, make_pair
 from running import FREE_PORTS, RunningServer, client, running
-from trimtab import Client, TLSConfig
+from trimtab import AsyncClient, Client, TLSConfig
 from trimtab.errors import PermissionDenied, Reason, Unauthenticated, Unavailable
 from trimtab.types import ScoreItem, ScoreRequest
 from trimtab.v1 import trainer_pb2 as pb
@@ -93,6 +95,43 @@ def test_mutual_tls(mutual: RunningServer, server_pair: Pair, client_pair: Pair)
     with client(mutual, tls=tls) as connection:
         assert len(connection.score(REQUEST).scores) == 1
         assert connection.info().state == "SERVING"
+
+
+def test_a_client_takes_renewed_certificates_for_its_next_call(
+    mutual: RunningServer, server_pair: Pair, client_pair: Pair, tmp_path: Path
+) -> None:
+    held = make_pair(tmp_path, "stranger")
+    tls = TLSConfig(server_pair.certificate, held.certificate, held.key)
+    with client(mutual, tls=tls) as connection:
+        with pytest.raises(Unavailable):
+            connection.score(REQUEST, timeout_s=3)
+        held.certificate.unlink()
+        with pytest.raises(Unavailable):  # a renewal under way is no other error
+            connection.score(REQUEST, timeout_s=3)
+        renew(held, client_pair)
+        assert len(connection.score(REQUEST).scores) == 1
+
+
+def test_an_asynchronous_client_takes_them_too(
+    mutual: RunningServer, server_pair: Pair, client_pair: Pair, tmp_path: Path
+) -> None:
+    held = make_pair(tmp_path, "stranger")
+
+    async def work() -> None:
+        async with AsyncClient(
+            mutual.target, tls=TLSConfig(server_pair.certificate, held.certificate, held.key)
+        ) as connection:
+            with pytest.raises(Unavailable):
+                await connection.score(REQUEST, timeout_s=3)
+            renew(held, client_pair)
+            assert len((await connection.score(REQUEST)).scores) == 1
+
+    asyncio.run(work())
+
+
+def renew(held: Pair, other: Pair) -> None:
+    shutil.copy(other.key, held.key)
+    shutil.copy(other.certificate, held.certificate)
 
 
 def test_a_replica_reached_by_its_address_has_the_name_s_certificate(reward_folder: Path, tmp_path: Path) -> None:

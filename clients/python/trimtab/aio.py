@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterable, AsyncIterator
+from functools import partial
 from typing import TypeVar
 
 import grpc
@@ -12,7 +13,7 @@ import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from trimtab import rpcs
-from trimtab.channel import TLSConfig, Token, call_metadata, open_aio_channel, retry_delay_s
+from trimtab.channel import RenewedChannel, TLSConfig, Token, call_metadata, open_aio_channel, retry_delay_s
 from trimtab.errors import FailedPrecondition
 from trimtab.rpc_errors import from_rpc_error
 from trimtab.rpcs import Rpc
@@ -69,7 +70,7 @@ class AsyncClient:
         self.tls = tls
         self.insecure = insecure
         self._token = Token(token) if isinstance(token, str) else token
-        self._channel = open_aio_channel(target, tls, self._token, insecure)
+        self._channel = RenewedChannel(partial(open_aio_channel, target, tls, self._token, insecure), tls)
         self._closed = False
 
     @property
@@ -80,7 +81,8 @@ class AsyncClient:
     async def close(self) -> None:
         """Closes the connection; calls in flight end with Cancelled."""
         self._closed = True
-        await self._channel.close()
+        for channel in self._channel.opened:
+            await channel.close()
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -307,7 +309,7 @@ class AsyncClient:
     def _open(self) -> grpc.aio.Channel:
         if self._closed:
             raise FailedPrecondition(f"{self.target}: this client is closed", field="client", value=self.target)
-        return self._channel
+        return self._channel.now()
 
     async def _unary(self, rpc: Rpc[Argument, Result], argument: Argument, timeout_s: float | None) -> Result:
         timeout_s = self.timeout_s if timeout_s is None else timeout_s

@@ -5,15 +5,28 @@ from __future__ import annotations
 import ipaddress
 import random
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import grpc
 import grpc.aio
 
 from trimtab.errors import ConfigError, Overloaded, TrimtabError, Unavailable
 
-__all__ = ["MAX_MESSAGE_BYTES", "TLSConfig", "Token", "open_aio_channel", "open_channel", "retry_delay_s"]
+__all__ = [
+    "MAX_MESSAGE_BYTES",
+    "RenewedChannel",
+    "TLSConfig",
+    "Token",
+    "open_aio_channel",
+    "open_channel",
+    "retry_delay_s",
+]
+
+Channel = TypeVar("Channel")
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 """Most bytes of one message in either direction; servers have the same default."""
@@ -35,7 +48,7 @@ _OPTIONS = [
 
 @dataclass(frozen=True)
 class TLSConfig:
-    """TLS towards a server.
+    """TLS towards a server. A client whose files were renewed connects anew with them for its next call.
 
     Attributes:
         ca_file: PEM roots; None takes those of the system.
@@ -65,9 +78,49 @@ class TLSConfig:
             certificate_chain=_read("tls.certificate_file", self.certificate_file),
         )
 
+    def stamp(self) -> tuple[tuple[int, int], ...]:
+        """Another one once a file was replaced or written again.
+
+        Raises:
+            ConfigError: a file is not there.
+        """
+        files = {
+            "tls.ca_file": self.ca_file,
+            "tls.certificate_file": self.certificate_file,
+            "tls.key_file": self.key_file,
+        }
+        return tuple(_stamp(key, file) for key, file in files.items() if file is not None)
+
     def options(self) -> list[tuple[str, str | int]]:
         """Options of a channel."""
         return [*_OPTIONS, *([("grpc.ssl_target_name_override", self.server_name)] if self.server_name else [])]
+
+
+class RenewedChannel(Generic[Channel]):
+    """The channel of a client, opened again once the files of its TLS are others.
+
+    Calls in flight go on over the channel on which they began.
+
+    Args:
+        open_now: opens a channel with what the files hold.
+        tls: whose files are looked at before each call; None: there is nothing to renew.
+    """
+
+    def __init__(self, open_now: Callable[[], Channel], tls: TLSConfig | None) -> None:
+        self._open_now = open_now
+        self._tls = tls
+        self._stamp = tls.stamp() if tls is not None else ()
+        self.opened = [open_now()]
+        """Every channel so far, the newest last; to be closed with the client."""
+
+    def now(self) -> Channel:
+        """The channel for the next call. While files cannot be read, as in the middle of a renewal, it is the old."""
+        if self._tls is not None:
+            with suppress(ConfigError):
+                if (stamp := self._tls.stamp()) != self._stamp:
+                    self.opened.append(self._open_now())
+                    self._stamp = stamp
+        return self.opened[-1]
 
 
 class Token:
@@ -186,6 +239,14 @@ def retry_delay_s(error: TrimtabError, tries: int, remaining_s: float) -> float 
         return None
     delay = max(error.retry_after_s or 0.0, 0.1 * 2 ** (tries - 1)) * random.uniform(1.0, 1.25)
     return delay if delay < remaining_s else None
+
+
+def _stamp(key: str, path: Path) -> tuple[int, int]:
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise ConfigError(f"{key}: {path}: {error.strerror or error}", field=key, value=path) from None
+    return status.st_mtime_ns, status.st_ino
 
 
 def _read(key: str, path: Path | None) -> bytes | None:

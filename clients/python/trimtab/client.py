@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import TypeVar
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from trimtab import rpcs
-from trimtab.channel import TLSConfig, Token, call_metadata, open_channel, retry_delay_s
+from trimtab.channel import RenewedChannel, TLSConfig, Token, call_metadata, open_channel, retry_delay_s
 from trimtab.errors import FailedPrecondition
 from trimtab.rpc_errors import from_rpc_error
 from trimtab.rpcs import Rpc
@@ -67,7 +68,7 @@ class Client:
         self.tls = tls
         self.insecure = insecure
         self._token = Token(token) if isinstance(token, str) else token
-        self._channel = open_channel(target, tls, self._token, insecure)
+        self._channel = RenewedChannel(partial(open_channel, target, tls, self._token, insecure), tls)
         self._closed = False
 
     @property
@@ -78,7 +79,8 @@ class Client:
     def close(self) -> None:
         """Closes the connection; calls in flight end with Cancelled."""
         self._closed = True
-        self._channel.close()
+        for channel in self._channel.opened:
+            channel.close()
 
     def __enter__(self) -> Client:
         return self
@@ -297,7 +299,7 @@ class Client:
     def _open(self) -> grpc.Channel:
         if self._closed:
             raise FailedPrecondition(f"{self.target}: this client is closed", field="client", value=self.target)
-        return self._channel
+        return self._channel.now()
 
     def _unary(self, rpc: Rpc[Argument, Result], argument: Argument, timeout_s: float | None) -> Result:
         timeout_s = self.timeout_s if timeout_s is None else timeout_s
