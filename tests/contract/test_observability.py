@@ -33,7 +33,7 @@ RULES: list[dict[str, Any]] = [
     rule for group in yaml.safe_load(ALERTS.read_text(encoding="utf-8"))["groups"] for rule in group["rules"]
 ]
 OF_PROMETHEUS = {"up": set[str]()}
-TARGET_LABELS = {"job", "instance"}
+TARGET_LABELS = {"job", "instance", "release"}
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 
 
@@ -120,7 +120,7 @@ def test_the_dashboard_is_sane() -> None:
     ids = [panel["id"] for panel in DASHBOARD["panels"]]
     assert len(set(ids)) == len(ids)
     variables = {variable["name"] for variable in DASHBOARD["templating"]["list"]}
-    assert variables == {"datasource", "job", "instance"}
+    assert variables == {"datasource", "release", "job", "instance"}
     assert DASHBOARD["uid"] and DASHBOARD["title"] and DASHBOARD["schemaVersion"] >= 39
     taken: set[tuple[int, int]] = set()
     for panel in DASHBOARD["panels"]:

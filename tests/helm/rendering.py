@@ -95,7 +95,7 @@ def pods(manifests: Manifests) -> Iterator[tuple[str, Object]]:
 
 
 def run_template(manifests: Manifests) -> Manifests:
-    """What the launcher makes runs from; empty where runs are local."""
+    """What the launcher makes runs from; empty without a TrainerService."""
     found = Manifests()
     for name, one in manifests.of("ConfigMap").items():
         if name.endswith("-run-template"):

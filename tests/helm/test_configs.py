@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -126,14 +125,6 @@ def test_a_run_finds_the_services(name: str, tmp_path: Path) -> None:
         named["weights"] = services.weights.addresses[0].partition(".")[0]
         assert set(named.values()) <= manifests.of("Service").keys()
         assert bool(services.token_file) == bool([a for a in arguments if a.startswith("--report-token-file=")])
-
-
-def test_where_people_find_the_services() -> None:
-    manifests = render({"labeling": {"enabled": True}})
-    endpoints = json.loads(manifests["ConfigMap", "rl-trimtab-endpoints"]["data"]["endpoints.json"])
-    assert {name: ones[0]["grpc"] for name, ones in endpoints.items()} == {
-        name: f"rl-trimtab-{name}.prod.svc:50051" for name in CLASSES
-    }
 
 
 @pytest.mark.parametrize("name", VALUES_FILES)

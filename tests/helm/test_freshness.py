@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
+import promql_parser
 import pytest
 import yaml
 
@@ -59,10 +60,22 @@ def test_copies_are_equal(copy: str, original: str) -> None:
 
 def test_alerts_and_dashboard_arrive_whole() -> None:
     manifests = render("monitoring")
-    alerts = yaml.safe_load((CHART / "files" / "alerts.yaml").read_text())
-    assert manifests.only("PrometheusRule")["spec"] == alerts
+    alerts = (CHART / "files" / "alerts.yaml").read_text()
+    of_release = alerts.replace('job=~"trimtab.*"', 'release="rl", namespace="prod"')
+    assert manifests.only("PrometheusRule")["spec"] == yaml.safe_load(of_release)
     dashboard = manifests["ConfigMap", "rl-trimtab-dashboard"]["data"]["trimtab.json"]
     assert json.loads(dashboard) == json.loads((CHART / "files" / "dashboard.json").read_text())
+
+
+def test_no_alert_of_a_release_looks_at_another() -> None:
+    def visit(node: promql_parser.Expr) -> None:
+        if isinstance(node, promql_parser.VectorSelector):
+            selected = {(one.name, one.op == promql_parser.MatchOp.Equal, one.value) for one in node.matchers.matchers}
+            assert {("release", True, "rl"), ("namespace", True, "prod")} <= selected, node.name
+
+    (group,) = render("monitoring").only("PrometheusRule")["spec"]["groups"]
+    for rule in group["rules"]:
+        promql_parser.walk(promql_parser.parse(rule["expr"]), visit)
 
 
 def test_the_chart_has_the_version_of_the_distribution() -> None:

@@ -97,7 +97,6 @@ def test_notes_tell_the_next_three_commands() -> None:
         ("minimal", "Deployment", 1),
         ("s3", "PersistentVolumeClaim", 1),
         ("shared-runs", "PersistentVolumeClaim", 0),
-        ("local-launcher", "Role", 0),
         ("airgapped", "Secret", 0),
     ],
 )
@@ -112,6 +111,30 @@ def test_an_image_by_digest_from_a_private_registry() -> None:
     }
     assert images == {"registry.internal:5000/rlhf/trimtab@sha256:" + 64 * "0"}
     assert {c["image"] for c in render("default").only("Pod")["spec"]["containers"]} == {"trimtab:0.1.0"}
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"image": {"pullPolicy": "Always"}},
+        {"global": {"imagePullSecrets": ["a"]}},
+        {"tls": {"enabled": True, "existingSecret": "a"}},
+        {"common": {"podLabels": {"a": "b"}}},
+    ],
+    ids=["pull policy", "pull secret", "TLS", "label"],
+)
+def test_another_pod_of_the_bootstrap_has_another_name(values: dict[str, Any]) -> None:
+    """A Job's template cannot be changed: an upgrade would be refused."""
+    (before,), (after,) = (
+        [one for name, one in render(given).of("Job").items() if "bootstrap" in name] for given in ({}, values)
+    )
+    assert before["spec"]["template"] != after["spec"]["template"]
+    assert before["metadata"]["name"] != after["metadata"]["name"]
+
+
+def test_a_number_of_replicas_that_nobody_set_stays_with_who_scales_by_hand() -> None:
+    assert "replicas" not in render({}).of("Deployment")["rl-trimtab-generation"]["spec"]
+    assert render({"generation": {"replicas": 2}}).of("Deployment")["rl-trimtab-generation"]["spec"]["replicas"] == 2
 
 
 def test_keda_asks_the_trainer_service() -> None:

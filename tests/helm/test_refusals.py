@@ -143,13 +143,13 @@ SECRETS = {name: {"existingSecret": name} for name in ("run", "replica", "client
             ["trainer.run.persistence", "perRun", "existingClaim"],
         ),
         ({"trainer": {"run": {"persistence": {"perRun": False}}}}, ["trainer.run.persistence", "existingClaim"]),
+        ({"trainer": {"run": {"resources": GPU}}}, ["trainer.run.resources.limits", "trainer.run.image.variant"]),
+        ({"generation": {"config": {"drain_s": 900}}}, ["generation.config.drain_s", "drainSeconds"]),
+        ({"weights": {"config": {"health_port": 1}}}, ["weights.config.health_port", "50052"]),
+        ({"common": {"serviceAccount": {"name": "a"}}}, ["common.serviceAccount.name"]),
         (
-            {"trainer": {"launcher": {"kind": "local"}, "run": {"discovery": "endpointSlices"}}},
-            ["trainer.run.discovery", "trainer.launcher.kind"],
-        ),
-        (
-            {"trainer": {"launcher": {"kind": "local"}, "run": {"queueName": "q"}}},
-            ["trainer.run.queueName", "trainer.launcher.kind"],
+            {"reward": {"podLabels": {"app.kubernetes.io/instance": "a"}}},
+            ["reward.podLabels", "app.kubernetes.io/instance"],
         ),
         (
             {"reward": {"enabled": False, "ingress": {"enabled": True, "hostname": "a"}}},

@@ -30,7 +30,3 @@ def test_without_claims_of_their_own_runs_need_no_right_to_claims() -> None:
 
 def test_no_rule_is_for_objects_by_a_wildcard() -> None:
     assert not [call for call in calls({}) if "*" in call]
-
-
-def test_runs_in_the_service_s_own_pod_need_no_role() -> None:
-    assert not render({"trainer": {"launcher": {"kind": "local"}}}).of("Role")

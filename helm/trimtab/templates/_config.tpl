@@ -74,16 +74,13 @@ store: {{ ternary .values.store.s3.url "/var/lib/trimtab/store" (eq .values.stor
 {{- define "trimtab.config.trainer" -}}
 directory: /var/lib/trimtab/runs
 scaler_port: 50061
+# TLS may end in front of the page.
+secure_cookies: {{ include "trimtab.isOverHTTPS" . | eq "true" }}
 launcher:
-  kind: {{ .values.launcher.kind }}
-  {{- if eq .values.launcher.kind "kubernetes" }}
+  kind: kubernetes
   template_file: /etc/trimtab-run-template/template.yaml
   namespace: {{ .root.Release.Namespace }}
-  resumes: {{ .values.launcher.resumes }}
-  {{- end }}
-{{- if eq .values.launcher.kind "local" }}
-endpoints_file: /etc/trimtab-endpoints/endpoints.json
-{{- end }}
+  resumes: {{ .values.run.resumes }}
 {{- if .root.Values.auth.enabled }}
 token_file: /etc/trimtab-token/token
 {{- end }}

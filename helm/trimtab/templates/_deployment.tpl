@@ -4,7 +4,6 @@
 {{- $component := .component -}}
 {{- $values := include "trimtab.component" . | fromYaml -}}
 {{- $name := printf "%s-%s" (include "trimtab.fullname" $root) $component -}}
-{{- $scaled := ne (dig "autoscaling" "kind" "none" $values) "none" -}}
 {{- $config := include "trimtab.config" . -}}
 apiVersion: apps/v1
 kind: Deployment
@@ -14,8 +13,9 @@ metadata:
   labels:
     {{- include "trimtab.labels" . | nindent 4 }}
 spec:
-  {{- if not $scaled }}
-  replicas: {{ hasKey $values "replicas" | ternary $values.replicas 1 }}
+  {{- /* A number that nobody set belongs to whoever scales by hand; an upgrade leaves it as it is. */ -}}
+  {{- if hasKey $values "replicas" }}
+  replicas: {{ $values.replicas }}
   {{- end }}
   revisionHistoryLimit: 3
   {{- if include "trimtab.isOneProcess" (dict "component" $component "values" $values) }}
@@ -44,7 +44,7 @@ spec:
     spec:
       {{- include "trimtab.pullSecrets" $root | nindent 6 }}
       serviceAccountName: {{ include "trimtab.serviceAccountName" (dict "root" $root "component" $component "serviceAccount" $values.serviceAccount) }}
-      automountServiceAccountToken: {{ and (eq $component "trainer") (eq (dig "launcher" "kind" "" $values) "kubernetes") }}
+      automountServiceAccountToken: {{ eq $component "trainer" }}
       enableServiceLinks: false
       terminationGracePeriodSeconds: {{ include "trimtab.gracePeriod" $values }}
       securityContext:
@@ -194,12 +194,8 @@ emptyDir: {}
 {{- end }}
 {{ if $caller }}{{ include "trimtab.clientVolumes" (dict "root" .root "caller" $caller) }}{{ else }}{{ include "trimtab.tlsVolume" .root }}{{ end }}
 {{- if eq .component "trainer" }}
-- name: endpoints
-  configMap: {name: {{ include "trimtab.fullname" .root }}-endpoints}
-{{- if eq .values.launcher.kind "kubernetes" }}
 - name: run-template
   configMap: {name: {{ include "trimtab.fullname" .root }}-run-template}
-{{- end }}
 {{- end }}
 {{- if .values.shm.sizeLimit }}
 - name: shm
@@ -220,10 +216,7 @@ emptyDir: {}
 {{- end }}
 {{ if include "trimtab.callerOf" . }}{{ include "trimtab.clientMounts" .root }}{{ else }}{{ include "trimtab.tlsMount" .root }}{{ end }}
 {{- if eq .component "trainer" }}
-- {name: endpoints, mountPath: /etc/trimtab-endpoints, readOnly: true}
-{{- if eq .values.launcher.kind "kubernetes" }}
 - {name: run-template, mountPath: /etc/trimtab-run-template, readOnly: true}
-{{- end }}
 {{- end }}
 {{- if .values.shm.sizeLimit }}
 - {name: shm, mountPath: /dev/shm}
@@ -236,12 +229,10 @@ emptyDir: {}
 {{- end }}
 {{- end -}}
 
-{{/* Source of the volume at /models. Runs have theirs in their own pods; local ones are in the TrainerService's. */}}
+{{/* Source of the volume at /models. */}}
 {{- define "trimtab.modelVolume" -}}
 {{- if dig "model" "s3" "url" "" .values -}}
 emptyDir: {}
-{{- else if eq .component "trainer" -}}
-{{- ternary .values.run.modelVolume dict (eq .values.launcher.kind "local") | toYaml -}}
 {{- else -}}
 {{- dig "model" "volume" dict .values | toYaml -}}
 {{- end -}}

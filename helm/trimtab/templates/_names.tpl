@@ -75,14 +75,15 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- default (add .preStopSeconds .drainSeconds 10) .terminationGracePeriodSeconds -}}
 {{- end -}}
 
-{{/* Where a browser finds the labeling page: its own host, or this machine's end of a port-forward. */}}
-{{- define "trimtab.labelingPage" -}}
-{{- $values := .Values.labeling -}}
+{{/* Where a browser finds the page of a component: its own host, or this machine's end of a port-forward. Arguments:
+root, component, path, port. */}}
+{{- define "trimtab.page" -}}
+{{- $values := index .root.Values .component -}}
 {{- if $values.gateway.enabled -}}
-{{ ternary "https" "http" $values.gateway.tls }}://{{ $values.gateway.httpHostname }}/labeling/
+{{ ternary "https" "http" $values.gateway.tls }}://{{ $values.gateway.httpHostname }}{{ .path }}
 {{- else if $values.ingress.enabled -}}
-{{ ternary "http" "https" (empty $values.ingress.tlsSecret) }}://{{ $values.ingress.hostname }}/labeling/
+{{ ternary "http" "https" (empty $values.ingress.tlsSecret) }}://{{ $values.ingress.hostname }}{{ .path }}
 {{- else -}}
-{{ ternary "https" "http" .Values.tls.enabled }}://localhost:8080/labeling/
+{{ ternary "https" "http" .root.Values.tls.enabled }}://localhost:{{ .port }}{{ .path }}
 {{- end -}}
 {{- end -}}

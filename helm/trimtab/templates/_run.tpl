@@ -26,8 +26,8 @@ spec:
   {{- end }}
   # A pod that is gone for no fault of the run is started again by the launcher, which knows how to resume it.
   backoffLimit: 0
-  {{- with $values.ttlSecondsAfterFinished }}
-  ttlSecondsAfterFinished: {{ . }}
+  {{- if not (kindIs "invalid" $values.ttlSecondsAfterFinished) }}
+  ttlSecondsAfterFinished: {{ $values.ttlSecondsAfterFinished }}
   {{- end }}
   template:
     metadata:
