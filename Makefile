@@ -85,7 +85,7 @@ chart-files: setup-dev
 # Builds the image and loads it into ../shared/kube; or the throw-away cluster of TRIMTAB_TEST_KUBECONFIG, which has the image
 # TRIMTAB_TEST_IMAGE (localhost/trimtab:dev).
 test-kubernetes: setup-dev
-	$(BIN)/pytest -m "slow or not slow" tests/images tests/kubernetes tests/helm $(ARGS)
+	TRIMTAB_TEST_NEEDS_CLUSTER=1 $(BIN)/pytest -m "slow or not slow" tests/images tests/kubernetes tests/helm $(ARGS)
 
 bench: setup-dev
 	@test -n "$(NAME)" || { echo "usage: make bench NAME=x, one of: $(basename $(notdir $(wildcard benchmarks/*.py)))"; exit 2; }

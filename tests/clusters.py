@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from building import built_image
+from building import built_image, missing
 
 __all__ = ["KUBECTL", "cluster_with_image", "throw_away_cluster"]
 
@@ -22,17 +22,20 @@ _CLUSTER = Path(__file__).parents[2] / "shared" / "kube" / "cluster"
 
 @contextmanager
 def throw_away_cluster() -> Iterator[Path]:
-    """kubeconfig of `TRIMTAB_TEST_KUBECONFIG`, or of a cluster that is started for the tests unless it runs already."""
+    """kubeconfig of `TRIMTAB_TEST_KUBECONFIG`, or of a cluster that is started for the tests unless it runs already.
+
+    Without any the test is skipped, but not where TRIMTAB_TEST_NEEDS_CLUSTER is set, as `make test-kubernetes` does.
+    """
     if given := os.environ.get("TRIMTAB_TEST_KUBECONFIG"):
         yield Path(given)
         return
     if not _CLUSTER.exists():
-        pytest.skip("no cluster: neither TRIMTAB_TEST_KUBECONFIG nor ../shared/kube is there")
+        missing("no cluster: neither TRIMTAB_TEST_KUBECONFIG nor ../shared/kube is there")
     ran_before = "'Ready': 'True'" in _cluster("status", check=False)
     try:
         told = _cluster("up", "--keda")
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-        pytest.skip(f"no cluster: {_CLUSTER.name} up did not start one: {error}")
+        missing(f"no cluster: {_CLUSTER.name} up did not start one: {error}")
     found = re.search(r"KUBECONFIG=['\"]?([^\s'\";]+)", told)
     assert found, told
     try:

@@ -44,10 +44,13 @@ def test_every_pod_gets_ready_and_a_run_goes_through(values_of: Any, place: Plac
     assert "run SUCCEEDED" in place.kubectl("logs", "--selector=app.kubernetes.io/component=test").splitlines()
 
 
-def test_an_upgrade_restarts_what_has_changed_and_nothing_else(place: Place) -> None:
+def test_an_upgrade_restarts_what_has_changed_and_another_installation_finds_the_claims(place: Place) -> None:
     helm = place.helm()
     helm.install(CHART, "rl", VALUES, wait="watcher", timeout=READY_S)
-    before, tokens = pods(place), secrets(place)
+    tokens = secrets(place)
+    place.kubectl("scale", "deployment/rl-trimtab-generation", "--replicas=2")
+    place.kubectl("rollout", "status", "deployment/rl-trimtab-generation", f"--timeout={READY_S}s")
+    before = pods(place)
     helm.upgrade(CHART, "rl", {**VALUES, "reward": {"config": {"threads": 2}}}, wait="watcher", timeout=READY_S)
     after = pods(place)
     assert {name for name in before if before[name] != after[name]} == {"reward"}
@@ -55,6 +58,11 @@ def test_an_upgrade_restarts_what_has_changed_and_nothing_else(place: Place) -> 
     helm.rollback("rl", wait="watcher", timeout=READY_S)
     last = pods(place)
     assert {name for name in after if after[name] != last[name]} == {"reward"}
+    scaled = place.kubectl("get", "deployment", "rl-trimtab-generation", "--output=jsonpath={.status.readyReplicas}")
+    assert scaled == "2"
     helm.uninstall("rl", timeout=READY_S)
     claims = place.kubectl("get", "persistentvolumeclaims", "--output=name").split()
     assert {"persistentvolumeclaim/rl-trimtab-weights", "persistentvolumeclaim/rl-trimtab-trainer"} <= set(claims)
+    helm.install(CHART, "rl", VALUES, wait="watcher", timeout=READY_S)
+    told = place.kubectl("logs", "--selector=app.kubernetes.io/component=bootstrap")
+    assert "every channel points to a version; nothing to do" in told.splitlines()

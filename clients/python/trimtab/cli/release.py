@@ -17,6 +17,7 @@ __all__ = ["Release", "release_options"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+_COMPONENTS = ("weights", "generation", "reward", "reference", "trainer", "labeling")
 _CALL_S = 10.0
 
 
@@ -182,8 +183,9 @@ class Release:
             )
 
     def _selector(self, component: str = "") -> str:
-        labels = {"name": "trimtab", "instance": self.name, **({"component": component} if component else {})}
-        return ",".join(f"app.kubernetes.io/{key}={value}" for key, value in labels.items())
+        """By what no value of the chart changes; a release may hold other charts beside it."""
+        components = component or ", ".join((*_COMPONENTS, "run"))
+        return f"app.kubernetes.io/instance={self.name},app.kubernetes.io/component in ({components})"
 
     @contextmanager
     def _errors(self, what: str) -> Iterator[None]:
@@ -207,4 +209,6 @@ def _as_ours(error: Any, what: str) -> TrimtabError:
     message = f"{what}: {said} ({error.status})"
     if error.status in (401, 403):
         return PermissionDenied(message)
+    if error.status == 429 or error.status >= 500:
+        return Unavailable(message)
     return NotFound(message) if error.status == 404 else FailedPrecondition(message)
