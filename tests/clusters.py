@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
-
 from building import built_image, missing
 
 __all__ = ["KUBECTL", "cluster_with_image", "throw_away_cluster"]
