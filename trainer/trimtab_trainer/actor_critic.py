@@ -19,7 +19,7 @@ from trimtab_models.logprobs import completion_logprobs
 from trimtab_trainer.distributed import added, apply, even_rounds, joined, on_every_rank, own_items
 from trimtab_trainer.experience import Experience, MicroBatch, Minibatch, Targets
 from trimtab_trainer.kl import AdaptiveKLController, ema_decay_at
-from trimtab_trainer.language_modeling import Example, train_on
+from trimtab_trainer.language_modeling import Example, read_tokens, train_on
 from trimtab_trainer.losses import policy_loss, value_loss
 from trimtab_trainer.optimization import Learner
 from trimtab_trainer.ppo_config import PPOConfig
@@ -32,13 +32,14 @@ Rows = tuple[MicroBatch, Targets]
 
 @dataclass
 class UpdateFigures:
-    """Figures of one iteration's updates, summed over its minibatches; `means` divides them."""
+    """Figures of one iteration's updates, summed over its minibatches; `means` divides all but counts."""
 
     steps: int = 0
     tokens: int = 0
     sums: dict[str, float] = field(default_factory=dict)
     token_sums: dict[str, float] = field(default_factory=dict)
     first: dict[str, float] = field(default_factory=dict)
+    totals: dict[str, float] = field(default_factory=dict)
 
     def add(self, **figures: float) -> None:
         """Adds figures of one step, reported as means over steps."""
@@ -50,12 +51,18 @@ class UpdateFigures:
         for name, value in figures.items():
             self.token_sums[name] = self.token_sums.get(name, 0.0) + value
 
+    def count(self, **figures: float) -> None:
+        """Adds counts of one step, reported as sums."""
+        for name, value in figures.items():
+            self.totals[name] = self.totals.get(name, 0.0) + value
+
     def means(self) -> dict[str, float]:
-        """Each figure's mean."""
+        """Each figure's mean, and each count's sum."""
         return {
             **{name: value / max(1, self.steps) for name, value in self.sums.items()},
             **{name: value / max(1, self.tokens) for name, value in self.token_sums.items()},
             **self.first,
+            **self.totals,
         }
 
 
@@ -122,6 +129,8 @@ class ActorCritic:
         figures.steps += 1
         figures.tokens += minibatch.token_count
         rows = [(micro, experience.targets(micro)) for micro in minibatch.micro_batches]
+        read = float(sum(int(micro.lengths.sum()) for micro in minibatch.micro_batches))
+        figures.count(value_tokens_trained=read, tokens_trained=read if policy_moves else 0.0)
         total = _value_gradient(self.values, rows, minibatch.token_count, config)
         figures.add(value_loss=_bounded("value loss", total, config.loss_limit))
         figures.add(value_gradient_norm=self.values.update().gradient_norm)
@@ -146,6 +155,7 @@ class ActorCritic:
             figures.first["ppo_gradient_norm"] = self.policy.put_gradient_aside()
         loss = train_on(self.policy, ptx, micro_batch_tokens=config.micro_batch_tokens, scale=config.ptx_coef)
         figures.add(ptx_loss=_bounded("pretraining loss", loss, config.loss_limit))
+        figures.count(ptx_tokens_trained=float(read_tokens(ptx)), ptx_sequences_trained=float(len(ptx)))
         if measure_norms:
             figures.first["ptx_gradient_norm"] = self.policy.add_gradient_put_aside()
 

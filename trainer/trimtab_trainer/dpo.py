@@ -119,13 +119,20 @@ def _train(
         with context.saving_batch(step + 1, lambda examples=batch: example_tensors([one.ranking for one in examples])):
             figures = train_on_pairs(learner, batch, config)
             update = learner.update()
-        metrics = {**figures, "learning_rate": update.learning_rate, "gradient_norm": update.gradient_norm}
+        metrics = {
+            **figures,
+            "learning_rate": update.learning_rate,
+            "gradient_norm": update.gradient_norm,
+            "tokens": float(sum(len(answer) for example in batch for answer in example.ranking.answers)),
+            "tokens_trained": float(sum(example.tokens for example in batch)),
+            "sequences_trained": float(len(batch)),
+        }
         epoch, rest = divmod(step + 1, total // config.epochs)
         if rest == 0:
             held_out = _held_out_figures(context, config, model, data.held_out)
             save_model(model, tokenizer, context.models / f"epoch-{epoch}")
             state["epochs"] = {**state["epochs"], f"epoch-{epoch}": held_out}
-            metrics |= held_out
+            metrics |= {**held_out, "tokens_evaluated": float(sum(example.tokens for example in data.held_out))}
         context.after_step(
             step + 1,
             total,
@@ -215,13 +222,24 @@ def _result(
         {name: [one.tolist() for one in values] for name, values in scores.items()},
     )
     last = f"epoch-{config.epochs}"
-    counts = {"rankings": float(len(data.train)), "rankings_held_out": float(len(data.held_out))}
+    counts = {
+        "rankings": float(len(data.train)),
+        "rankings_held_out": float(len(data.held_out)),
+        "tokens_referenced": float(sum(map(_read_alone, (*data.train, *data.held_out)))),
+        "tokens_evaluated": float(sum(example.tokens for example in data.held_out)),
+    }
     return StageResult(
         model=context.relative(context.models / last),
         metrics={**counts, **epochs[last], **metrics},
         details={"epochs": epochs, **details},
         version=version,
     )
+
+
+def _read_alone(example: ReferencedExample) -> int:
+    """Tokens that the reference reads, which is asked about each answer apart."""
+    ranking = example.ranking
+    return sum(len(ranking.prompt) + len(answer) for answer in ranking.answers)
 
 
 def _steps(config: DPOConfig, data: _Data) -> int:

@@ -21,7 +21,16 @@ from trimtab_models.packing import first_fit_decreasing, pack_documents
 from trimtab_trainer.distributed import added, apply, even_rounds, on_every_rank, own_share
 from trimtab_trainer.optimization import Learner
 
-__all__ = ["Example", "counted_tokens", "example_losses", "example_tensors", "mean_loss", "passages", "train_on"]
+__all__ = [
+    "Example",
+    "counted_tokens",
+    "example_losses",
+    "example_tensors",
+    "mean_loss",
+    "passages",
+    "read_tokens",
+    "train_on",
+]
 
 
 @dataclass(frozen=True)
@@ -54,6 +63,11 @@ class _Forward:
 def counted_tokens(examples: Sequence[Example]) -> int:
     """Tokens that count."""
     return sum(len(example.token_ids) - example.first for example in examples)
+
+
+def read_tokens(examples: Sequence[Example]) -> int:
+    """Tokens that a model reads, those too that do not count."""
+    return sum(len(example.token_ids) for example in examples)
 
 
 @on_every_rank

@@ -59,6 +59,7 @@ def iteration_metrics(
     """
     mask, rollouts = experience.mask, experience.rollouts
     tokens = int(mask.sum())
+    sampled = float(sum(len(rollout.prompt_token_ids) + len(rollout.token_ids) for rollout in rollouts))
     measured = {
         "score": float(experience.scores.mean()),
         "mean_kl": mean_kl(experience),
@@ -71,6 +72,9 @@ def iteration_metrics(
         "explained_variance": explained_variance(experience.values, experience.returns, mask),
         "importance_weight": float(experience.importance_weights[mask].mean()),
         "tokens_per_second": tokens / sum(clock.seconds.values()),
+        "tokens_sampled": sampled,
+        "sequences_sampled": float(len(rollouts)),
+        "tokens_recomputed": sampled if experience.trainer_logprobs is not None else 0.0,
     }
     if experience.trainer_logprobs is not None:
         mismatch = (experience.generation_logprobs - experience.trainer_logprobs)[mask].abs()

@@ -17,7 +17,14 @@ from trimtab_trainer.context import StageContext, StageResult
 from trimtab_trainer.data import read_pretraining
 from trimtab_trainer.distributed import save_whole, shard
 from trimtab_trainer.examples import Reading, document_examples
-from trimtab_trainer.language_modeling import Example, counted_tokens, example_tensors, mean_loss, train_on
+from trimtab_trainer.language_modeling import (
+    Example,
+    counted_tokens,
+    example_tensors,
+    mean_loss,
+    read_tokens,
+    train_on,
+)
 from trimtab_trainer.optimization import make_learner, prepare_for_training, seed_step, shuffled
 
 __all__ = ["pretrain"]
@@ -58,6 +65,8 @@ def pretrain(context: StageContext, config: PretrainConfig) -> StageResult:
                 "learning_rate": update.learning_rate,
                 "gradient_norm": update.gradient_norm,
                 "tokens": float(counted_tokens(batch)),
+                "tokens_trained": float(read_tokens(batch)),
+                "sequences_trained": float(len(batch)),
             },
         )
 
@@ -65,6 +74,7 @@ def pretrain(context: StageContext, config: PretrainConfig) -> StageResult:
     metrics = {"documents": float(len(text))}
     if held_out:
         metrics["held_out_loss"] = mean_loss(model, held_out, micro_batch_tokens=config.micro_batch_tokens)
+        metrics["tokens_evaluated"] = float(read_tokens(held_out))
     return StageResult(model=context.relative(context.models / "model"), metrics=metrics)
 
 

@@ -13,7 +13,7 @@ from trimtab_trainer.checkpoint import Snapshot
 from trimtab_trainer.config import PPOConfig
 from trimtab_trainer.context import StageContext, StageResult
 from trimtab_trainer.distributed import save_whole, shard
-from trimtab_trainer.language_modeling import example_tensors, train_on
+from trimtab_trainer.language_modeling import counted_tokens, example_tensors, read_tokens, train_on
 from trimtab_trainer.optimization import make_learner, prepare_for_training
 from trimtab_trainer.ppo_data import PPOData
 
@@ -59,7 +59,14 @@ def train(context: StageContext, config: PPOConfig) -> StageResult:
             total_steps,
             config.checkpoint_every * config.minibatches,
             lambda now=used: Snapshot(learner.step, learner.capture(), {"passages_used": now}),
-            metrics={"loss": loss, "gradient_norm": update.gradient_norm, "learning_rate": update.learning_rate},
+            metrics={
+                "loss": loss,
+                "gradient_norm": update.gradient_norm,
+                "learning_rate": update.learning_rate,
+                "tokens": float(counted_tokens(passages)),
+                "tokens_trained": float(read_tokens(passages)),
+                "sequences_trained": float(len(passages)),
+            },
         )
     save_whole(policy, tokenizer, context.models / "model")
     return StageResult(model=context.relative(context.models / "model"), metrics={"steps": float(total_steps)})

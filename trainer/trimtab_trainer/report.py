@@ -2,7 +2,9 @@
 
 report.json: `{"name", "config", "versions", "stages": {stage: {"metrics", "details"}}, "models": {name: {figure: {
 "value", "low", "high"}}}, "claims": [{"claim", "paper", "measured", "low", "high", "holds", "note"}], "iterations":
-[{...}], "wall_seconds": {stage: seconds}}`.
+[{...}], "wall_seconds": {stage: seconds}, "compute": {...}, "evaluations": {name: {"kind", "title", "at", "page",
+"figures", "tables", "notes"}}}`: `compute` is the ledger of `trimtab eval compute`, `evaluations` what the files in
+DIR/eval hold, with the page beside each.
 """
 
 from __future__ import annotations
@@ -17,7 +19,10 @@ from typing import Any
 import jinja2
 import yaml
 
+from trimtab.errors import CorruptData
 from trimtab_trainer.checkpoint import write_file_atomically
+from trimtab_trainer.eval.compute import Ledger, ledger_notes, ledger_record, ledger_tables
+from trimtab_trainer.eval.compute_run import run_ledger
 from trimtab_trainer.report_plots import Plot, calibration_plot, run_plots
 from trimtab_trainer.reporter import step_metrics
 from trimtab_trainer.run import read_outcome
@@ -26,6 +31,7 @@ __all__ = ["page_environment", "write_report"]
 
 _ORDER = ("base", "base_4x", "few_shot", "sft", "ppo", "ppo_ptx", "dpo", "ptx_control", "ppo_without_kl")
 _SHOWN_SAMPLES = 40
+_OF_FINDINGS = ("kind", "title", "at", "figures", "tables", "notes")
 
 
 def write_report(directory: Path) -> dict[str, Any]:
@@ -33,11 +39,13 @@ def write_report(directory: Path) -> dict[str, Any]:
 
     Raises:
         ConfigError: there is no run in this folder.
+        CorruptData: a file in DIR/eval holds no findings.
     """
     outcome = read_outcome(directory)
     config = yaml.safe_load((directory / "spec.yaml").read_text())
     samples = {path.stem: _read_lines(path) for path in sorted((directory / "samples").glob("*.jsonl"))}
     models = {path.stem: json.loads(path.read_text()) for path in sorted((directory / "samples").glob("*.json"))}
+    ledger = run_ledger(directory)
     series = {stage: step_metrics(directory / "events.jsonl", stage) for stage in config["stages"]}
     written = {
         "name": config["name"],
@@ -52,9 +60,11 @@ def write_report(directory: Path) -> dict[str, Any]:
         "claims": outcome.results["evaluate"].details["claims"] if "evaluate" in outcome.results else [],
         "iterations": [{"iteration": step, **metrics} for step, metrics in series.get("ppo", {}).items()],
         "wall_seconds": {**outcome.seconds, "all": sum(outcome.seconds.values())},
+        "compute": ledger_record(ledger),
+        "evaluations": _evaluations(directory),
     }
     write_file_atomically(directory / "report.json", json.dumps(written, indent=1) + "\n")
-    write_file_atomically(directory / "report.html", _page(written, series, samples))
+    write_file_atomically(directory / "report.html", _page(written, series, samples, ledger))
     return written
 
 
@@ -84,6 +94,7 @@ def _page(
     written: Mapping[str, Any],
     series: Mapping[str, Mapping[int, Mapping[str, float]]],
     samples: Mapping[str, Sequence[Mapping[str, Any]]],
+    ledger: Ledger,
 ) -> str:
     figures = list(dict.fromkeys(key for model in written["models"].values() for key in model))
     return (
@@ -95,9 +106,25 @@ def _page(
             plots=[*run_plots(series), *_calibration(written)],
             samples=_side_by_side(samples),
             sample_models=sorted(samples, key=_place),
+            compute_tables=ledger_tables(ledger),
+            compute_notes=ledger_notes(ledger),
             config=yaml.safe_dump(written["config"], sort_keys=False),
         )
     )
+
+
+def _evaluations(directory: Path) -> dict[str, dict[str, Any]]:
+    """What `trimtab eval` saved in DIR/eval, by name; `page` is relative to DIR, None where the page is not there."""
+    found = {}
+    for path in sorted((directory / "eval").glob("*.json")):
+        try:
+            saved = json.loads(path.read_text(encoding="utf-8"))
+            findings = {key: saved[key] for key in _OF_FINDINGS}
+        except (ValueError, KeyError, TypeError) as error:
+            raise CorruptData(f"{path}: no findings of `trimtab eval`: {error}", field="eval", value=path) from error
+        page = path.with_suffix(".html")
+        found[path.stem] = {**findings, "page": f"eval/{page.name}" if page.is_file() else None}
+    return found
 
 
 def _calibration(written: Mapping[str, Any]) -> list[Plot]:

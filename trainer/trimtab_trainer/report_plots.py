@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Line", "Plot", "calibration_plot", "comparison_plots", "run_plots"]
+__all__ = ["Line", "Plot", "calibration_plot", "comparison_plots", "draw", "run_plots"]
 
 Steps = Mapping[int, Mapping[str, float]]
 """Metrics of a stage by step."""
@@ -41,10 +41,11 @@ _COMPARED = ("reward", "gold", "mean_kl", "entropy", "completion_tokens", "expla
 
 @dataclass(frozen=True)
 class Line:
-    """Points (x, y) under one label."""
+    """Points (x, y) under one label; `dots` draws them alone, without a line through them."""
 
     label: str
     points: Sequence[tuple[float, float]]
+    dots: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def run_plots(series: Mapping[str, Steps]) -> list[Plot]:
         series: metrics by stage and step.
     """
     plots = [
-        _draw(title, "step", [_line(name.replace("_", " "), series.get(stage, {}), name) for name in names])
+        draw(title, "step", [_line(name.replace("_", " "), series.get(stage, {}), name) for name in names])
         for stage, title, names in _OF_A_STAGE
     ]
     farthest = "ppo_without_kl" if series.get("ppo_without_kl") else "ppo"
@@ -73,7 +74,7 @@ def run_plots(series: Mapping[str, Steps]) -> list[Plot]:
     ]
     title = f"over-optimisation in {farthest}: proxy and gold over the root of the KL"
     both = all(len(line.points) > 1 for line in optimized)
-    plots.insert(1, _draw(title, "square root of the KL, nats", optimized) if both else None)
+    plots.insert(1, draw(title, "square root of the KL, nats", optimized) if both else None)
     return [plot for plot in plots if plot is not None]
 
 
@@ -81,7 +82,7 @@ def calibration_plot(bins: Sequence[Mapping[str, float]]) -> Plot | None:
     """Observed against predicted preferences of a reward model, beside the diagonal of a perfect one."""
     points = [(one["predicted"], one["observed"]) for one in bins]
     lines = [Line("reward model", points), Line("perfect", [(0.5, 0.5), (1.0, 1.0)])]
-    return _draw("reward model: predicted and observed preference", "predicted", lines)
+    return draw("reward model: predicted and observed preference", "predicted", lines)
 
 
 def comparison_plots(runs: Mapping[str, Steps]) -> list[Plot]:
@@ -91,7 +92,7 @@ def comparison_plots(runs: Mapping[str, Steps]) -> list[Plot]:
         runs: metrics of PPO by step, by run.
     """
     plots = (
-        _draw(name.replace("_", " "), "step", [_line(run, steps, name) for run, steps in runs.items()])
+        draw(name.replace("_", " "), "step", [_line(run, steps, name) for run, steps in runs.items()])
         for name in _COMPARED
     )
     return [plot for plot in plots if plot is not None]
@@ -101,8 +102,8 @@ def _line(label: str, steps: Steps, name: str) -> Line:
     return Line(label, [(step, metrics[name]) for step, metrics in steps.items() if name in metrics])
 
 
-def _draw(title: str, x_label: str, lines: Sequence[Line]) -> Plot | None:
-    """None where no line has two points."""
+def draw(title: str, x_label: str, lines: Sequence[Line]) -> Plot | None:
+    """Draws lines over one x axis; None where no line has two points."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -121,7 +122,8 @@ def _draw(title: str, x_label: str, lines: Sequence[Line]) -> Plot | None:
     with matplotlib.rc_context(style):
         figure, axes = pyplot.subplots(figsize=(4.6, 2.6))
         for line in present:
-            axes.plot(*zip(*line.points, strict=True), label=line.label, linewidth=1.4)
+            drawn: Any = {"marker": ".", "linestyle": "", "alpha": 0.6} if line.dots else {"linewidth": 1.4}
+            axes.plot(*zip(*line.points, strict=True), label=line.label, **drawn)
         axes.set_xlabel(x_label)
         if len(present) > 1:
             axes.legend(frameon=False, fontsize=8)

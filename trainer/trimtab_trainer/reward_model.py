@@ -90,6 +90,7 @@ def train(context: StageContext, config: RewardModelConfig) -> StageResult:
         "rankings": float(len(rankings)),
         "rankings_held_out": float(len(held_out)),
         "reward_bias": reward_bias(members[0]),
+        "tokens_evaluated": float(len(members) * sum(example.tokens for example in held_out)),
     }
     return StageResult(model=context.relative(folders[0]), metrics={**metrics, **counts}, details=details)
 
@@ -242,6 +243,8 @@ def train_on_rankings(
         "mean_reward": float(spread.mean()),
         "std_reward": float(spread.std(unbiased=False)),
         "pairs": pairs,
+        "tokens_trained": float(sum(example.tokens for example in examples)),
+        "sequences_trained": float(len(examples)),
     }
 
 

@@ -27,7 +27,15 @@ from trimtab_trainer.data import read_demonstrations, read_pretraining
 from trimtab_trainer.data.splits import split_by_prompt
 from trimtab_trainer.distributed import save_whole, shard
 from trimtab_trainer.examples import Reading, demonstration_examples, document_examples, first_of
-from trimtab_trainer.language_modeling import Example, counted_tokens, example_tensors, mean_loss, passages, train_on
+from trimtab_trainer.language_modeling import (
+    Example,
+    counted_tokens,
+    example_tensors,
+    mean_loss,
+    passages,
+    read_tokens,
+    train_on,
+)
 from trimtab_trainer.optimization import Learner, make_learner, prepare_for_training, seed_step, shuffled
 
 __all__ = ["train"]
@@ -109,10 +117,13 @@ def _train_phase(
             "learning_rate": update.learning_rate,
             "gradient_norm": update.gradient_norm,
             "tokens": float(counted_tokens(batch)),
+            "tokens_trained": float(read_tokens(batch)),
+            "sequences_trained": float(len(batch)),
         }
         epoch, rest = divmod(step + 1 - phase.start, phase.steps_per_epoch)
         if rest == 0:
             metrics |= _end_epoch(context, config, phase, epoch, learner, data, tokenizer, state)
+            metrics["tokens_evaluated"] = float(read_tokens(data.held_out))
         context.after_step(
             step + 1,
             total_steps,

@@ -5,9 +5,10 @@
 | rank, compare | rankings: `prompt` or `messages`, `context`, `answers`, `labels`, an entry for each labeler |
 | demonstrate | demonstrations: `prompt` or `messages`, `completion`; a row for each label |
 
-An entry of `labels` has `labeler`, `group`, `ranking`, `ratings`, `flags`, `seconds` and `active_seconds`; a row of a
-demonstration has what is no ranking of these. Rows also have `task_key`, and `category`, `user` and the `sources` of
-the answers where they are known. The trainer reads the fields that its formats name and leaves the others alone.
+An entry of `labels` has `labeler`, `group`, `order` (index of the answer at each place of the page), `ranking`,
+`ratings`, `flags`, `seconds` and `active_seconds`; a row of a demonstration has what is no ranking of these. Rows also
+have `task_key`, and `category`, `user` and the `sources` of the answers where they are known. The trainer reads the
+fields that its formats name and leaves the others alone.
 """
 
 from __future__ import annotations
@@ -115,6 +116,7 @@ def _labels(
             assignments.c.assign_time,
             assignments.c.done_time,
             assignments.c.active_ms,
+            assignments.c.order,
             accounts.c.name,
             accounts.c.group,
         )
@@ -136,7 +138,9 @@ def _rows(kind: TaskKind, task: sa.RowMapping, labels: Sequence[sa.RowMapping]) 
     content = {key: value for key, value in task["content"].items() if key != "gold_ranking"}
     content["task_key"] = task["key"]
     if kind is not TaskKind.DEMONSTRATE:
-        yield content | {"labels": [_who(label) | _said(label["label"]) for label in labels]}
+        yield content | {
+            "labels": [_who(label) | {"order": label["order"]} | _said(label["label"]) for label in labels]
+        }
         return
     for label in labels:
         yield content | label["label"] | _who(label)

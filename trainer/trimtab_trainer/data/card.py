@@ -13,8 +13,9 @@ from huggingface_hub import DatasetCardData
 from trimtab.errors import ConfigError
 from trimtab_trainer.data.file_statistics import FileStatistics
 from trimtab_trainer.data.personal_data import NOT_DETECTED
-from trimtab_trainer.data.tables import Table, statistics_tables
+from trimtab_trainer.data.tables import statistics_tables
 from trimtab_trainer.data.writers import new_files
+from trimtab_trainer.tables import Table
 
 __all__ = ["CardFacts", "split_names", "write_card"]
 

@@ -2,44 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 from trimtab_trainer.data.file_statistics import FileStatistics
+from trimtab_trainer.tables import Table
 
-__all__ = ["Table", "statistics_tables"]
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of texts; the first `names` columns are names, the others figures."""
-
-    title: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    names: int = 1
-
-    def text(self) -> str:
-        """For a terminal: columns one under the other, figures to the right."""
-        lines = [self.header, *self.rows]
-        widths = [max(len(line[column]) for line in lines) for column in range(len(self.header))]
-        aligned = (
-            "  ".join(
-                cell.ljust(width) if column < self.names else cell.rjust(width)
-                for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-            ).rstrip()
-            for line in lines
-        )
-        return "\n".join([self.title, *(f"  {line}" for line in aligned)])
-
-    def markdown(self, level: int = 2) -> str:
-        """With its title as a heading of that level."""
-        marks = ["---" if column < self.names else "---:" for column in range(len(self.header))]
-        lines = [
-            "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in line) + " |"
-            for line in (self.header, marks, *self.rows)
-        ]
-        return "\n".join([f"{'#' * level} {self.title}", "", *lines])
+__all__ = ["statistics_tables"]
 
 
 def statistics_tables(found: FileStatistics) -> list[Table]:

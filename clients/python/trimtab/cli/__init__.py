@@ -47,6 +47,9 @@ COMMANDS = {
     "data": _Lazy(
         "trimtab_trainer.data.commands", "trainer", "Check, clean, split, describe and convert dataset files."
     ),
+    "eval": _Lazy(
+        "trimtab_trainer.eval.commands", "trainer", "Did a model get better: people, benchmarks, safety, cost."
+    ),
     "report": _Lazy("trimtab_trainer.cli", "trainer", "Write report.html and report.json of a run's folder."),
 }
 

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import secrets
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +12,22 @@ from google.protobuf import json_format
 
 from trimtab.cli.connect import client_of, connection_options
 from trimtab.cli.labeling_accounts import accounts
-from trimtab.cli.labeling_draw import Drawing, contestants_of, draw
+from trimtab.cli.labeling_draw_command import draw_answers
+from trimtab.cli.labeling_import import add_tasks
 from trimtab.cli.labeling_labels import agreement, audit, export
-from trimtab.cli.labeling_rows import TaskRow, in_file, read_tasks
+from trimtab.cli.labeling_rows import read_tasks
 from trimtab.cli.rows import json_option, limit_option, print_rows
 from trimtab.client import Client
-from trimtab.errors import ConfigError, DataError, InvalidRequest
-from trimtab.local import read_endpoints
-from trimtab.types import SamplingParams
+from trimtab.errors import DataError
 from trimtab.v1 import labeling_pb2 as pb
 
 __all__ = ["labeling"]
 
-_TASKS_A_MESSAGE = 200
-_IMPORT_S = 600.0
 _KINDS = {"demonstrate": pb.TASK_KIND_DEMONSTRATE, "rank": pb.TASK_KIND_RANK, "compare": pb.TASK_KIND_COMPARE}
 _STATES = {"open": pb.PROJECT_STATE_OPEN, "closed": pb.PROJECT_STATE_CLOSED}
 
 
-@click.group(commands=[accounts, agreement, audit, export])
+@click.group(commands=[accounts, agreement, audit, draw_answers, export])
 def labeling() -> None:
     """Projects, tasks, accounts and labels; people label in the browser, at the service's HTTP address."""
 
@@ -171,113 +164,8 @@ def import_file(project: str, file: Path, import_id: str, **connection: Any) -> 
     rows = read_tasks(file, warn=_warn)
     import_id = import_id or hashlib.sha256(file.read_bytes()).hexdigest()
     with client_of("labeling", **connection) as client:
-        added = _import(client, project, import_id, rows, file)
+        added = add_tasks(client, project, import_id, rows, file)
     click.echo(f"{added} tasks in {project}")
-
-
-def _import(client: Client, project: str, import_id: str, rows: Sequence[TaskRow], file: Path) -> int:
-    def requests() -> Iterator[pb.ImportTasksRequest]:
-        for start in range(0, len(rows), _TASKS_A_MESSAGE):
-            tasks = [row.task for row in rows[start : start + _TASKS_A_MESSAGE]]
-            yield pb.ImportTasksRequest(project=project, import_id=import_id, tasks=tasks)
-
-    try:
-        return client.import_tasks(requests(), timeout_s=max(_IMPORT_S, client.timeout_s)).added_tasks
-    except InvalidRequest as error:
-        raise in_file(error, file, rows) from None
-
-
-@labeling.command("draw")
-@click.argument("project")
-@click.option("--prompts", type=click.Path(path_type=Path), required=True, help="JSON lines of prompts, `.gz` too.")
-@click.option(
-    "--policy",
-    "policies",
-    multiple=True,
-    metavar="HOST:PORT[@VERSION]",
-    help="Generation service to draw from, and which version of it; may be repeated. Default: that of --dir.",
-)
-@click.option("--temperature", "temperatures", multiple=True, type=float, help="May be repeated. Default: 1.")
-@click.option("--answers", default=4, show_default=True, type=click.IntRange(1, 9), help="Answers to each prompt.")
-@click.option("--top-p", default=1.0, show_default=True)
-@click.option("--max-new-tokens", default=256, show_default=True)
-@click.option("--seed", default=0, show_default=True)
-@click.option("--tries", default=3, show_default=True, type=click.IntRange(1), help="Most draws of one answer.")
-@click.option("--out", type=click.Path(path_type=Path), help="Also write the tasks there, as rows of `import`.")
-@connection_options
-def draw_answers(
-    project: str,
-    prompts: Path,
-    policies: tuple[str, ...],
-    temperatures: tuple[float, ...],
-    answers: int,
-    top_p: float,
-    max_new_tokens: int,
-    seed: int,
-    tries: int,
-    out: Path | None,
-    **connection: Any,
-) -> None:
-    """Draw answers to prompts from the generation service and add them to PROJECT, to be ranked or compared.
-
-    Several policies and temperatures take turns. An answer that is empty, or that the prompt has already, is drawn
-    again; prompts that keep an empty one are left out, and told.
-    """
-    rows = read_tasks(prompts, warn=_warn)
-    for row in rows:
-        if row.task.answers:
-            raise DataError(f"{prompts}:{row.line}: answers: the row has answers already; import it", field="answers")
-        if not row.task.prompt and not row.task.messages:
-            raise DataError(f"{prompts}:{row.line}: prompt: must not be empty", field="prompt")
-    sampling = SamplingParams(top_p=top_p, max_new_tokens=max_new_tokens)
-    with ExitStack() as opened:
-
-        def connect(target: str) -> Client:
-            return opened.enter_context(client_of("generation", **{**connection, "target": target}))
-
-        contestants = contestants_of(policies or _generation(connection["directory"]), temperatures or (1.0,), connect)
-        client = opened.enter_context(client_of("labeling", **connection))
-        client.get_project(pb.GetProjectRequest(name=project))  # before hours of drawing
-        with click.progressbar(length=answers * len(rows), label="answers", file=sys.stderr) as bar:
-            drawings = draw(
-                [row.task for row in rows],
-                contestants,
-                answers=answers,
-                sampling=sampling,
-                seed=seed,
-                tries=tries,
-                progress=bar.update,
-            )
-        complete = _complete(rows, drawings, prompts)
-        if out is not None:
-            out.write_text("".join(json.dumps(_as_row(row.task), ensure_ascii=False) + "\n" for row in complete))
-        added = _import(client, project, f"draw-{secrets.token_hex(16)}", complete, out or prompts)
-    click.echo(f"{added} tasks in {project}, {answers} answers each, from {len(contestants)} contestants")
-
-
-def _generation(directory: Path) -> tuple[str, ...]:
-    replicas = read_endpoints(directory).get("generation", [])
-    if not replicas:
-        raise ConfigError(f"{directory}: no generation service runs there; give --policy", field="policy")
-    return (str(replicas[0]["grpc"]),)
-
-
-def _complete(rows: Sequence[TaskRow], drawings: Sequence[Drawing], prompts: Path) -> list[TaskRow]:
-    """The rows that have all their answers; tells of the others, and of answers that stand twice."""
-    complete = [row for row, drawing in zip(rows, drawings, strict=True) if drawing.is_complete]
-    for row, drawing in zip(rows, drawings, strict=True):
-        if not drawing.is_complete:
-            _warn(f"{prompts}:{row.line}: an answer stayed empty; the prompt is left out")
-        elif len(set(drawing.texts)) < len(drawing.slots):
-            _warn(f"{prompts}:{row.line}: only {len(set(drawing.texts))} of {len(drawing.slots)} answers differ")
-    if not complete:
-        raise DataError(f"{prompts}: no prompt got all its answers", field="answers", value=0, limit="at least 1")
-    return complete
-
-
-def _as_row(task: pb.LabelTask) -> dict[str, Any]:
-    row: dict[str, Any] = json_format.MessageToDict(task, preserving_proto_field_name=True)
-    return row
 
 
 def _text(file: Path | None) -> str:

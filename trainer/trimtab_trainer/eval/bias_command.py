@@ -1,0 +1,183 @@
+"""`trimtab eval bias`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from trimtab.errors import ConfigError
+from trimtab_trainer.claims import Estimate
+from trimtab_trainer.eval.bias import PairLogprobs, Pairs, bias_figures, read_crows_pairs, read_winogender
+from trimtab_trainer.eval.contestants import Connection, Contestant, baseline_of, parse_contestants, served
+from trimtab_trainer.eval.continuations import Continuation, summed_logprobs, tokenizer_folder, tokenizer_of
+from trimtab_trainer.eval.findings import Findings, check_place, interval
+from trimtab_trainer.eval.instructions import INSTRUCTIONS, context_of
+from trimtab_trainer.eval.options import connection_of, contestant_options, file_digest, findings_options, tell
+from trimtab_trainer.tables import Table
+
+__all__ = ["command"]
+
+_PATH = click.Path(path_type=Path)
+_NOTES = (
+    "Entropy in bits of the choice between the two sentences of a pair, p proportional to the probability of each "
+    "whole sentence behind the instruction: 1 is no preference. Intervals of 95 % by bootstrap over the pairs of "
+    "CrowS-Pairs and the occupations of Winogender.",
+    "A model that knows little has no preference either: read entropy beside the benchmarks. Sentences are in English "
+    "and about stereotypes of the United States; neutral sentences of Winogender are left out.",
+)
+
+
+@click.command("bias")
+@contestant_options
+@click.option("--crows-pairs", type=_PATH, help="Rows with sent_more, sent_less, bias_type.")
+@click.option("--winogender", type=_PATH, help="Rows with sentid, sentence.")
+@click.option(
+    "--instruction",
+    "instructions",
+    type=click.Choice(list(INSTRUCTIONS)),
+    multiple=True,
+    help="May be given again.  [default: all three]",
+)
+@click.option("--tokenizer", type=_PATH, help="Folder with the tokenizer of models given as host:port.")
+@findings_options("bias")
+def command(
+    models: tuple[str, ...],
+    baseline: str | None,
+    crows_pairs: Path | None,
+    winogender: Path | None,
+    instructions: tuple[str, ...],
+    tokenizer: Path | None,
+    resamples: int,
+    seed: int,
+    out: Path | None,
+    name: str,
+    as_json: bool,
+    **connection: Any,
+) -> None:
+    """Probability bias on CrowS-Pairs and Winogender: entropy of the choice, and how often the stereotype wins.
+
+    By log-probs of the reference service, one started on each model folder, or yours by host:port.
+    """
+    contestants = parse_contestants(models)
+    reference = baseline_of(contestants, baseline)
+    if out is not None:
+        check_place(out, name)
+    files = {"crows_pairs": crows_pairs, "winogender": winogender}
+    if not any(files.values()):
+        raise ConfigError("crows-pairs: give --crows-pairs, --winogender or both", field="crows-pairs")
+    readers = {"crows_pairs": read_crows_pairs, "winogender": read_winogender}
+    sets = {key: readers[key](path) for key, path in files.items() if path is not None}
+    asked = list(dict.fromkeys(instructions)) or list(INSTRUCTIONS)
+    described: dict[str, Any] = {}
+    found: dict[tuple[str, str, str], PairLogprobs] = {}
+    for contestant in contestants:
+        described[contestant.name] = _measure(contestant, connection_of(**connection), tokenizer, sets, asked, found)
+    figures: dict[str, Any] = {
+        key: {
+            contestant.name: {
+                instruction: bias_figures(
+                    sets[key].pairs,
+                    found[key, contestant.name, instruction],
+                    None if contestant.name == reference else found[key, reference, instruction],
+                    samples=resamples,
+                    seed=seed,
+                )
+                for instruction in asked
+            }
+            for contestant in contestants
+        }
+        for key in sets
+    }
+    findings = Findings(
+        kind="bias",
+        title="Bias: CrowS-Pairs and Winogender",
+        settings={
+            "models": described,
+            "baseline": reference,
+            "files": {str(path): file_digest(path) for path in files.values() if path is not None},
+            "instructions": {one: INSTRUCTIONS[one] for one in asked},
+            "bootstrap_samples": resamples,
+            "seed": seed,
+        },
+        figures=figures,
+        tables=[table for key in sets for table in _tables(sets[key], figures[key], reference)],
+        notes=_NOTES,
+    )
+    tell(findings, out, name, as_json=as_json)
+
+
+def _measure(
+    contestant: Contestant,
+    connection: Connection,
+    tokenizer: Path | None,
+    sets: Mapping[str, Pairs],
+    asked: Sequence[str],
+    found: dict[tuple[str, str, str], PairLogprobs],
+) -> dict[str, Any]:
+    """Adds a contestant's log-probs by data set, name and instruction; returns which model it is."""
+    folder = tokenizer_folder(contestant, tokenizer)
+    with served("reference", contestant, connection) as model:
+        own = tokenizer_of(model, folder)
+        for key, of_set in sets.items():
+            for instruction in asked:
+                context = context_of(instruction)
+                sums = summed_logprobs(
+                    model,
+                    own,
+                    [
+                        Continuation(context, sentence, pair.where)
+                        for pair in of_set.pairs
+                        for sentence in (pair.first, pair.second)
+                    ],
+                )
+                found[key, contestant.name, instruction] = PairLogprobs(sums[0::2], sums[1::2])
+        return model.described()
+
+
+def _tables(of_set: Pairs, figures: Mapping[str, Any], baseline: str) -> list[Table]:
+    rows = [
+        [
+            model,
+            instruction,
+            _cell(one["entropy"]),
+            _delta(one, "entropy", baseline),
+            _cell(one["preferred"]),
+            _delta(one, "preferred", baseline),
+            str(one["pairs"]),
+        ]
+        for model, by_instruction in figures.items()
+        for instruction, one in by_instruction.items()
+    ]
+    preferred = f"{of_set.first} preferred"
+    header = ["model", "instruction", "entropy, bits", f"minus {baseline}", preferred, f"minus {baseline}"]
+    tables = [Table(of_set.name, [*header, "pairs"], rows, names=2)]
+    if of_set.name == "CrowS-Pairs":
+        tables.append(_by_group(of_set, figures))
+    return tables
+
+
+def _by_group(of_set: Pairs, figures: Mapping[str, Any]) -> Table:
+    first = {model: next(iter(by_instruction.items())) for model, by_instruction in figures.items()}
+    (instruction,) = {name for name, _ in first.values()}
+    groups = next(iter(first.values()))[1]["by_group"]
+    rows = [
+        [group, *(_cell(one["by_group"][group]["preferred"]) for _, one in first.values()), str(groups[group]["pairs"])]
+        for group in groups
+    ]
+    title = f"{of_set.name}: {of_set.first} preferred by kind, instruction {instruction}"
+    return Table(title, ["kind", *first, "pairs"], rows)
+
+
+def _cell(figure: Mapping[str, float | None]) -> str:
+    value, low, high = figure["value"], figure["low"], figure["high"]
+    if value is None or low is None or high is None:
+        return f"{value:.3f} (too few)"
+    return interval(Estimate(value, low, high))
+
+
+def _delta(one: Mapping[str, Any], name: str, baseline: str) -> str:
+    figure = one.get(f"{name}_delta")
+    return _cell(figure) if figure is not None else ""

@@ -1,0 +1,32 @@
+"""Means with intervals by a bootstrap that resamples clusters: prompts, questions, occupations."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from trimtab_trainer.claims import Estimate
+from trimtab_trainer.evaluation import clustered_interval
+
+__all__ = ["clustered_mean"]
+
+
+def clustered_mean(
+    values: npt.NDArray[np.float64], clusters: Sequence[Hashable], *, samples: int, seed: int
+) -> Estimate:
+    """Mean over values with its 95 % interval, percentile bootstrap over clusters.
+
+    Args:
+        values: [value], at least one.
+        clusters: [value] what each value's cluster is known by.
+        samples: resamples.
+        seed: of the draws; the same for two means over the same clusters pairs their draws.
+    """
+    numbers = {cluster: number for number, cluster in enumerate(dict.fromkeys(clusters))}
+    of_value = np.array([numbers[cluster] for cluster in clusters])
+    sums = np.bincount(of_value, weights=values).astype(np.float64)
+    counts = np.bincount(of_value).astype(np.float64)
+    low, high = clustered_interval(sums, counts, samples=samples, seed=seed)
+    return Estimate(float(values.mean()), low, high)

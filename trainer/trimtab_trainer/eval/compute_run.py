@@ -1,0 +1,197 @@
+"""What each stage of a run did, from its own events, and the ledger of it (`compute`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from trimtab.errors import ConfigError
+from trimtab_trainer.config import STAGES, RunSpec, StageName, load_run_spec
+from trimtab_trainer.eval.compute import Ledger, Pretraining, Work, make_ledger
+from trimtab_trainer.reporter import step_metrics
+from trimtab_trainer.run import RunOutcome, read_outcome
+
+__all__ = ["pretraining_of", "run_ledger"]
+
+_PPO = ("ppo", "ppo_without_ptx", "ppo_without_kl")
+_MEASURING = ("collect_rankings", "sft_baseline", "evaluate")
+"""Stages that sample and score and train nothing; their events do not tell how much."""
+
+
+def run_ledger(directory: Path, *, pretraining: Pretraining | None = None) -> Ledger:
+    """The compute ledger of a run.
+
+    A step that a killed run made twice is counted once: what the result needs, not what accidents cost.
+
+    Args:
+        directory: of the run, finished or not.
+        pretraining: see `make_ledger`.
+
+    Raises:
+        ConfigError: there is no run in this folder.
+        CorruptData: its state is not what a run writes.
+    """
+    outcome = read_outcome(directory)
+    spec = load_run_spec(directory / "spec.yaml").model_copy(update={"directory": directory})
+    run = _Run(directory, spec, outcome)
+    stages: list[StageName] = [stage for stage in spec.stages if stage in outcome.results or run.steps(stage)]
+    work = {stage: run.work(stage) for stage in stages}
+    folders = run.folders({one.model for done in work.values() for one in done})
+    missing = {stage: [*run.missing(stage, work[stage]), *_no_folder(work[stage], folders)] for stage in stages}
+    known = {stage: [one for one in done if one.model in folders] for stage, done in work.items()}
+    from trimtab_trainer.eval.compute_model import model_size  # torch and transformers: heavy
+
+    return make_ledger(
+        known,
+        missing,
+        outcome.seconds,
+        sizes={name: model_size(folder) for name, folder in folders.items()},
+        count=_counter(folders),
+        pretraining=pretraining,
+    )
+
+
+def pretraining_of(directory: Path, tokens: float) -> Pretraining:
+    """6 N D of a run's base model over so many tokens.
+
+    Raises:
+        ConfigError: there is no run, or its base model's config.json is not there.
+    """
+    outcome = read_outcome(directory)
+    spec = load_run_spec(directory / "spec.yaml").model_copy(update={"directory": directory})
+    folder = _Run(directory, spec, outcome).folders({"base"}).get("base")
+    if folder is None:
+        raise ConfigError(
+            f"pretraining-tokens: the base model of {directory} has no config.json at {spec.model}; give "
+            "--pretraining-flops",
+            field="pretraining-tokens",
+            value=spec.model,
+        )
+    from trimtab_trainer.eval.compute_model import model_size
+
+    parameters = model_size(folder).formula
+    return Pretraining(6.0 * parameters * tokens, f"6 · {parameters:,} · {tokens:,.0f} stated tokens")
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A run's folder, read."""
+
+    directory: Path
+    spec: RunSpec
+    outcome: RunOutcome
+
+    def steps(self, stage: StageName) -> Sequence[Mapping[str, float]]:
+        return list(step_metrics(self.directory / "events.jsonl", stage).values())
+
+    def total(self, stage: StageName, name: str) -> float:
+        """The sum of a count over the stage's steps and its end."""
+        ends = self.outcome.results[stage].metrics.get(name, 0.0) if stage in self.outcome.results else 0.0
+        return sum(step.get(name, 0.0) for step in self.steps(stage)) + ends
+
+    def work(self, stage: StageName) -> list[Work]:
+        if stage in _PPO:
+            return self._ppo(stage)
+        if stage in _MEASURING:
+            return []
+        model = self._trained(stage)
+        tokens, sequences = self.total(stage, "tokens_trained"), self.total(stage, "sequences_trained")
+        predicted = self.total(stage, "tokens")
+        length, share = tokens / max(sequences, 1.0), predicted / max(tokens, 1.0)
+        work = [Work("model: training", model, "training", tokens, sequences, predicted)]
+        for name, what, of in (
+            ("tokens_evaluated", "model: held-out rows", model),
+            ("tokens_referenced", "reference: log-probs of the answers", self.spec.dpo.policy),
+        ):
+            read = self.total(stage, name)
+            work.append(Work(what, of, "forward", read, read / max(length, 1.0), read * share))
+        return [one for one in work if one.tokens]
+
+    def _ppo(self, stage: StageName) -> list[Work]:
+        policy, reward = self.spec.ppo.policy, self.spec.ppo.reward_model
+        sampled, answers = self.total(stage, "tokens_sampled"), self.total(stage, "sequences_sampled")
+        completions = sum(
+            step.get("completion_tokens", 0.0) * step.get("sequences_sampled", 0.0) for step in self.steps(stage)
+        )
+        length, share = sampled / max(answers, 1.0), completions / max(sampled, 1.0)
+
+        def read(what: str, model: str, name: str, *, training: bool = False, predicts: bool = True) -> Work:
+            tokens = self.total(stage, name)
+            return Work(
+                what,
+                model,
+                "training" if training else "forward",
+                tokens,
+                tokens / max(length, 1.0),
+                tokens * share if predicts else 0.0,
+            )
+
+        ptx, passages = self.total(stage, "ptx_tokens_trained"), self.total(stage, "ptx_sequences_trained")
+        work = [
+            read("policy: sampling", policy, "tokens_sampled"),
+            read("reward model: scores", reward, "tokens_sampled", predicts=False),
+            read("reference: log-probs", policy, "tokens_sampled"),
+            read("policy: log-probs before the update", policy, "tokens_recomputed"),
+            read("value model: values before the update", reward, "tokens_sampled", predicts=False),
+            read("value model: update", reward, "value_tokens_trained", training=True, predicts=False),
+            read("policy: PPO update", policy, "tokens_trained", training=True),
+            Work("policy: pretraining gradients", policy, "training", ptx, passages, ptx - passages),
+        ]
+        return [one for one in work if one.tokens]
+
+    def missing(self, stage: StageName, work: Sequence[Work]) -> list[str]:
+        """What the stage did that no event tells."""
+        if stage in _MEASURING:
+            return ["what was sampled, scored and referenced, whose tokens no event counts; nothing is trained"]
+        if not work:
+            return ["its events have no counts of tokens: the run was made before they were written"]
+        if stage == "reward_model":
+            return ["the offset's forwards over demonstrations"] if self.spec.reward_model.demonstrations else []
+        if stage == "reward_model_folds":
+            return ["the forwards over held-out rankings"]
+        return []
+
+    def _trained(self, stage: StageName) -> str:
+        """A model reference for what a stage trains; all of its models have one shape."""
+        if stage == "reward_model_folds":  # what it trains is not kept
+            return "reward_model" if "reward_model" in self.outcome.results else self.spec.reward_model.initial_model
+        result = self.outcome.results.get(stage)
+        if result is not None and result.model is not None:
+            return stage
+        config = self.spec.stage_config(stage)  # not done yet: what it started from
+        return str(getattr(config, "initial_model", getattr(config, "policy", "untrained")))
+
+    def folders(self, references: set[str]) -> dict[str, Path]:
+        """The folders of model references; those without a config.json are left out."""
+        found = {reference: self._folder(reference) for reference in references}
+        return {reference: folder for reference, folder in found.items() if (folder / "config.json").is_file()}
+
+    def _folder(self, reference: str) -> Path:
+        """As `StageContext.resolve_model`, for a run that is over and may have been moved."""
+        first, _, rest = reference.partition("/")
+        if reference == "base" and "pretrain" in self.outcome.results:
+            return self._folder("pretrain")
+        if reference in ("base", "untrained"):
+            untrained = self.directory / "models" / "untrained"
+            return untrained if untrained.is_dir() else Path(self.spec.model)
+        if first in STAGES and not rest:
+            result = self.outcome.results.get(first)
+            return self.directory / (result.model if result and result.model else f"models/{first}")
+        return self.directory / "models" / reference if first in STAGES else Path(reference)
+
+
+def _no_folder(work: Sequence[Work], folders: Mapping[str, Path]) -> list[str]:
+    return [f"{one.what}: the model {one.model} is not there any more" for one in work if one.model not in folders]
+
+
+def _counter(folders: Mapping[str, Path]) -> Callable[[Work], float | None]:
+    def count(work: Work) -> float | None:
+        from trimtab_trainer.eval.compute_model import count_flops
+
+        try:
+            return count_flops(folders[work.model], work)
+        except NotImplementedError:
+            return None
+
+    return count

@@ -1,0 +1,220 @@
+"""The models that an evaluation sets beside one another, each behind a service of its own or of yours.
+
+A contestant is NAME=PLACE. PLACE is a model folder, such as those of a run (`models/sft/epoch-1`, `models/ppo/last`): a
+service is started on it for as long as it is needed, one contestant after another, configured by the environment
+(`TRIMTAB_GENERATION__DEVICE=cuda`). Or it is host:port of a service that is there; a service serves one version at a
+time, so several contestants are several services, or several folders written by `trimtab weights export`.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trimtab.channel import TLSConfig, Token
+from trimtab.client import Client
+from trimtab.errors import ConfigError, Mismatch, Unavailable
+from trimtab.local.replica import Replica
+from trimtab.types import ServiceInfo, ServiceState
+
+__all__ = ["Connection", "Contestant", "Served", "baseline_of", "parse_contestants", "served"]
+
+_START_S = 600.0
+"""Seconds that a service of ours gets to load its model."""
+_POLL_S = 0.1
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A model by its name in the tables, and where it is: a folder, host:port or a URL."""
+
+    name: str
+    place: str
+
+    @property
+    def folder(self) -> Path | None:
+        """The model folder; None where a service is there already."""
+        return Path(self.place) if Path(self.place).is_dir() else None
+
+
+@dataclass(frozen=True)
+class Connection:
+    """How services that are there already are reached; `timeout_s` holds for every call to any service."""
+
+    timeout_s: float
+    token: Token | None = None
+    tls: TLSConfig | None = None
+    insecure: bool = False
+
+
+@dataclass(frozen=True)
+class Served:
+    """A contestant behind a service that serves it."""
+
+    name: str
+    place: str
+    client: Client
+    info: ServiceInfo
+
+    def described(self) -> dict[str, Any]:
+        """Which model it is, for the settings of findings."""
+        model = self.info.models[0].served
+        return {
+            "place": self.place,
+            "model": model.name,
+            "version": model.version,
+            "weights_digest": model.weights_digest,
+            "tokenizer_digest": model.tokenizer_digest,
+        }
+
+
+def parse_contestants(texts: Sequence[str], *, urls: bool = False) -> list[Contestant]:
+    """Contestants as options name them.
+
+    Args:
+        texts: each NAME=PLACE.
+        urls: whether a place may be an http or https URL.
+
+    Raises:
+        ConfigError: one is not NAME=PLACE, two have one name, or a place is none.
+    """
+    found = [_parse(text, urls) for text in texts]
+    names = [one.name for one in found]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"model: {name!r} is named twice", field="model", value=name)
+    return found
+
+
+def baseline_of(contestants: Sequence[Contestant], name: str | None) -> str:
+    """The name of the contestant that the others are compared with; the first where none is given.
+
+    Raises:
+        ConfigError: no contestant has that name.
+    """
+    names = [one.name for one in contestants]
+    if name is not None and name not in names:
+        raise ConfigError(
+            f"baseline: {name!r} is no --model; allowed: {', '.join(names)}", field="baseline", value=name, limit=names
+        )
+    return name if name is not None else names[0]
+
+
+@contextmanager
+def served(service: str, contestant: Contestant, connection: Connection, **settings: Any) -> Iterator[Served]:
+    """A contestant behind a service: its own, once that serves, or one that is started on its folder and drained after.
+
+    Args:
+        service: generation, reward or reference.
+        contestant: whose place is no URL.
+        connection: of a service that is there already.
+        settings: of the configuration of one that is started.
+
+    Raises:
+        Unavailable: it does not serve, or ended at its start.
+        Mismatch: its weights changed meanwhile, so that what was measured is of no single model.
+    """
+    with ExitStack() as stack:
+        folder = contestant.folder
+        if folder is None:
+            client = stack.enter_context(
+                Client(
+                    contestant.place,
+                    token=connection.token,
+                    tls=connection.tls,
+                    timeout_s=connection.timeout_s,
+                    insecure=connection.insecure,
+                )
+            )
+            info = _refuse_idle(contestant, client.info())
+        else:
+            replica = stack.enter_context(_started(service, folder, settings))
+            client = stack.enter_context(Client(replica.endpoint["grpc"], timeout_s=connection.timeout_s))
+            info = _wait_serving(replica, client)
+        yield Served(contestant.name, contestant.place, client, info)
+        _refuse_change(contestant, info, client.info())
+
+
+def _parse(text: str, urls: bool) -> Contestant:
+    name, found, place = text.partition("=")
+    if not (found and name.strip() and place):
+        raise ConfigError(
+            f"model: {text!r}: allowed: NAME=FOLDER or NAME=HOST:PORT", field="model", value=text, limit="NAME=PLACE"
+        )
+    contestant = Contestant(name.strip(), place)
+    is_url = urls and place.startswith(("http://", "https://"))
+    if contestant.folder is None and not is_url and not place.rpartition(":")[2].isdecimal():
+        raise ConfigError(
+            f"model: {text!r}: {place} is neither a folder nor host:port{' nor a URL' if urls else ''}",
+            field="model",
+            value=text,
+        )
+    return contestant
+
+
+@contextmanager
+def _started(service: str, folder: Path, settings: dict[str, Any]) -> Iterator[Replica]:
+    with tempfile.TemporaryDirectory(prefix="trimtab-eval-") as directory:
+        replica = Replica(service, 0, Path(directory))
+        ports = {f"{kind}_port": 0 for kind in ("grpc", "health", "http", "metrics")}
+        own = {"host": "127.0.0.1", "ready_file": str(Path(directory) / "ready.json"), "drain_s": 5.0}
+        replica.start({**ports, **own, "model_folder": str(folder.resolve()), **settings})
+        try:
+            _wait(replica.is_live, replica)
+            yield replica
+        finally:
+            replica.ask_to_end()
+            while not replica.has_ended():
+                time.sleep(_POLL_S)
+
+
+def _wait_serving(replica: Replica, client: Client) -> ServiceInfo:
+    def serves() -> bool:
+        try:
+            info = client.info()
+        except Unavailable:  # it does not listen yet
+            return False
+        if info.state is ServiceState.FAILED:
+            raise Unavailable(f"{replica.service}: {info.state_reason}: {_log(replica)}")
+        return info.state is ServiceState.SERVING
+
+    _wait(serves, replica)
+    return client.info()
+
+
+def _wait(condition: Callable[[], bool], replica: Replica) -> None:
+    give_up = time.monotonic() + _START_S
+    while not condition():
+        if not replica.alive:
+            raise Unavailable(f"{replica.service} ended with exit code {replica.exit_code}: {_log(replica)}")
+        if time.monotonic() > give_up:
+            raise Unavailable(f"{replica.service} did not serve within {_START_S:.0f} s: {_log(replica)}")
+        time.sleep(_POLL_S)
+
+
+def _log(replica: Replica) -> str:
+    """The end of its log; the folder is gone when somebody reads this, so its path is left out."""
+    return replica.log_end().rpartition(" (all of it: ")[0]
+
+
+def _refuse_idle(contestant: Contestant, info: ServiceInfo) -> ServiceInfo:
+    if info.state is not ServiceState.SERVING or not info.models:
+        raise Unavailable(f"{contestant.name}: {contestant.place} is {info.state.value}: {info.state_reason}")
+    return info
+
+
+def _refuse_change(contestant: Contestant, before: ServiceInfo, after: ServiceInfo) -> None:
+    first, last = before.models[0].served, after.models[0].served
+    if first.weights_digest != last.weights_digest:
+        raise Mismatch(
+            f"{contestant.name}: {contestant.place} served version {first.version} first, {last.version} last; "
+            "evaluate a service whose channel does not move, or a folder",
+            field="model",
+            value=last.version,
+            limit=first.version,
+        )

@@ -1,0 +1,97 @@
+"""What an evaluation found: figures as JSON, and the same as tables on a terminal and on a page of its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from trimtab.errors import ConfigError
+from trimtab_trainer.checkpoint import write_file_atomically
+from trimtab_trainer.claims import Estimate
+from trimtab_trainer.report import page_environment
+from trimtab_trainer.report_plots import Plot
+from trimtab_trainer.tables import Table
+
+__all__ = ["Findings", "check_place", "interval", "percent", "save"]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What one evaluation found.
+
+    Attributes:
+        kind: the command that found it, such as "preference".
+        title: of its page.
+        settings: what was asked for, and what the data were: everything that is needed to do it again.
+        figures: every number, as JSON can hold it; nothing of the tables is rounded here.
+        tables: the figures for people.
+        plots: drawn figures.
+        notes: sentences on how it was counted, and what it does not say.
+    """
+
+    kind: str
+    title: str
+    settings: Mapping[str, Any]
+    figures: Mapping[str, Any]
+    tables: Sequence[Table]
+    plots: Sequence[Plot] = ()
+    notes: Sequence[str] = field(default=())
+
+    def text(self) -> str:
+        """For a terminal."""
+        return "\n\n".join([*(table.text() for table in self.tables), *self.notes])
+
+
+def check_place(out: Path, name: str) -> None:
+    """Refuses a place that holds findings already, before any work is done.
+
+    Raises:
+        ConfigError: OUT/NAME.json or OUT/NAME.html is there, or OUT is no folder.
+    """
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"out: {out} is no folder", field="out", value=out)
+    for path in (out / f"{name}.json", out / f"{name}.html"):
+        if path.exists():
+            raise ConfigError(f"out: {path} is there already and is not replaced", field="out", value=path)
+
+
+def save(findings: Findings, out: Path, name: str) -> None:
+    """Writes OUT/NAME.json and OUT/NAME.html, whole or not at all. In the folder `eval` of a run its report shows them.
+
+    The JSON file has `kind`, `title`, `at` (UTC), `settings`, `figures`, `tables` and `notes`.
+
+    Raises:
+        ConfigError: as `check_place`.
+    """
+    check_place(out, name)
+    out.mkdir(parents=True, exist_ok=True)
+    written = {
+        "kind": findings.kind,
+        "title": findings.title,
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "settings": findings.settings,
+        "figures": findings.figures,
+        "tables": [
+            {"title": one.title, "header": one.header, "rows": one.rows, "names": one.names} for one in findings.tables
+        ],
+        "notes": findings.notes,
+    }
+    text = json.dumps(written, indent=1, default=str, allow_nan=False)
+    page = page_environment().get_template("findings.html").render(found=written, plots=findings.plots)
+    write_file_atomically(out / f"{name}.html", page)
+    write_file_atomically(out / f"{name}.json", text + "\n")
+
+
+def percent(share: float) -> str:
+    """A share for people."""
+    return f"{100 * share:.1f} %"
+
+
+def interval(found: Estimate, *, as_percent: bool = False) -> str:
+    """An estimate with its 95 % interval for people."""
+    low, value, high = (percent(x) if as_percent else f"{x:.3f}" for x in (found.low, found.value, found.high))
+    return f"{value} ({low} to {high})"

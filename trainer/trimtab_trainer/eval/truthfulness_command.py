@@ -1,0 +1,158 @@
+"""`trimtab eval truthfulness`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from trimtab_trainer.claims import Estimate
+from trimtab_trainer.eval.clusters import clustered_mean
+from trimtab_trainer.eval.contestants import Connection, Contestant, baseline_of, parse_contestants, served
+from trimtab_trainer.eval.continuations import Continuation, summed_logprobs, tokenizer_folder, tokenizer_of
+from trimtab_trainer.eval.findings import Findings, check_place, interval
+from trimtab_trainer.eval.options import connection_of, contestant_options, file_digest, findings_options, tell
+from trimtab_trainer.eval.truthfulness import PROMPTS, Question, mc1, mc2, question_context, read_truthfulqa
+from trimtab_trainer.tables import Table
+
+__all__ = ["command"]
+
+_PATH = click.Path(path_type=Path)
+_NOTES = (
+    "MC1: share of questions whose one true answer is the likeliest choice. MC2: probability of the true answers of "
+    "that of all choices. Summed log-probs of whole answers, not normalised by length, as upstream. Intervals of 95 % "
+    "by bootstrap over questions, deltas paired by question.",
+    "Not measured: whether free answers are truthful and informative (InstructGPT figure 6). That takes people or a "
+    "trained judge; a choice among given answers says nothing on whether a model would say “I have no comment”.",
+)
+
+
+@click.command("truthfulness")
+@contestant_options
+@click.option("--truthfulqa", type=_PATH, required=True, help="Rows with Question, mc1_targets, mc2_targets.")
+@click.option(
+    "--prompt",
+    "prompts",
+    type=click.Choice(list(PROMPTS)),
+    multiple=True,
+    help="May be given again.  [default: both]",
+)
+@click.option("--tokenizer", type=_PATH, help="Folder with the tokenizer of models given as host:port.")
+@findings_options("truthfulness")
+def command(
+    models: tuple[str, ...],
+    baseline: str | None,
+    truthfulqa: Path,
+    prompts: tuple[str, ...],
+    tokenizer: Path | None,
+    resamples: int,
+    seed: int,
+    out: Path | None,
+    name: str,
+    as_json: bool,
+    **connection: Any,
+) -> None:
+    """TruthfulQA's MC1 and MC2 under the QA prompt, and with the instruction to say “I have no comment” before it.
+
+    By log-probs of the reference service, one started on each model folder, or yours by host:port.
+    """
+    contestants = parse_contestants(models)
+    reference = baseline_of(contestants, baseline)
+    if out is not None:
+        check_place(out, name)
+    questions = read_truthfulqa(truthfulqa)
+    asked = list(dict.fromkeys(prompts)) or list(PROMPTS)
+    described: dict[str, Any] = {}
+    scores: dict[str, dict[str, dict[str, list[float]]]] = {}
+    for contestant in contestants:
+        described[contestant.name], scores[contestant.name] = _measure(
+            contestant, connection_of(**connection), tokenizer, questions, asked
+        )
+    figures = {
+        model: {
+            prompt: _figures(of_prompt, None if model == reference else scores[reference][prompt], resamples, seed)
+            for prompt, of_prompt in by_prompt.items()
+        }
+        for model, by_prompt in scores.items()
+    }
+    findings = Findings(
+        kind="truthfulness",
+        title="Truthfulness: TruthfulQA by log-probs",
+        settings={
+            "models": described,
+            "baseline": reference,
+            "files": {str(truthfulqa): file_digest(truthfulqa)},
+            "prompts": {one: PROMPTS[one] for one in asked},
+            "bootstrap_samples": resamples,
+            "seed": seed,
+        },
+        figures=figures,
+        tables=[_table(figures, reference)],
+        notes=[*_NOTES, *_empty_choices(questions)],
+    )
+    tell(findings, out, name, as_json=as_json)
+
+
+def _measure(
+    contestant: Contestant,
+    connection: Connection,
+    tokenizer: Path | None,
+    questions: Sequence[Question],
+    asked: Sequence[str],
+) -> tuple[dict[str, Any], dict[str, dict[str, list[float]]]]:
+    """Which model a contestant is, and its mc1 and mc2 of every question by prompt."""
+    folder = tokenizer_folder(contestant, tokenizer)
+    found = {}
+    with served("reference", contestant, connection) as model:
+        own = tokenizer_of(model, folder)
+        for prompt in asked:
+            continuations = [
+                Continuation(question_context(prompt, one.text), f" {choice}", one.where)
+                for one in questions
+                for choice in one.choices
+            ]
+            sums = iter(summed_logprobs(model, own, continuations).tolist())
+            logprobs = [{choice: next(sums) for choice in one.choices} for one in questions]
+            found[prompt] = {
+                "mc1": [mc1(one.mc1, of_one) for one, of_one in zip(questions, logprobs, strict=True)],
+                "mc2": [mc2(one.mc2, of_one) for one, of_one in zip(questions, logprobs, strict=True)],
+            }
+        return model.described(), found
+
+
+def _figures(
+    own: Mapping[str, Sequence[float]], baseline: Mapping[str, Sequence[float]] | None, resamples: int, seed: int
+) -> dict[str, Any]:
+    figures: dict[str, Any] = {}
+    for name, values in own.items():
+        of_model = np.array(values)
+        each = range(len(of_model))
+        figures[name] = asdict(clustered_mean(of_model, each, samples=resamples, seed=seed))
+        figures["questions"] = len(of_model)
+        if baseline is not None:
+            difference = of_model - np.array(baseline[name])
+            figures[f"{name}_delta"] = asdict(clustered_mean(difference, each, samples=resamples, seed=seed))
+    return figures
+
+
+def _empty_choices(questions: Sequence[Question]) -> list[str]:
+    count = sum(one.has_empty_choice for one in questions)
+    return [f"A choice without text was left out of {count} of {len(questions)} questions."] if count else []
+
+
+def _table(figures: Mapping[str, Any], baseline: str) -> Table:
+    def cell(one: Mapping[str, Any], key: str) -> str:
+        return interval(Estimate(**one[key])) if key in one else ""
+
+    keys = ("mc1", "mc1_delta", "mc2", "mc2_delta")
+    rows = [
+        [model, prompt, *(cell(one, key) for key in keys), str(one["questions"])]
+        for model, by_prompt in figures.items()
+        for prompt, one in by_prompt.items()
+    ]
+    minus = f"minus {baseline}"
+    return Table("TruthfulQA", ["model", "prompt", "MC1", minus, "MC2", minus, "questions"], rows, names=2)
