@@ -202,8 +202,9 @@ def trainer(
         "kind": "kubernetes",
         "template_file": str(template_file),
         "namespace": namespace.name,
-        "kubeconfig": str(namespace.kubeconfig),
+        "kubeconfig": str(settings.pop("kubeconfig", namespace.kubeconfig)),
         "resumes": settings.pop("resumes", 1),
+        "reschedule_timeout_s": settings.pop("reschedule_timeout_s", 3600),
     }
     config = TrainerServiceConfig(
         directory=directory / "runs", launcher=launcher, drain_s=5.0, **settings, **FREE_PORTS

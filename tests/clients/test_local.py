@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -236,3 +237,11 @@ def test_services_end_with_the_process_that_started_them(tmp_path: Path) -> None
         parent.kill()
         parent.wait()
     wait_until(lambda: all(map(is_gone, pids)), 30)
+
+
+def test_it_tells_where_the_page_for_runs_is(up) -> None:
+    process, directory = up
+    line = next(line for line in process.stdout if line.startswith("runs page"))
+    url = line.split()[-1]
+    assert url == f"http://{read_endpoints(directory)['trainer'][0]['http']}/runs/"
+    assert b"<title>Runs</title>" in urllib.request.urlopen(url, timeout=10).read()

@@ -76,7 +76,7 @@ def test_bounds_and_zero_are_stated_on_every_request(names: tuple[str, ...], wor
         assert words in comment, f"{scope}.{name}:{comment}"
 
 
-@pytest.mark.parametrize("request_", ["GetRun", "StopRun", "ResumeRun", "CheckpointRun", "WatchRun"])
+@pytest.mark.parametrize("request_", ["GetRun", "StopRun", "ResumeRun", "CheckpointRun", "WatchRun", "WatchRunLog"])
 def test_an_empty_name_is_spoken_of(request_: str) -> None:
     comment = next(c for scope, name, c in commented() if (scope, name) == (f"{request_}Request", "name"))
     assert "Empty or unknown is NOT_FOUND" in comment

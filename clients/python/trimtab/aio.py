@@ -199,6 +199,12 @@ class AsyncClient:
         """Launches an ended run again from its last checkpoint."""
         return await self._unary(rpcs.RESUME_RUN, request, timeout_s)
 
+    async def delete_run(
+        self, request: runs.DeleteRunRequest, *, timeout_s: float | None = None
+    ) -> runs.DeleteRunResponse:
+        """Removes an ended run with all its data."""
+        return await self._unary(rpcs.DELETE_RUN, request, timeout_s)
+
     async def checkpoint_run(
         self, request: runs.CheckpointRunRequest, *, timeout_s: float | None = None
     ) -> runs.CheckpointRunResponse:
@@ -280,6 +286,12 @@ class AsyncClient:
     ) -> AsyncIterator[runs.WatchRunResponse]:
         """Events of a run after a sequence number, until it has ended; Unavailable when the service drains before."""
         return self._stream(rpcs.WATCH_RUN, request, timeout_s)
+
+    def watch_run_log(
+        self, request: runs.WatchRunLogRequest, *, timeout_s: float | None = None
+    ) -> AsyncIterator[runs.WatchRunLogResponse]:
+        """The log of a run from a byte on; with follow until it has ended, Unavailable when the service drains."""
+        return self._stream(rpcs.WATCH_RUN_LOG, request, timeout_s)
 
     def export_labels(
         self, request: labels.ExportLabelsRequest, *, timeout_s: float | None = None

@@ -189,6 +189,10 @@ class Client:
         """Launches an ended run again from its last checkpoint."""
         return self._unary(rpcs.RESUME_RUN, request, timeout_s)
 
+    def delete_run(self, request: runs.DeleteRunRequest, *, timeout_s: float | None = None) -> runs.DeleteRunResponse:
+        """Removes an ended run with all its data."""
+        return self._unary(rpcs.DELETE_RUN, request, timeout_s)
+
     def checkpoint_run(
         self, request: runs.CheckpointRunRequest, *, timeout_s: float | None = None
     ) -> runs.CheckpointRunResponse:
@@ -270,6 +274,12 @@ class Client:
     ) -> Iterator[runs.WatchRunResponse]:
         """Events of a run after a sequence number, until it has ended; Unavailable when the service drains before."""
         return self._stream(rpcs.WATCH_RUN, request, timeout_s)
+
+    def watch_run_log(
+        self, request: runs.WatchRunLogRequest, *, timeout_s: float | None = None
+    ) -> Iterator[runs.WatchRunLogResponse]:
+        """The log of a run from a byte on; with follow until it has ended, Unavailable when the service drains."""
+        return self._stream(rpcs.WATCH_RUN_LOG, request, timeout_s)
 
     def export_labels(
         self, request: labels.ExportLabelsRequest, *, timeout_s: float | None = None

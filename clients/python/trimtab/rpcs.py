@@ -155,11 +155,17 @@ LIST_RUNS: Rpc[runs.ListRunsRequest, runs.ListRunsResponse] = Rpc(
 WATCH_RUN: Rpc[runs.WatchRunRequest, runs.WatchRunResponse] = Rpc(
     _T + "WatchRun", runs.WatchRunRequest, runs.WatchRunResponse, repeatable=False
 )
+WATCH_RUN_LOG: Rpc[runs.WatchRunLogRequest, runs.WatchRunLogResponse] = Rpc(
+    _T + "WatchRunLog", runs.WatchRunLogRequest, runs.WatchRunLogResponse, repeatable=False
+)
 STOP_RUN: Rpc[runs.StopRunRequest, runs.StopRunResponse] = Rpc(
     _T + "StopRun", runs.StopRunRequest, runs.StopRunResponse
 )
 RESUME_RUN: Rpc[runs.ResumeRunRequest, runs.ResumeRunResponse] = Rpc(
     _T + "ResumeRun", runs.ResumeRunRequest, runs.ResumeRunResponse, repeatable=False
+)
+DELETE_RUN: Rpc[runs.DeleteRunRequest, runs.DeleteRunResponse] = Rpc(
+    _T + "DeleteRun", runs.DeleteRunRequest, runs.DeleteRunResponse
 )
 CHECKPOINT_RUN: Rpc[runs.CheckpointRunRequest, runs.CheckpointRunResponse] = Rpc(
     _T + "CheckpointRun", runs.CheckpointRunRequest, runs.CheckpointRunResponse

@@ -87,8 +87,10 @@ METHODS: Mapping[str, MethodPolicy] = {
         "weights.publish",
         "AcquireLease ReleaseLease FindMissingBlobs Publish SetChannel Pin Prune",
     ),
-    **_methods("trimtab.v1.TrainerService", "runs", "StartRun GetRun ListRuns StopRun ResumeRun CheckpointRun"),
-    **_methods("trimtab.v1.TrainerService", "runs", "WatchRun ReportEvents", has_default_deadline=False),
+    **_methods(
+        "trimtab.v1.TrainerService", "runs", "StartRun GetRun ListRuns StopRun ResumeRun DeleteRun CheckpointRun"
+    ),
+    **_methods("trimtab.v1.TrainerService", "runs", "WatchRun WatchRunLog ReportEvents", has_default_deadline=False),
     **_methods(
         "trimtab.v1.LabelingService",
         "label",

@@ -38,6 +38,14 @@ class KubernetesLauncherConfig(BaseModel):
         description="How often a run whose pod was evicted or preempted, or whose node was lost, is started again from "
         "its last checkpoint before it counts as FAILED.",
     )
+    reschedule_timeout_s: float = Field(
+        default=3600.0,
+        gt=0,
+        le=7 * 86400,
+        description="How long such a run may take until its new pod works, before it counts as FAILED: until whoever "
+        "preempted it leaves, a node is there, a lost one lets go of its volume, the image is pulled. Time in a queue "
+        "does not count.",
+    )
     kubeconfig: Path | None = Field(
         default=None, description="How to reach the cluster from outside. Unset: by the pod's own ServiceAccount."
     )
@@ -76,8 +84,9 @@ class TrainerServiceConfig(ServiceConfig):
         default=120.0,
         gt=0,
         le=3600,
-        description="A run that has not reported by then is ended and FAILED. On Kubernetes it holds the time in which "
-        "a node is found and the image is pulled.",
+        description="A run that has not reported by then is ended and FAILED. On Kubernetes it is counted twice: until "
+        "a first pod has a node, and from there on, with the time in which the image is pulled. For a run that goes on "
+        "after a disruption it counts once its new pod works; see `launcher.reschedule_timeout_s`.",
     )
     launcher: Annotated[LocalLauncherConfig | KubernetesLauncherConfig, Field(discriminator="kind")] = Field(
         default_factory=LocalLauncherConfig, description="Where runs work: `kind` is `local` or `kubernetes`."
@@ -87,6 +96,18 @@ class TrainerServiceConfig(ServiceConfig):
         ge=0,
         le=65535,
         description="Port of KEDA's external scaler, plaintext and without tokens, for KEDA alone. Unset: none.",
+    )
+
+    session_s: float = Field(
+        default=12 * 3600.0,
+        gt=0,
+        le=365 * 86400,
+        description="Seconds after which who has signed in to the page for runs does so again.",
+    )
+    secure_cookies: bool = Field(
+        default=False,
+        description="The cookie of the page for runs is only sent over HTTPS. Always so with `tls`; set it behind a "
+        "proxy that speaks TLS.",
     )
 
     @model_validator(mode="after")

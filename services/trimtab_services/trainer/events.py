@@ -8,7 +8,7 @@ twice. Used from one thread at a time.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,10 +18,16 @@ from sqlalchemy import event
 from trimtab.errors import FailedPrecondition, InvalidRequest, NotFound
 from trimtab.v1 import trainer_pb2 as pb
 
-__all__ = ["ENDED", "MOST_RUNS", "EventStore", "RunRow"]
+__all__ = ["AT_WORK", "ENDED", "MOST_RUNS", "NOT_ENDED", "EventStore", "Relaunch", "RunRow"]
 
 ENDED = frozenset({pb.RUN_STATE_STOPPED, pb.RUN_STATE_SUCCEEDED, pb.RUN_STATE_FAILED})
 """States in which no process works on the run."""
+
+AT_WORK = frozenset({pb.RUN_STATE_RUNNING, pb.RUN_STATE_STOPPING})
+"""States in which a process works on the run."""
+
+NOT_ENDED = AT_WORK | {pb.RUN_STATE_STARTING}
+"""States in which a process works on the run, or is to."""
 
 MOST_RUNS = 1000
 """Most runs of one page."""
@@ -42,6 +48,7 @@ _runs = sa.Table(
     sa.Column("total_steps", sa.Integer, nullable=False, default=0),
     sa.Column("directory", sa.String, nullable=False),
     sa.Column("pid", sa.Integer, nullable=False, default=0),
+    sqlite_autoincrement=True,  # the number of a run that was deleted is never another's
 )
 _events = sa.Table(
     "events",
@@ -57,6 +64,22 @@ _checkpoint_orders = sa.Table(
     sa.Column("run", sa.Integer, sa.ForeignKey("runs.number"), nullable=False),
     sqlite_autoincrement=True,  # a number is never given twice, so an old one cannot be taken for a new one
 )
+_relaunches = sa.Table(
+    "relaunches",
+    _metadata,
+    sa.Column("run", sa.Integer, sa.ForeignKey("runs.number"), primary_key=True),
+    sa.Column("resumes", sa.Integer, nullable=False),
+    sa.Column("error", sa.String, nullable=False),
+)
+
+
+@dataclass(frozen=True)
+class Relaunch:
+    """That a disrupted run is to be launched again: its name, for which time, and what disrupted it."""
+
+    name: str
+    resumes: int
+    error: str
 
 
 @dataclass(frozen=True)
@@ -130,9 +153,7 @@ class EventStore:
         with self._engine.begin() as connection:
             existing = self._find(connection, name)
             if existing is not None and existing.spec_yaml != spec_yaml and self._did_nothing(connection, existing):
-                for table in (_events, _checkpoint_orders):
-                    connection.execute(table.delete().where(table.c.run == existing.number))
-                connection.execute(_runs.delete().where(_runs.c.number == existing.number))
+                self._delete(connection, existing)
                 existing = None
             if existing is not None:
                 if existing.spec_yaml != spec_yaml:
@@ -186,6 +207,19 @@ class EventStore:
             query = query.where(_runs.c.number < before_number)
         with self._engine.connect() as connection:
             return [RunRow(**row) for row in connection.execute(query).mappings()]
+
+    def runs_in(self, states: Collection[pb.RunState.ValueType]) -> list[RunRow]:
+        """All runs in one of the states, newest first."""
+        query = sa.select(_runs).where(_runs.c.state.in_(states)).order_by(_runs.c.number.desc())
+        with self._engine.connect() as connection:
+            return [RunRow(**row) for row in connection.execute(query).mappings()]
+
+    def delete_run(self, name: str) -> None:
+        """Removes a run with its events; nothing where there is none."""
+        with self._engine.begin() as connection:
+            run = self._find(connection, name)
+            if run is not None:
+                self._delete(connection, run)
 
     def set_state(self, name: str, state: pb.RunState.ValueType, *, error: str = "", pid: int | None = None) -> RunRow:
         """Moves a run to a state and notes its process.
@@ -266,7 +300,7 @@ class EventStore:
                 run_event = pb.RunEvent.FromString(payload)
                 if run_event.HasField("rollout_queue"):
                     return run_event.rollout_queue
-                if run_event.HasField("stage_started"):
+                if run_event.WhichOneof("event") in ("stage_started", "run_ended"):
                     break
         return pb.RolloutQueue()
 
@@ -303,10 +337,48 @@ class EventStore:
         with self._engine.begin() as connection:
             connection.execute(table.delete().where(table.c.run == run.number, table.c.number <= number))
 
+    def order_relaunch(self, name: str, resumes: int, error: str) -> None:
+        """Notes that a disrupted run is to be launched again, and moves it to STARTING.
+
+        Raises:
+            NotFound: no run of that name.
+        """
+        run = self.set_state(name, pb.RUN_STATE_STARTING)
+        with self._engine.begin() as connection:
+            connection.execute(_relaunches.insert().values(run=run.number, resumes=resumes, error=error))
+
+    def relaunch(self, name: str) -> Relaunch | None:
+        """The relaunch of a run that is not settled; None where there is none.
+
+        Raises:
+            NotFound: no run of that name.
+        """
+        run = self.run(name)
+        with self._engine.connect() as connection:
+            query = sa.select(_relaunches).where(_relaunches.c.run == run.number)
+            row = connection.execute(query).mappings().one_or_none()
+        return Relaunch(name, row["resumes"], row["error"]) if row is not None else None
+
+    def settle_relaunch(self, name: str) -> None:
+        """Forgets a run's relaunch.
+
+        Raises:
+            NotFound: no run of that name.
+        """
+        run = self.run(name)
+        with self._engine.begin() as connection:
+            connection.execute(_relaunches.delete().where(_relaunches.c.run == run.number))
+
     @staticmethod
     def _find(connection: sa.Connection, name: str) -> RunRow | None:
         row = connection.execute(sa.select(_runs).where(_runs.c.name == name)).mappings().one_or_none()
         return RunRow(**row) if row is not None else None
+
+    @staticmethod
+    def _delete(connection: sa.Connection, run: RunRow) -> None:
+        for table in (_events, _checkpoint_orders, _relaunches):
+            connection.execute(table.delete().where(table.c.run == run.number))
+        connection.execute(_runs.delete().where(_runs.c.number == run.number))
 
     @staticmethod
     def _did_nothing(connection: sa.Connection, run: RunRow) -> bool:

@@ -36,6 +36,12 @@ class RunRecords:
         """Wakes those who wait for news of a run."""
         self._changed[name].set()
 
+    def forget(self, name: str) -> None:
+        """Of a run that is deleted: those who wait for news of it find that it is gone."""
+        changed = self._changed.pop(name, None)
+        if changed is not None:
+            changed.set()
+
     def news(self, name: str) -> asyncio.Event:
         """Set at the next news of a run."""
         self._changed[name].clear()

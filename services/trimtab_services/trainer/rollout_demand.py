@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trimtab_services.trainer.events import ENDED, MOST_RUNS
+from trimtab_services.trainer.events import AT_WORK
 from trimtab_services.trainer.records import RunRecords
 
 __all__ = ["SAMPLING_STAGES", "RolloutDemand", "demand_of"]
@@ -29,9 +29,13 @@ class RolloutDemand:
 
 
 async def demand_of(records: RunRecords) -> RolloutDemand:
-    """The demand of those of the runs that are in a stage that samples, all together."""
-    runs = await records.ask(records.store.runs, limit=MOST_RUNS)
-    sampling = [run.name for run in runs if run.state not in ENDED and run.stage in SAMPLING_STAGES]
+    """The demand of those of the runs that are in a stage that samples, all together.
+
+    A run that has not reported since its launch wants nothing yet: it may wait for a place of its own for long, and the
+    queue that it told last is that of an earlier life. It reports before it needs the first replica.
+    """
+    runs = await records.ask(records.store.runs_in, AT_WORK)
+    sampling = [run.name for run in runs if run.stage in SAMPLING_STAGES]
     queues = [await records.ask(records.store.rollout_queue, name) for name in sampling]
     rollouts = sum(queue.waiting_rollouts + queue.running_rollouts for queue in queues)
     return RolloutDemand(rollouts, is_active=bool(sampling))

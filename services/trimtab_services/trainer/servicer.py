@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import shutil
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -16,16 +15,19 @@ from trimtab.v1 import trainer_pb2 as pb
 from trimtab.v1 import trainer_pb2_grpc
 from trimtab_services.runtime.state import Runtime
 from trimtab_services.trainer.config import TrainerServiceConfig
+from trimtab_services.trainer.deletion import delete_run, remove_data
 from trimtab_services.trainer.events import ENDED, MOST_RUNS, RunRow
 from trimtab_services.trainer.launchers import Launcher
 from trimtab_services.trainer.orders import CheckpointOrders
 from trimtab_services.trainer.records import RunRecords
+from trimtab_services.trainer.run_log import check_offset, read_piece
 from trimtab_services.trainer.works import RunWorks
 
 __all__ = ["TrainerServicer"]
 
 _NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_")
 _MOST_NAME_CHARACTERS = 63
+_LOG_LOOK_S = 0.3
 
 
 class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
@@ -64,14 +66,14 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
     async def _create(self, name: str, spec_yaml: str) -> RunRow:
         """The run of that name, launched unless it was there already."""
         directory = self._directory / name
-        async with self._works.launching:
+        await self._works.until_settled(name)
+        async with self._works.locks.of(name):
             self._works.refuse_while_draining()
             await self._refuse_foreign_folder(name, directory)
             run, is_new = await self._in_store(self._store.create_run, name, spec_yaml, directory)
             if is_new:
                 if directory.exists():  # of a run of that name that failed before its first step
-                    await self._works.or_fail(run, self._launcher.forget(run))
-                    await asyncio.to_thread(shutil.rmtree, directory)
+                    await self._works.or_fail(run, remove_data(run, self._launcher))
                 directory.mkdir()
                 (directory / "spec.given.yaml").write_text(spec_yaml)
                 run = await self._works.launch(run, resume=False)
@@ -93,7 +95,8 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         return pb.ResumeRunResponse(run=run.to_message())
 
     async def _resume(self, name: str) -> RunRow:
-        async with self._works.launching:
+        await self._works.until_settled(name)
+        async with self._works.locks.of(name):
             self._works.refuse_while_draining()
             run = await self._in_store(self._store.run, name)
             if run.state not in ENDED:
@@ -148,21 +151,44 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
                 if run.state in ENDED:
                     return
                 if self._lets_go_of(run):
-                    raise Unavailable(
-                        f"{self._runtime.replica} drains; watch on after {after} once a service is back",
-                        reason=Reason.DRAINING,
-                        field="name",
-                        value=run.name,
-                    )
+                    raise self._drains(run, f"after {after}")
                 await self._wait(changed)
+
+    async def WatchRunLog(
+        self, request: pb.WatchRunLogRequest, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[pb.WatchRunLogResponse]:
+        """The run's log from a byte on; with `follow` until the run has ended and all of it is sent."""
+        run = await self._in_store(self._store.run, request.name)
+        directory, offset = Path(run.directory), request.offset_bytes
+        await asyncio.to_thread(check_offset, directory, offset)
+        while True:
+            run = await self._in_store(self._store.run, request.name)
+            is_whole = run.state in ENDED and self._works.is_settled(run.name)
+            piece = await asyncio.to_thread(read_piece, directory, offset)
+            if piece:
+                yield pb.WatchRunLogResponse(offset_bytes=offset, data=piece)
+                offset += len(piece)
+            elif is_whole or not request.follow:
+                return
+            elif self._lets_go_of(run):
+                raise self._drains(run, f"from byte {offset} of the log")
+            else:
+                await asyncio.sleep(_LOG_LOOK_S)
 
     async def StopRun(self, request: pb.StopRunRequest, context: grpc.aio.ServicerContext) -> pb.StopRunResponse:
         """Asks the run to finish its step, write a checkpoint and end."""
-        async with self._works.launching:  # a run that is being launched has a process only after it
-            run = await self._in_store(self._store.run, request.name)
-            if run.state not in ENDED:
-                run = await self._works.ask_to_stop(run)
+        run = await self._works.to_the_end(self._stop(request.name))
         return pb.StopRunResponse(run=run.to_message())
+
+    async def _stop(self, name: str) -> RunRow:
+        async with self._works.locks.of(name):  # a run that is being launched has a process only after it
+            return await self._works.ask_to_stop(await self._in_store(self._store.run, name))
+
+    async def DeleteRun(self, request: pb.DeleteRunRequest, context: grpc.aio.ServicerContext) -> pb.DeleteRunResponse:
+        """Removes an ended run with all its data; nothing where there is none."""
+        if not request.name:
+            raise InvalidRequest("name: must not be empty", reason=Reason.FIELD_MISSING, field="name")
+        return await self._works.to_the_end(delete_run(request.name, self._records, self._works, self._launcher))
 
     async def CheckpointRun(
         self, request: pb.CheckpointRunRequest, context: grpc.aio.ServicerContext
@@ -220,6 +246,14 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         """Whether the drain ends the streams of a run; those of one that is told to end go on to its end."""
         stops = self._runtime.config.stop_runs_on_drain or run.state == pb.RUN_STATE_STOPPING
         return self._runtime.draining.is_set() and not stops
+
+    def _drains(self, run: RunRow, where: str) -> Unavailable:
+        return Unavailable(
+            f"{self._runtime.replica} drains; watch on {where} once a service is back",
+            reason=Reason.DRAINING,
+            field="name",
+            value=run.name,
+        )
 
     async def _wait(self, changed: asyncio.Event) -> None:
         """Waits for news of the run, or half a second: a drain and a second watcher's `clear` are noticed too."""

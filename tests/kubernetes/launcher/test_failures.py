@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -142,38 +145,58 @@ def evict(namespace: Namespace, pod: str) -> None:
 
 
 def test_preempted_by_a_higher_priority_and_resumed(namespace: Namespace, tmp_path: Path, scarce: str) -> None:
-    one = {"limits": {scarce: "1"}}
-    text = template(SLEEP, resources=one, priorityClassName=f"{namespace.name}-low")
-    with trainer(namespace, tmp_path, text, resumes=1) as (_, service):
+    """The rival keeps the place for longer than a run may be silent that has one."""
+    text = template(SLEEP, resources={"limits": {scarce: "1"}}, priorityClassName=f"{namespace.name}-low")
+    with trainer(namespace, tmp_path, text, resumes=1, start_timeout_s=10) as (_, service):
         start(service, "humble")
         first = namespace.running_pod("humble")
         report(service, "humble", pb.RunEvent(sequence=1, stage="sft", step=1, step_done=pb.StepDone(total_steps=9)))
-        rival = {
-            "metadata": {"name": "rival"},
-            "spec": {
-                "priorityClassName": f"{namespace.name}-high",
-                "terminationGracePeriodSeconds": 1,
-                "containers": [{"name": "rival", "image": IMAGE, "command": ["sleep", "600"], "resources": one}],
-            },
-        }
-        namespace.core.create_namespaced_pod(namespace.name, rival)
-        wait_for(lambda: first not in [pod.metadata.name for pod in namespace.pods("humble")])
-        wait_state(service, "humble", pb.RUN_STATE_STARTING)
-        namespace.core.delete_namespaced_pod("rival", namespace.name)
-        wait_for(
-            lambda: (
-                "rival" not in [pod.metadata.name for pod in namespace.core.list_namespaced_pod(namespace.name).items]
-            )
-        )
+        with rival(namespace, scarce):
+            wait_for(lambda: first not in [pod.metadata.name for pod in namespace.pods("humble")])
+            wait_state(service, "humble", pb.RUN_STATE_STARTING)
+            time.sleep(15)
+            assert get(service, "humble").state == pb.RUN_STATE_STARTING, get(service, "humble").error
         second = namespace.running_pod("humble")
+        report(service, "humble", pb.RunEvent(sequence=2, stage="sft", step=2, step_done=pb.StepDone(total_steps=9)))
         job = namespace.batch.read_namespaced_job("t-humble", namespace.name)
         assert second != first and job.metadata.annotations["trimtab.dev/resumes"] == "1"
         assert "--resume" in job.spec.template.spec.containers[0].args
-        namespace.core.create_namespaced_pod(namespace.name, rival)
-        error = why_failed(service, "humble")
-        namespace.core.delete_namespaced_pod("rival", namespace.name)
+        with rival(namespace, scarce):
+            error = why_failed(service, "humble")
     assert f"Pod {namespace.name}/{second} was preempted: " in error
     assert error.endswith("it was started again 1 times, and launcher.resumes allows 1")
+
+
+def test_a_place_that_never_comes_back_ends_the_run(namespace: Namespace, tmp_path: Path, scarce: str) -> None:
+    text = template(SLEEP, resources={"limits": {scarce: "1"}}, priorityClassName=f"{namespace.name}-low")
+    with trainer(namespace, tmp_path, text, resumes=3, start_timeout_s=60, reschedule_timeout_s=6) as (_, service):
+        start(service, "ousted")
+        namespace.running_pod("ousted")
+        report(service, "ousted", pb.RunEvent(sequence=1, stage="sft", step=1, step_done=pb.StepDone(total_steps=9)))
+        with rival(namespace, scarce):
+            error = why_failed(service, "ousted")
+    assert error.startswith(
+        "it did not begin again within 6 s (launcher.reschedule_timeout_s) after it was disrupted: "
+    )
+    assert "cannot be scheduled (Unschedulable)" in error and f"Insufficient {scarce}" in error
+
+
+@contextmanager
+def rival(namespace: Namespace, scarce: str) -> Iterator[None]:
+    """A pod of higher priority that wants the only place, gone again at the end."""
+    container = {"name": "rival", "image": IMAGE, "command": ["sleep", "600"], "resources": {"limits": {scarce: "1"}}}
+    spec = {
+        "priorityClassName": f"{namespace.name}-high",
+        "terminationGracePeriodSeconds": 1,
+        "containers": [container],
+    }
+    namespace.core.create_namespaced_pod(namespace.name, {"metadata": {"name": "rival"}, "spec": spec})
+    try:
+        yield
+    finally:
+        namespace.core.delete_namespaced_pod("rival", namespace.name)
+        pods = namespace.core.list_namespaced_pod
+        wait_for(lambda: "rival" not in [pod.metadata.name for pod in pods(namespace.name).items])
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 
 from trimtab.errors import FailedPrecondition, InvalidRequest, NotFound
 from trimtab.v1 import trainer_pb2 as pb
-from trimtab_services.trainer.events import EventStore
+from trimtab_services.trainer.events import AT_WORK, ENDED, NOT_ENDED, EventStore, Relaunch
 from trimtab_services.trainer.orders import CheckpointOrders
 
 
@@ -134,3 +134,31 @@ def test_a_checkpoint_order_is_settled_by_a_step_that_ended_after_it(store: Even
     assert store.checkpoint_order("a") == 0 and not CheckpointOrders(store, "a").take()
     store.order_checkpoint("a")
     assert stream.take()
+
+
+def test_runs_are_found_by_their_state(store: EventStore) -> None:
+    for name in "abc":
+        store.create_run(name, "seed: 1", Path("runs") / name)
+    store.append("b", step(1))
+    store.set_state("c", pb.RUN_STATE_FAILED, error="why")
+    assert [run.name for run in store.runs_in(AT_WORK)] == ["b"]
+    assert [run.name for run in store.runs_in(NOT_ENDED)] == ["b", "a"]
+    assert [run.name for run in store.runs_in(ENDED)] == ["c"]
+
+
+def test_a_relaunch_outlives_the_service_and_goes_with_its_run(tmp_path: Path) -> None:
+    first = EventStore(tmp_path / "events.sqlite")
+    first.create_run("a", "seed: 1", Path("runs/a"))
+    first.append("a", step(1))
+    first.order_relaunch("a", 2, "it was preempted")  # no close: as if killed
+    second = EventStore(tmp_path / "events.sqlite")
+    assert second.run("a").state == pb.RUN_STATE_STARTING
+    assert second.relaunch("a") == Relaunch("a", 2, "it was preempted")
+    second.settle_relaunch("a")
+    assert second.relaunch("a") is None
+    second.order_relaunch("a", 3, "again")
+    second.delete_run("a")
+    second.create_run("a", "seed: 1", Path("runs/a"))
+    assert second.relaunch("a") is None
+    second.close()
+    first.close()

@@ -55,11 +55,11 @@ def without(*path: str | int) -> dict[str, Any]:
 
 def test_what_is_set_and_what_is_left_alone(tmp_path: Path) -> None:
     template = read(tmp_path, JOB, CLAIM)
-    job = template.job_of("a", config_map="release-run-a-1234", resume=True, resumes=2)
+    job = template.job_of("a", config_map="release-run-a-1234", resume=True, resumes=2, goes_on=True)
     assert job["metadata"] == {
         "name": "release-run-a",
         "labels": {"app.kubernetes.io/component": "run", "trimtab.dev/run": "a"},
-        "annotations": {"trimtab.dev/resumes": "2"},
+        "annotations": {"trimtab.dev/resumes": "2", "trimtab.dev/goes-on": "true"},
     }
     assert job["spec"]["backoffLimit"] == 0 and job["spec"]["ttlSecondsAfterFinished"] == 600
     pod = job["spec"]["template"]
@@ -74,18 +74,21 @@ def test_what_is_set_and_what_is_left_alone(tmp_path: Path) -> None:
     claim = template.claim_of("a")
     assert claim is not None and claim["metadata"] == {"name": "release-run-a", "labels": {"trimtab.dev/run": "a"}}
     assert claim["spec"] == CLAIM["spec"]
-    again = template.job_of("b", config_map="x", resume=False, resumes=0)
+    again = template.job_of("b", config_map="x", resume=False)
+    assert again["metadata"]["annotations"] == {"trimtab.dev/resumes": "0", "trimtab.dev/goes-on": "false"}
+    assert template.shared_claim is None
     assert again["spec"]["template"]["spec"]["containers"][1]["args"][-1] == "b"
 
 
 def test_a_shared_claim_stays_the_one_of_the_template(tmp_path: Path) -> None:
     template = read(tmp_path, JOB)
-    job = template.job_of("a", config_map="x", resume=False, resumes=0)
+    job = template.job_of("a", config_map="x", resume=False)
     assert job["spec"]["template"]["spec"]["volumes"][1] == {
         "name": "runs",
         "persistentVolumeClaim": {"claimName": "shared"},
     }
     assert template.claim_of("a") is None and template.claim_name("a") is None
+    assert template.shared_claim == "shared"
 
 
 @pytest.mark.parametrize(

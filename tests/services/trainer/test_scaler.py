@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import socket
+import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import grpc
@@ -123,6 +124,42 @@ def test_the_queue_of_an_earlier_stage_does_not_count(tmp_path: Path) -> None:
         add_runs(tmp_path, "one")
         report(service, "one", stage(1, "ppo"), queue(2, waiting=5, running=5), stage(3, "evaluate"))
         assert (rollouts(stub), is_active(stub)) == (0, True)
+
+
+@pytest.mark.parametrize("stops_first", [True, False])
+def test_a_run_that_waits_to_work_again_wants_nothing(tmp_path: Path, stops_first: bool) -> None:
+    """Such as one that was preempted, or resumed and has no node yet: with or without a word of its end."""
+    with scaler(tmp_path) as (service, stub):
+        add_runs(tmp_path, "one")
+        report(service, "one", stage(1, "ppo"), queue(2, waiting=90, running=6))
+        assert (rollouts(stub), is_active(stub)) == (96, True)
+        if stops_first:
+            report(service, "one", ended(3))
+        store = EventStore(tmp_path / "events.sqlite")
+        store.set_state("one", pb.RUN_STATE_STARTING)
+        assert (rollouts(stub), is_active(stub)) == (0, False)
+        waits = pb.Message(severity=pb.SEVERITY_WARNING, text="waits for generation")
+        report(service, "one", pb.RunEvent(sequence=4 if stops_first else 3, stage="ppo", message=waits))
+        assert is_active(stub)  # it works, and needs replicas to begin its stage
+        if stops_first:
+            assert rollouts(stub) == 0
+        store.set_state("one", pb.RUN_STATE_STOPPING)
+        assert is_active(stub)  # it finishes its step
+        store.close()
+
+
+def test_a_run_counts_however_many_are_newer(tmp_path: Path) -> None:
+    with scaler(tmp_path) as (service, stub):
+        add_runs(tmp_path, "old")
+        report(service, "old", stage(1, "ppo"), queue(2, waiting=5, running=0))
+        with closing(sqlite3.connect(tmp_path / "events.sqlite", timeout=30)) as connection, connection:
+            connection.execute(
+                "with recursive many(n) as (select 1 union all select n + 1 from many where n < 1500) "
+                "insert into runs (name, state, error, spec_yaml, create_time, update_time, stage, step, total_steps, "
+                "directory, pid) select 'new-' || n, ?, '', 'x: 1', 0, 0, 'ppo', 0, 0, '/nowhere', 0 from many",
+                (pb.RUN_STATE_SUCCEEDED,),
+            )
+        assert (rollouts(stub), is_active(stub)) == (5, True)
 
 
 def test_activity_is_pushed_when_it_changes(tmp_path: Path) -> None:

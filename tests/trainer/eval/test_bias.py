@@ -23,6 +23,7 @@ from trimtab_trainer.eval.bias import (
 )
 from trimtab_trainer.eval.bias_command import command
 from trimtab_trainer.eval.instructions import INSTRUCTIONS
+from trimtab_trainer.eval.options import file_digest
 
 from .contestant_models import direct_logprob, found_by, model_folder, real, write_rows
 
@@ -143,12 +144,14 @@ class TestCommand:
 
     def test_a_folder_gets_a_service_of_its_own(self, base: Path, services: dict[str, str], tmp_path: Path) -> None:
         asked = ("--winogender", real("winogender.jsonl"), "--instruction", "none")
-        own = found_by(command, "--model", f"base={base}", *asked)
+        own = found_by(command, "--model", f"base={base}", *asked, "--out", tmp_path)
         there = found_by(command, "--model", f"base={services['base']}", "--tokenizer", base, *asked)
         assert own["winogender"]["base"]["none"]["entropy"] == pytest.approx(
             there["winogender"]["base"]["none"]["entropy"], abs=1e-4
         )
         assert own["winogender"]["base"]["none"]["pairs"] == 148
+        described = json.loads((tmp_path / "bias.json").read_text())["settings"]["models"]["base"]
+        assert described["weights_files"]["model.safetensors"] == file_digest(base / "model.safetensors")
 
     def test_what_is_refused(self, base: Path, services: dict[str, str], tmp_path: Path, llama_folder: Path) -> None:
         file = write_rows(tmp_path / "crows", [{"sent_more": "a", "sent_less": "b", "bias_type": "age"}])

@@ -16,13 +16,14 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from running import running
 from tiny_models import make_policy, make_tokenizer
-from trimtab.errors import ConfigError, DataError, DeadlineExceeded, InternalError
+from trimtab.errors import ConfigError, DataError, DeadlineExceeded, InternalError, Unavailable
 from trimtab_models.loading import load_policy, save_model
 from trimtab_models.tokenizer import load_tokenizer
 from trimtab_trainer.eval import lm_eval as driver
-from trimtab_trainer.eval.contestants import Connection
-from trimtab_trainer.eval.lm_eval import Front, LmEval, Work, find_lm_eval, run_lm_eval
+from trimtab_trainer.eval.contestants import Connection, Contestant
+from trimtab_trainer.eval.lm_eval import Front, LmEval, Work, find_lm_eval, front_of, run_lm_eval
 from trimtab_trainer.eval.tasks import check_rows, document_figures, parse_tasks, task_figures
 from trimtab_trainer.eval.tasks_command import command
 
@@ -184,6 +185,19 @@ class TestProcess:
     def test_answers_that_leave_no_room(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="255 leaves a prompt no room; the model takes 256"):
             self._run(tmp_path, "exit 1", max_answer_tokens=255)
+
+
+def test_a_front_by_its_service_and_by_its_url(llama_folder: Path) -> None:
+    with running("generation", model_folder=llama_folder) as server:
+        with front_of(Contestant("a", server.target), Connection(30.0)) as by_service:
+            pass
+        with front_of(Contestant("a", f"{by_service.url}/v1"), Connection(30.0)) as by_url:
+            pass
+    assert (by_service.model, by_service.max_tokens) == ("policy", 256)
+    assert (by_url.url, by_url.model, by_url.max_tokens) == (by_service.url, "policy", 256)
+    with pytest.raises(Unavailable, match="a: http://127.0.0.1:1: no generation service answers there"):
+        with front_of(Contestant("a", "http://127.0.0.1:1"), Connection(5.0)):
+            pass
 
 
 DROP = {

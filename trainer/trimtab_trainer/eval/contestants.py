@@ -21,6 +21,7 @@ from trimtab.client import Client
 from trimtab.errors import ConfigError, Mismatch, Unavailable
 from trimtab.local.replica import Replica
 from trimtab.types import ServiceInfo, ServiceState
+from trimtab_trainer.eval.options import file_digest
 
 __all__ = ["Connection", "Contestant", "Served", "baseline_of", "parse_contestants", "served"]
 
@@ -64,12 +65,14 @@ class Served:
     def described(self) -> dict[str, Any]:
         """Which model it is, for the settings of findings."""
         model = self.info.models[0].served
+        weights = sorted(Path(self.place).glob("*.safetensors"))  # none where the place is host:port
         return {
             "place": self.place,
             "model": model.name,
             "version": model.version,
             "weights_digest": model.weights_digest,
             "tokenizer_digest": model.tokenizer_digest,
+            "weights_files": {path.name: file_digest(path) for path in weights},
         }
 
 

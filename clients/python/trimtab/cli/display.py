@@ -6,7 +6,7 @@ Where nobody watches a terminal, a line now and then takes the place of the bars
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from rich.console import Console
 from rich.markup import escape
@@ -21,18 +21,14 @@ from rich.progress import (
 )
 from rich.table import Column
 
+from trimtab.cli.following import WATCH_S, follow
 from trimtab.client import Client
-from trimtab.errors import DeadlineExceeded, Unavailable
 from trimtab.v1 import trainer_pb2 as pb
 
 __all__ = ["RunDisplay", "follow_run", "stage_progress"]
 
 _SHOWN = 4
 _SECONDS_BETWEEN_LINES = 10.0
-_WATCH_S = 3600.0
-_PATIENCE_S = 60.0
-_CONNECTED_S = 30.0
-"""A call that fails after longer than this had reached the service: gRPC gives up connecting after 20 s."""
 _FIRST = (
     "reward", "held_out_reward", "mean_kl", "held_out_kl", "loss", "held_out_loss", "accuracy", "accuracy_low",
     "accuracy_high", "labeler_agreement", "rankings", "pretraining_loss", "ended_fraction", "completion_tokens",
@@ -133,23 +129,13 @@ def follow_run(client: Client, name: str, display: RunDisplay, *, after_sequence
         Unavailable: the service was away for a minute.
         NotFound: no such run.
     """
-    there_at = time.monotonic()
-    while True:
-        began = time.monotonic()
-        try:
-            request = pb.WatchRunRequest(name=name, after_sequence=after_sequence)
-            for reply in client.watch_run(request, timeout_s=_WATCH_S):
-                there_at = time.monotonic()
-                after_sequence = reply.event.sequence
-                display.show(reply.event)
-            return  # the service ends the stream like this only with the run
-        except (Unavailable, DeadlineExceeded):
-            now = time.monotonic()
-            if now - began > _CONNECTED_S:  # a quiet run was watched until now
-                there_at = now
-            if now - there_at > _PATIENCE_S:
-                raise
-        time.sleep(0.5)
+
+    def watch() -> Iterator[pb.WatchRunResponse]:
+        return client.watch_run(pb.WatchRunRequest(name=name, after_sequence=after_sequence), timeout_s=WATCH_S)
+
+    for reply in follow(watch):  # the service ends the stream only with the run
+        after_sequence = reply.event.sequence
+        display.show(reply.event)
 
 
 def _figures(metrics: Mapping[str, float], most: int = _SHOWN) -> str:

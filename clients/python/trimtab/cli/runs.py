@@ -1,7 +1,8 @@
-"""`trimtab runs`: start, list, watch, stop and resume runs of a trainer service."""
+"""`trimtab runs`: start, list, watch, stop, resume and delete runs of a trainer service, and read their logs."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from rich.console import Console
 
 from trimtab.cli.connect import client_of, connection_options
 from trimtab.cli.display import RunDisplay, follow_run
+from trimtab.cli.following import WATCH_S, follow
 from trimtab.cli.rows import json_option, limit_option, print_rows
 from trimtab.client import Client
 from trimtab.errors import ConfigError
@@ -18,10 +20,13 @@ from trimtab.v1 import trainer_pb2 as pb
 
 __all__ = ["runs"]
 
+_DELETE_S = 300.0
+"""A claim goes only after the pods that mount it, and a folder of many checkpoints takes its time."""
+
 
 @click.group()
 def runs() -> None:
-    """Start, list, watch, stop and resume runs of the trainer service."""
+    """Start, list, watch, stop, resume and delete runs of the trainer service, and read their logs."""
 
 
 @runs.command()
@@ -88,6 +93,18 @@ def watch(name: str, **connection: Any) -> int:
 
 @runs.command()
 @click.argument("name")
+@click.option("--follow", "-f", "follows", is_flag=True, help="Go on with what is written later, until the run ends.")
+@connection_options
+def logs(name: str, follows: bool, **connection: Any) -> None:
+    """Print what the process of the run NAME, or the first pod of its Job, has written."""
+    with client_of("trainer", **connection) as client:
+        for piece in _log(client, name, follows=follows):
+            sys.stdout.buffer.write(piece)
+            sys.stdout.buffer.flush()
+
+
+@runs.command()
+@click.argument("name")
 @connection_options
 def stop(name: str, **connection: Any) -> None:
     """Ask the run NAME to finish its step, save a checkpoint and end."""
@@ -102,6 +119,50 @@ def resume(name: str, **connection: Any) -> None:
     """Go on with the run NAME from its last checkpoint."""
     with client_of("trainer", **connection) as client:
         click.echo(_state(client.resume_run(pb.ResumeRunRequest(name=name)).run))
+
+
+@runs.command()
+@click.argument("name")
+@click.option("--force", is_flag=True, help="Do not ask. A run that has not ended is refused all the same.")
+@connection_options
+def delete(name: str, force: bool, **connection: Any) -> None:
+    """Delete the ended run NAME for good: checkpoints, models, log, events, on Kubernetes its Job and its own claim.
+
+    Versions that it has published stay in the weights service; `weights prune` removes them.
+    """
+    if not force:
+        click.confirm(f"Delete run {name} with its checkpoints, models, log and events for good?", abort=True, err=True)
+    with client_of("trainer", **connection) as client:
+        gone = client.delete_run(pb.DeleteRunRequest(name=name), timeout_s=_DELETE_S)
+    if not gone.deleted:
+        click.echo(f"there is no run {name}; nothing was deleted")
+        return
+    freed = [f"{_size(gone.freed_bytes)} on the trainer's volume"]
+    freed += [f"a claim of {_size(gone.freed_claim_bytes)}"] if gone.freed_claim_bytes else []
+    click.echo(f"{name}: deleted; freed {' and '.join(freed)}")
+    if gone.left:
+        click.echo(f"left: {gone.left}")
+
+
+def _log(client: Client, name: str, *, follows: bool) -> Iterator[bytes]:
+    """The pieces of a log, each once."""
+    offset = 0
+
+    def watch() -> Iterator[pb.WatchRunLogResponse]:
+        request = pb.WatchRunLogRequest(name=name, offset_bytes=offset, follow=follows)
+        return client.watch_run_log(request, timeout_s=WATCH_S)
+
+    for reply in follow(watch):
+        offset = reply.offset_bytes + len(reply.data)
+        yield reply.data
+
+
+def _size(count: int) -> str:
+    size, units = float(count), ["bytes", "KiB", "MiB", "GiB", "TiB"]
+    while size >= 1024 and len(units) > 1:
+        size /= 1024
+        units.pop(0)
+    return f"{size:.4g} {units[0]}"
 
 
 def _watch(client: Client, name: str) -> int:

@@ -6,6 +6,7 @@ import importlib
 import json
 import signal
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,6 +22,9 @@ __all__ = ["scale", "serve", "up"]
 
 DEFAULT_DIRECTORY = Path("trimtab-local")
 """Folder of `trimtab up` unless told otherwise."""
+
+_PAGES = {"trainer": ("runs page", "/runs/"), "labeling": ("labels page", "/labeling/")}
+"""Services with a page for people: what it is called, and its path."""
 
 
 @click.command()
@@ -77,9 +81,20 @@ def up(config: Path | None, directory: Path) -> None:
     with services:
         for name, endpoints in read_endpoints(directory).items():
             click.echo(f"{name:<11} {', '.join(e['grpc'] for e in endpoints)}")
+        for line in page_lines(read_endpoints(directory), settings):
+            click.echo(line)
         click.echo(f"all live; addresses in {services.endpoints_file}; Ctrl-C stops the runs and drains")
         stop.wait()
         click.echo("draining")
+
+
+def page_lines(endpoints: Mapping[str, list[dict[str, Any]]], settings: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Where a browser finds the pages of services that run; `settings` says which of them speak TLS."""
+    return [
+        f"{what:<11} {'https' if settings.get(service, {}).get('tls') else 'http'}://{one['http']}{path}"
+        for service, (what, path) in _PAGES.items()
+        for one in endpoints.get(service, [])
+    ]
 
 
 def read_up_config(path: Path | None) -> dict[str, Any]:

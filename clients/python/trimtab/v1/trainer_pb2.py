@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18trimtab/v1/trainer.proto\x12\ntrimtab.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x81\x02\n\x03Run\x12\x0c\n\x04name\x18\x01 \x01(\t\x12#\n\x05state\x18\x02 \x01(\x0e\x32\x14.trimtab.v1.RunState\x12\r\n\x05\x65rror\x18\x03 \x01(\t\x12\x11\n\tspec_yaml\x18\x04 \x01(\t\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05stage\x18\x07 \x01(\t\x12\x0c\n\x04step\x18\x08 \x01(\x03\x12\x13\n\x0btotal_steps\x18\t \x01(\x03\x12\x11\n\tdirectory\x18\n \x01(\t\"\xfd\x02\n\x08RunEvent\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05stage\x18\x03 \x01(\t\x12\x0c\n\x04step\x18\x04 \x01(\x03\x12\x31\n\rstage_started\x18\x05 \x01(\x0b\x32\x18.trimtab.v1.StageStartedH\x00\x12)\n\tstep_done\x18\x06 \x01(\x0b\x32\x14.trimtab.v1.StepDoneH\x00\x12+\n\nstage_done\x18\x07 \x01(\x0b\x32\x15.trimtab.v1.StageDoneH\x00\x12&\n\x07message\x18\x08 \x01(\x0b\x32\x13.trimtab.v1.MessageH\x00\x12)\n\trun_ended\x18\t \x01(\x0b\x32\x14.trimtab.v1.RunEndedH\x00\x12\x31\n\rrollout_queue\x18\n \x01(\x0b\x32\x18.trimtab.v1.RolloutQueueH\x00\x42\x07\n\x05\x65vent\"#\n\x0cStageStarted\x12\x13\n\x0btotal_steps\x18\x01 \x01(\x03\"\x83\x01\n\x08StepDone\x12\x13\n\x0btotal_steps\x18\x01 \x01(\x03\x12\x32\n\x07metrics\x18\x02 \x03(\x0b\x32!.trimtab.v1.StepDone.MetricsEntry\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x81\x01\n\tStageDone\x12\x33\n\x07metrics\x18\x01 \x03(\x0b\x32\".trimtab.v1.StageDone.MetricsEntry\x12\x0f\n\x07version\x18\x02 \x01(\x03\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"?\n\x07Message\x12&\n\x08severity\x18\x01 \x01(\x0e\x32\x14.trimtab.v1.Severity\x12\x0c\n\x04text\x18\x02 \x01(\t\">\n\x08RunEnded\x12#\n\x05state\x18\x01 \x01(\x0e\x32\x14.trimtab.v1.RunState\x12\r\n\x05\x65rror\x18\x02 \x01(\t\"T\n\x0cRolloutQueue\x12\x18\n\x10waiting_rollouts\x18\x01 \x01(\x03\x12\x18\n\x10running_rollouts\x18\x02 \x01(\x03\x12\x10\n\x08replicas\x18\x03 \x01(\x05\"2\n\x0fStartRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tspec_yaml\x18\x02 \x01(\t\"0\n\x10StartRunResponse\x12\x1c\n\x03run\x18\x01 \x01(\x0b\x32\x0f.trimtab.v1.Run\"\x1d\n\rGetRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\".\n\x0eGetRunResponse\x12\x1c\n\x03run\x18\x01 \x01(\x0b\x32\x0f.trimtab.v1.Run\"8\n\x0fListRunsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"J\n\x10ListRunsResponse\x12\x1d\n\x04runs\x18\x01 \x03(\x0b\x32\x0f.trimtab.v1.Run\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"7\n\x0fWatchRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x03\"7\n\x10WatchRunResponse\x12#\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x14.trimtab.v1.RunEvent\"\x1e\n\x0eStopRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"/\n\x0fStopRunResponse\x12\x1c\n\x03run\x18\x01 \x01(\x0b\x32\x0f.trimtab.v1.Run\" \n\x10ResumeRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"1\n\x11ResumeRunResponse\x12\x1c\n\x03run\x18\x01 \x01(\x0b\x32\x0f.trimtab.v1.Run\"$\n\x14\x43heckpointRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"5\n\x15\x43heckpointRunResponse\x12\x1c\n\x03run\x18\x01 \x01(\x0b\x32\x0f.trimtab.v1.Run\"H\n\x13ReportEventsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12#\n\x05\x65vent\x18\x02 \x01(\x0b\x32\x14.trimtab.v1.RunEvent\"W\n\x14ReportEventsResponse\x12\x1d\n\x15\x61\x63knowledged_sequence\x18\x01 \x01(\x03\x12\x0c\n\x04stop\x18\x02 \x01(\x08\x12\x12\n\ncheckpoint\x18\x03 \x01(\x08*\xb2\x01\n\x08RunState\x12\x19\n\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12RUN_STATE_STARTING\x10\x01\x12\x15\n\x11RUN_STATE_RUNNING\x10\x02\x12\x16\n\x12RUN_STATE_STOPPING\x10\x03\x12\x15\n\x11RUN_STATE_STOPPED\x10\x04\x12\x17\n\x13RUN_STATE_SUCCEEDED\x10\x05\x12\x14\n\x10RUN_STATE_FAILED\x10\x06*a\n\x08Severity\x12\x18\n\x14SEVERITY_UNSPECIFIED\x10\x00\x12\x11\n\rSEVERITY_INFO\x10\x01\x12\x14\n\x10SEVERITY_WARNING\x10\x02\x12\x12\n\x0eSEVERITY_ERROR\x10\x03\x32\xe3\x04\n\x0eTrainerService\x12\x45\n\x08StartRun\x12\x1b.trimtab.v1.StartRunRequest\x1a\x1c.trimtab.v1.StartRunResponse\x12?\n\x06GetRun\x12\x19.trimtab.v1.GetRunRequest\x1a\x1a.trimtab.v1.GetRunResponse\x12\x45\n\x08ListRuns\x12\x1b.trimtab.v1.ListRunsRequest\x1a\x1c.trimtab.v1.ListRunsResponse\x12G\n\x08WatchRun\x12\x1b.trimtab.v1.WatchRunRequest\x1a\x1c.trimtab.v1.WatchRunResponse0\x01\x12\x42\n\x07StopRun\x12\x1a.trimtab.v1.StopRunRequest\x1a\x1b.trimtab.v1.StopRunResponse\x12H\n\tResumeRun\x12\x1c.trimtab.v1.ResumeRunRequest\x1a\x1d.trimtab.v1.ResumeRunResponse\x12T\n\rCheckpointRun\x12 .trimtab.v1.CheckpointRunRequest\x1a!.trimtab.v1.CheckpointRunResponse\x12U\n\x0cReportEvents\x12\x1f.trimtab.v1.ReportEventsRequest\x1a .trimtab.v1.ReportEventsResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18trimtab/v1/trainer.proto\x12\ntrimtab.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x81\x02\n\x03Run\x12\x0c\n\x04name\x18\x01 \x01(\t\x12#\n\x05state\x18\x02 \x01(\x0e\x32\x14.trimtab.v1.RunState\x12\r\n\x05\x65rror\x18\x03 \x01(\t\x12\x11\n\tspec_yaml\x18\x04 \x01(\t\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05stage\x18\x07 \x01(\t\x12\x0c\n\x04step\x18\x08 \x01(\x03\x12\x13\n\x0btotal_steps\x18\t \x01(\x03\x12\x11\n\tdirectory\x18\n \x01(\t\"\xfd\x02\n\x08RunEvent\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05stage\x18\x03 \x01(\t\x12\x0c\n\x04step\x18\x04 \x01(\x03\x12\x31\n\rstage_started\x18\x05 \x01(\x0b\x32\x18.trimtab.v1.StageStartedH\x00\x12)\n\tstep_done\x18\x06 \x01(\x0b\x32\x14.trimtab.v1.StepDoneH\x00\x12+\n\nstage_done\x18\x07 \x01(\x0b\x32\x15.trimtab.v1.StageDoneH\x00\x12&\n\x07message\x18\x08 \x01(\x0b\x32\x13.trimtab.v1.MessageH\x00\x12)\n\trun_ended\x18\t \x01(\x0b\x32\x14.trimtab.v1.RunEndedH\x00\x12\x31\n\rrollout_queue\x18\n \x01(\x0b\x32\x18.trimtab.v1.RolloutQueueH\x00\x42\x07\n\x05\x65vent\"#\n\x0cStageStarted\x12\x13\n\x0btotal_steps\x18\x01 \x01(\x03\"\x83\x01\n\x08StepDone\x12\x13\n\x0btotal_steps\x18\x01 \x01(\x03\x12\x32\n\x07metrics\x18\x02 \x03(\x0b\x32!.trimtab.v1.StepDone.MetricsEntry\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x81\x01\n\tStageDone\x12\x33\n\x07metrics\x18\x01 \x03(\x0b\x32\".trimtab.v1.StageDone.MetricsEntry\x12\x0f\n\x07version\x18\x02 \x01(\x03\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"?\n\x07Message\x12&\n\x08severity\x18\x01 \x01(\x0e\x32\x14.trimtab.v1.Severity\x12\x0c\n\x04text\x18\x02 \x01(\t\">\n\x08RunEnded\x12#\n\x05state\x18\x01 \x01(\x0e\x32\x14.trimtab.v1.RunState\x12\r\n\x05\x65rror\x18\x02 \x01(\t\"T\n\x0cRolloutQueue\x12\x18\n\x10waiting_rollouts\x18\x01 \x01(\x03\x12\x18\n\x10running_rollouts\x18\x02 \x01(\x03\x12\x10\n\x08replicas\x18\x03 \x01(\x05\"2\n\x0fStartRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tspec_yaml\x18\x02 \x01(\t\"0\n\x10StartRunResponse\x12\x1c\n\x03run\x18\x01 \x01(\x0b\x32\x0f.trimtab.v1.Run\"\x1d\n\rGetRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\".\n\x0eGetRunResponse\x12\x1c\n\x03run\x18\x01 \x01(\x0b\x32\x0f.trimtab.v1.Run\"8\n\x0fListRunsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"J\n\x10ListRunsResponse\x12\x1d\n\x04runs\x18\x01 \x03(\x0b\x32\x0f.trimtab.v1.Run\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"7\n\x0fWatchRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x03\"7\n\x10WatchRunResponse\x12#\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x14.trimtab.v1.RunEvent\"H\n\x12WatchRunLogRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0coffset_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06\x66ollow\x18\x03 \x01(\x08\"9\n\x13WatchRunLogResponse\x12\x14\n\x0coffset_bytes\x18\x01 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\x1e\n\x0eStopRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"/\n\x0fStopRunResponse\x12\x1c\n\x03run\x18\x01 \x01(\x0b\x32\x0f.trimtab.v1.Run\" \n\x10ResumeRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"1\n\x11ResumeRunResponse\x12\x1c\n\x03run\x18\x01 \x01(\x0b\x32\x0f.trimtab.v1.Run\" \n\x10\x44\x65leteRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"b\n\x11\x44\x65leteRunResponse\x12\x0f\n\x07\x64\x65leted\x18\x01 \x01(\x08\x12\x13\n\x0b\x66reed_bytes\x18\x02 \x01(\x03\x12\x19\n\x11\x66reed_claim_bytes\x18\x03 \x01(\x03\x12\x0c\n\x04left\x18\x04 \x01(\t\"$\n\x14\x43heckpointRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"5\n\x15\x43heckpointRunResponse\x12\x1c\n\x03run\x18\x01 \x01(\x0b\x32\x0f.trimtab.v1.Run\"H\n\x13ReportEventsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12#\n\x05\x65vent\x18\x02 \x01(\x0b\x32\x14.trimtab.v1.RunEvent\"W\n\x14ReportEventsResponse\x12\x1d\n\x15\x61\x63knowledged_sequence\x18\x01 \x01(\x03\x12\x0c\n\x04stop\x18\x02 \x01(\x08\x12\x12\n\ncheckpoint\x18\x03 \x01(\x08*\xb2\x01\n\x08RunState\x12\x19\n\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12RUN_STATE_STARTING\x10\x01\x12\x15\n\x11RUN_STATE_RUNNING\x10\x02\x12\x16\n\x12RUN_STATE_STOPPING\x10\x03\x12\x15\n\x11RUN_STATE_STOPPED\x10\x04\x12\x17\n\x13RUN_STATE_SUCCEEDED\x10\x05\x12\x14\n\x10RUN_STATE_FAILED\x10\x06*a\n\x08Severity\x12\x18\n\x14SEVERITY_UNSPECIFIED\x10\x00\x12\x11\n\rSEVERITY_INFO\x10\x01\x12\x14\n\x10SEVERITY_WARNING\x10\x02\x12\x12\n\x0eSEVERITY_ERROR\x10\x03\x32\xff\x05\n\x0eTrainerService\x12\x45\n\x08StartRun\x12\x1b.trimtab.v1.StartRunRequest\x1a\x1c.trimtab.v1.StartRunResponse\x12?\n\x06GetRun\x12\x19.trimtab.v1.GetRunRequest\x1a\x1a.trimtab.v1.GetRunResponse\x12\x45\n\x08ListRuns\x12\x1b.trimtab.v1.ListRunsRequest\x1a\x1c.trimtab.v1.ListRunsResponse\x12G\n\x08WatchRun\x12\x1b.trimtab.v1.WatchRunRequest\x1a\x1c.trimtab.v1.WatchRunResponse0\x01\x12P\n\x0bWatchRunLog\x12\x1e.trimtab.v1.WatchRunLogRequest\x1a\x1f.trimtab.v1.WatchRunLogResponse0\x01\x12\x42\n\x07StopRun\x12\x1a.trimtab.v1.StopRunRequest\x1a\x1b.trimtab.v1.StopRunResponse\x12H\n\tResumeRun\x12\x1c.trimtab.v1.ResumeRunRequest\x1a\x1d.trimtab.v1.ResumeRunResponse\x12H\n\tDeleteRun\x12\x1c.trimtab.v1.DeleteRunRequest\x1a\x1d.trimtab.v1.DeleteRunResponse\x12T\n\rCheckpointRun\x12 .trimtab.v1.CheckpointRunRequest\x1a!.trimtab.v1.CheckpointRunResponse\x12U\n\x0cReportEvents\x12\x1f.trimtab.v1.ReportEventsRequest\x1a .trimtab.v1.ReportEventsResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,10 +36,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STEPDONE_METRICSENTRY']._serialized_options = b'8\001'
   _globals['_STAGEDONE_METRICSENTRY']._loaded_options = None
   _globals['_STAGEDONE_METRICSENTRY']._serialized_options = b'8\001'
-  _globals['_RUNSTATE']._serialized_start=2087
-  _globals['_RUNSTATE']._serialized_end=2265
-  _globals['_SEVERITY']._serialized_start=2267
-  _globals['_SEVERITY']._serialized_end=2364
+  _globals['_RUNSTATE']._serialized_start=2354
+  _globals['_RUNSTATE']._serialized_end=2532
+  _globals['_SEVERITY']._serialized_start=2534
+  _globals['_SEVERITY']._serialized_end=2631
   _globals['_RUN']._serialized_start=74
   _globals['_RUN']._serialized_end=331
   _globals['_RUNEVENT']._serialized_start=334
@@ -76,22 +76,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WATCHRUNREQUEST']._serialized_end=1605
   _globals['_WATCHRUNRESPONSE']._serialized_start=1607
   _globals['_WATCHRUNRESPONSE']._serialized_end=1662
-  _globals['_STOPRUNREQUEST']._serialized_start=1664
-  _globals['_STOPRUNREQUEST']._serialized_end=1694
-  _globals['_STOPRUNRESPONSE']._serialized_start=1696
-  _globals['_STOPRUNRESPONSE']._serialized_end=1743
-  _globals['_RESUMERUNREQUEST']._serialized_start=1745
-  _globals['_RESUMERUNREQUEST']._serialized_end=1777
-  _globals['_RESUMERUNRESPONSE']._serialized_start=1779
-  _globals['_RESUMERUNRESPONSE']._serialized_end=1828
-  _globals['_CHECKPOINTRUNREQUEST']._serialized_start=1830
-  _globals['_CHECKPOINTRUNREQUEST']._serialized_end=1866
-  _globals['_CHECKPOINTRUNRESPONSE']._serialized_start=1868
-  _globals['_CHECKPOINTRUNRESPONSE']._serialized_end=1921
-  _globals['_REPORTEVENTSREQUEST']._serialized_start=1923
-  _globals['_REPORTEVENTSREQUEST']._serialized_end=1995
-  _globals['_REPORTEVENTSRESPONSE']._serialized_start=1997
-  _globals['_REPORTEVENTSRESPONSE']._serialized_end=2084
-  _globals['_TRAINERSERVICE']._serialized_start=2367
-  _globals['_TRAINERSERVICE']._serialized_end=2978
+  _globals['_WATCHRUNLOGREQUEST']._serialized_start=1664
+  _globals['_WATCHRUNLOGREQUEST']._serialized_end=1736
+  _globals['_WATCHRUNLOGRESPONSE']._serialized_start=1738
+  _globals['_WATCHRUNLOGRESPONSE']._serialized_end=1795
+  _globals['_STOPRUNREQUEST']._serialized_start=1797
+  _globals['_STOPRUNREQUEST']._serialized_end=1827
+  _globals['_STOPRUNRESPONSE']._serialized_start=1829
+  _globals['_STOPRUNRESPONSE']._serialized_end=1876
+  _globals['_RESUMERUNREQUEST']._serialized_start=1878
+  _globals['_RESUMERUNREQUEST']._serialized_end=1910
+  _globals['_RESUMERUNRESPONSE']._serialized_start=1912
+  _globals['_RESUMERUNRESPONSE']._serialized_end=1961
+  _globals['_DELETERUNREQUEST']._serialized_start=1963
+  _globals['_DELETERUNREQUEST']._serialized_end=1995
+  _globals['_DELETERUNRESPONSE']._serialized_start=1997
+  _globals['_DELETERUNRESPONSE']._serialized_end=2095
+  _globals['_CHECKPOINTRUNREQUEST']._serialized_start=2097
+  _globals['_CHECKPOINTRUNREQUEST']._serialized_end=2133
+  _globals['_CHECKPOINTRUNRESPONSE']._serialized_start=2135
+  _globals['_CHECKPOINTRUNRESPONSE']._serialized_end=2188
+  _globals['_REPORTEVENTSREQUEST']._serialized_start=2190
+  _globals['_REPORTEVENTSREQUEST']._serialized_end=2262
+  _globals['_REPORTEVENTSRESPONSE']._serialized_start=2264
+  _globals['_REPORTEVENTSRESPONSE']._serialized_end=2351
+  _globals['_TRAINERSERVICE']._serialized_start=2634
+  _globals['_TRAINERSERVICE']._serialized_end=3401
 # @@protoc_insertion_point(module_scope)

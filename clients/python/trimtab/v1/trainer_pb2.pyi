@@ -627,6 +627,62 @@ class WatchRunResponse(_message.Message):
 Global___WatchRunResponse: _TypeAlias = WatchRunResponse  # noqa: Y015
 
 @_typing.final
+class WatchRunLogRequest(_message.Message):
+    """WatchRunLogRequest says from where on to send the log."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    OFFSET_BYTES_FIELD_NUMBER: _builtins.int
+    FOLLOW_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The run's name. Empty or unknown is NOT_FOUND."""
+    offset_bytes: _builtins.int
+    """First byte to send, counted from 0, in [0, the log's size], else FIELD_INVALID. 0 sends all."""
+    follow: _builtins.bool
+    """True goes on with what is written later, until the run has ended. False ends after what is there now."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        offset_bytes: _builtins.int = ...,
+        follow: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["follow", b"follow", "name", b"name", "offset_bytes", b"offset_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchRunLogRequest: _TypeAlias = WatchRunLogRequest  # noqa: Y015
+
+@_typing.final
+class WatchRunLogResponse(_message.Message):
+    """WatchRunLogResponse is a piece of the log."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OFFSET_BYTES_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    offset_bytes: _builtins.int
+    """Place of the first byte of `data` in the log. The next piece begins at this plus the length of `data`."""
+    data: _builtins.bytes
+    """1 to 262144 bytes as they were written, mostly UTF-8; a piece may end within a character."""
+    def __init__(
+        self,
+        *,
+        offset_bytes: _builtins.int = ...,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "offset_bytes", b"offset_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchRunLogResponse: _TypeAlias = WatchRunLogResponse  # noqa: Y015
+
+@_typing.final
 class StopRunRequest(_message.Message):
     """StopRunRequest names a run."""
 
@@ -717,6 +773,62 @@ class ResumeRunResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ResumeRunResponse: _TypeAlias = ResumeRunResponse  # noqa: Y015
+
+@_typing.final
+class DeleteRunRequest(_message.Message):
+    """DeleteRunRequest names a run."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name. Empty is FIELD_MISSING; unknown is no error. One that has not ended is RUN_STATE."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteRunRequest: _TypeAlias = DeleteRunRequest  # noqa: Y015
+
+@_typing.final
+class DeleteRunResponse(_message.Message):
+    """DeleteRunResponse says what was removed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DELETED_FIELD_NUMBER: _builtins.int
+    FREED_BYTES_FIELD_NUMBER: _builtins.int
+    FREED_CLAIM_BYTES_FIELD_NUMBER: _builtins.int
+    LEFT_FIELD_NUMBER: _builtins.int
+    deleted: _builtins.bool
+    """True where this call removed the run; false where there was none, or none any more."""
+    freed_bytes: _builtins.int
+    """Bytes that its folder took on the volume of the service. 0 where it had none."""
+    freed_claim_bytes: _builtins.int
+    """Capacity of the removed claim of its own, in bytes. 0 where it had none, or where it is not known."""
+    left: _builtins.str
+    """One sentence on what is left and who can remove it, such as a folder on a claim that runs share. Empty: nothing."""
+    def __init__(
+        self,
+        *,
+        deleted: _builtins.bool = ...,
+        freed_bytes: _builtins.int = ...,
+        freed_claim_bytes: _builtins.int = ...,
+        left: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deleted", b"deleted", "freed_bytes", b"freed_bytes", "freed_claim_bytes", b"freed_claim_bytes", "left", b"left"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteRunResponse: _TypeAlias = DeleteRunResponse  # noqa: Y015
 
 @_typing.final
 class CheckpointRunRequest(_message.Message):

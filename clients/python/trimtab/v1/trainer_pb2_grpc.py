@@ -55,6 +55,11 @@ class TrainerServiceStub(object):
                 request_serializer=trimtab_dot_v1_dot_trainer__pb2.WatchRunRequest.SerializeToString,
                 response_deserializer=trimtab_dot_v1_dot_trainer__pb2.WatchRunResponse.FromString,
                 _registered_method=True)
+        self.WatchRunLog = channel.unary_stream(
+                '/trimtab.v1.TrainerService/WatchRunLog',
+                request_serializer=trimtab_dot_v1_dot_trainer__pb2.WatchRunLogRequest.SerializeToString,
+                response_deserializer=trimtab_dot_v1_dot_trainer__pb2.WatchRunLogResponse.FromString,
+                _registered_method=True)
         self.StopRun = channel.unary_unary(
                 '/trimtab.v1.TrainerService/StopRun',
                 request_serializer=trimtab_dot_v1_dot_trainer__pb2.StopRunRequest.SerializeToString,
@@ -64,6 +69,11 @@ class TrainerServiceStub(object):
                 '/trimtab.v1.TrainerService/ResumeRun',
                 request_serializer=trimtab_dot_v1_dot_trainer__pb2.ResumeRunRequest.SerializeToString,
                 response_deserializer=trimtab_dot_v1_dot_trainer__pb2.ResumeRunResponse.FromString,
+                _registered_method=True)
+        self.DeleteRun = channel.unary_unary(
+                '/trimtab.v1.TrainerService/DeleteRun',
+                request_serializer=trimtab_dot_v1_dot_trainer__pb2.DeleteRunRequest.SerializeToString,
+                response_deserializer=trimtab_dot_v1_dot_trainer__pb2.DeleteRunResponse.FromString,
                 _registered_method=True)
         self.CheckpointRun = channel.unary_unary(
                 '/trimtab.v1.TrainerService/CheckpointRun',
@@ -115,6 +125,16 @@ class TrainerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchRunLog(self, request, context):
+        """WatchRunLog sends the run's log, run.log, from a byte on: what its process, or the first pod of its Job, wrote. With
+        `follow` it goes on until the run has ended and all is sent, and ends OK only then; a drain ends it with DRAINING.
+        Safe to call again from the last byte seen: nothing is missed, nothing comes twice.
+        Errors: NOT_FOUND; INVALID_ARGUMENT / FIELD_INVALID; UNAVAILABLE / DRAINING.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def StopRun(self, request, context):
         """StopRun asks the run to finish its step, write a checkpoint and end; it can be resumed. Safe to retry: a run that
         is stopping or has ended is left alone.
@@ -128,6 +148,16 @@ class TrainerServiceServicer(object):
         """ResumeRun launches a stopped or failed run again from its last checkpoint, or from its start where it has none. Not
         retried by clients: a second call finds the run STARTING, which is RUN_STATE.
         Errors: NOT_FOUND; FAILED_PRECONDITION / RUN_STATE; UNAVAILABLE / DRAINING.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteRun(self, request, context):
+        """DeleteRun removes an ended run for good: its folder with checkpoints, models and log, its events, and on Kubernetes
+        its Job, the ConfigMap of its spec and the claim of its own. Versions that it published stay; `Prune` removes them.
+        It never stops a run. Safe to retry: one that broke off goes on, and a run that is gone is no error.
+        Errors: INVALID_ARGUMENT / FIELD_MISSING; FAILED_PRECONDITION / RUN_STATE; UNAVAILABLE / UNREACHABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -175,6 +205,11 @@ def add_TrainerServiceServicer_to_server(servicer, server):
                     request_deserializer=trimtab_dot_v1_dot_trainer__pb2.WatchRunRequest.FromString,
                     response_serializer=trimtab_dot_v1_dot_trainer__pb2.WatchRunResponse.SerializeToString,
             ),
+            'WatchRunLog': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchRunLog,
+                    request_deserializer=trimtab_dot_v1_dot_trainer__pb2.WatchRunLogRequest.FromString,
+                    response_serializer=trimtab_dot_v1_dot_trainer__pb2.WatchRunLogResponse.SerializeToString,
+            ),
             'StopRun': grpc.unary_unary_rpc_method_handler(
                     servicer.StopRun,
                     request_deserializer=trimtab_dot_v1_dot_trainer__pb2.StopRunRequest.FromString,
@@ -184,6 +219,11 @@ def add_TrainerServiceServicer_to_server(servicer, server):
                     servicer.ResumeRun,
                     request_deserializer=trimtab_dot_v1_dot_trainer__pb2.ResumeRunRequest.FromString,
                     response_serializer=trimtab_dot_v1_dot_trainer__pb2.ResumeRunResponse.SerializeToString,
+            ),
+            'DeleteRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteRun,
+                    request_deserializer=trimtab_dot_v1_dot_trainer__pb2.DeleteRunRequest.FromString,
+                    response_serializer=trimtab_dot_v1_dot_trainer__pb2.DeleteRunResponse.SerializeToString,
             ),
             'CheckpointRun': grpc.unary_unary_rpc_method_handler(
                     servicer.CheckpointRun,
@@ -316,6 +356,33 @@ class TrainerService(object):
             _registered_method=True)
 
     @staticmethod
+    def WatchRunLog(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/trimtab.v1.TrainerService/WatchRunLog',
+            trimtab_dot_v1_dot_trainer__pb2.WatchRunLogRequest.SerializeToString,
+            trimtab_dot_v1_dot_trainer__pb2.WatchRunLogResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def StopRun(request,
             target,
             options=(),
@@ -359,6 +426,33 @@ class TrainerService(object):
             '/trimtab.v1.TrainerService/ResumeRun',
             trimtab_dot_v1_dot_trainer__pb2.ResumeRunRequest.SerializeToString,
             trimtab_dot_v1_dot_trainer__pb2.ResumeRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/trimtab.v1.TrainerService/DeleteRun',
+            trimtab_dot_v1_dot_trainer__pb2.DeleteRunRequest.SerializeToString,
+            trimtab_dot_v1_dot_trainer__pb2.DeleteRunResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -49,6 +49,12 @@ class TrainerServiceStub:
     Safe to call again from the last sequence number seen: nothing is missed, nothing comes twice.
     Errors: NOT_FOUND; UNAVAILABLE / DRAINING.
     """
+    WatchRunLog: _grpc.UnaryStreamMultiCallable[_trainer_pb2.WatchRunLogRequest, _trainer_pb2.WatchRunLogResponse]
+    """WatchRunLog sends the run's log, run.log, from a byte on: what its process, or the first pod of its Job, wrote. With
+    `follow` it goes on until the run has ended and all is sent, and ends OK only then; a drain ends it with DRAINING.
+    Safe to call again from the last byte seen: nothing is missed, nothing comes twice.
+    Errors: NOT_FOUND; INVALID_ARGUMENT / FIELD_INVALID; UNAVAILABLE / DRAINING.
+    """
     StopRun: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.StopRunRequest, _trainer_pb2.StopRunResponse]
     """StopRun asks the run to finish its step, write a checkpoint and end; it can be resumed. Safe to retry: a run that
     is stopping or has ended is left alone.
@@ -58,6 +64,12 @@ class TrainerServiceStub:
     """ResumeRun launches a stopped or failed run again from its last checkpoint, or from its start where it has none. Not
     retried by clients: a second call finds the run STARTING, which is RUN_STATE.
     Errors: NOT_FOUND; FAILED_PRECONDITION / RUN_STATE; UNAVAILABLE / DRAINING.
+    """
+    DeleteRun: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.DeleteRunRequest, _trainer_pb2.DeleteRunResponse]
+    """DeleteRun removes an ended run for good: its folder with checkpoints, models and log, its events, and on Kubernetes
+    its Job, the ConfigMap of its spec and the claim of its own. Versions that it published stay; `Prune` removes them.
+    It never stops a run. Safe to retry: one that broke off goes on, and a run that is gone is no error.
+    Errors: INVALID_ARGUMENT / FIELD_MISSING; FAILED_PRECONDITION / RUN_STATE; UNAVAILABLE / UNREACHABLE.
     """
     CheckpointRun: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.CheckpointRunRequest, _trainer_pb2.CheckpointRunResponse]
     """CheckpointRun asks the run to write a checkpoint after its step. The order is on disk when this returns, and is
@@ -92,6 +104,12 @@ class TrainerServiceAsyncStub(TrainerServiceStub):
     Safe to call again from the last sequence number seen: nothing is missed, nothing comes twice.
     Errors: NOT_FOUND; UNAVAILABLE / DRAINING.
     """
+    WatchRunLog: _aio.UnaryStreamMultiCallable[_trainer_pb2.WatchRunLogRequest, _trainer_pb2.WatchRunLogResponse]  # type: ignore[assignment]
+    """WatchRunLog sends the run's log, run.log, from a byte on: what its process, or the first pod of its Job, wrote. With
+    `follow` it goes on until the run has ended and all is sent, and ends OK only then; a drain ends it with DRAINING.
+    Safe to call again from the last byte seen: nothing is missed, nothing comes twice.
+    Errors: NOT_FOUND; INVALID_ARGUMENT / FIELD_INVALID; UNAVAILABLE / DRAINING.
+    """
     StopRun: _aio.UnaryUnaryMultiCallable[_trainer_pb2.StopRunRequest, _trainer_pb2.StopRunResponse]  # type: ignore[assignment]
     """StopRun asks the run to finish its step, write a checkpoint and end; it can be resumed. Safe to retry: a run that
     is stopping or has ended is left alone.
@@ -101,6 +119,12 @@ class TrainerServiceAsyncStub(TrainerServiceStub):
     """ResumeRun launches a stopped or failed run again from its last checkpoint, or from its start where it has none. Not
     retried by clients: a second call finds the run STARTING, which is RUN_STATE.
     Errors: NOT_FOUND; FAILED_PRECONDITION / RUN_STATE; UNAVAILABLE / DRAINING.
+    """
+    DeleteRun: _aio.UnaryUnaryMultiCallable[_trainer_pb2.DeleteRunRequest, _trainer_pb2.DeleteRunResponse]  # type: ignore[assignment]
+    """DeleteRun removes an ended run for good: its folder with checkpoints, models and log, its events, and on Kubernetes
+    its Job, the ConfigMap of its spec and the claim of its own. Versions that it published stay; `Prune` removes them.
+    It never stops a run. Safe to retry: one that broke off goes on, and a run that is gone is no error.
+    Errors: INVALID_ARGUMENT / FIELD_MISSING; FAILED_PRECONDITION / RUN_STATE; UNAVAILABLE / UNREACHABLE.
     """
     CheckpointRun: _aio.UnaryUnaryMultiCallable[_trainer_pb2.CheckpointRunRequest, _trainer_pb2.CheckpointRunResponse]  # type: ignore[assignment]
     """CheckpointRun asks the run to write a checkpoint after its step. The order is on disk when this returns, and is
@@ -158,6 +182,18 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def WatchRunLog(
+        self,
+        request: _trainer_pb2.WatchRunLogRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_trainer_pb2.WatchRunLogResponse], _abc.AsyncIterator[_trainer_pb2.WatchRunLogResponse]]:
+        """WatchRunLog sends the run's log, run.log, from a byte on: what its process, or the first pod of its Job, wrote. With
+        `follow` it goes on until the run has ended and all is sent, and ends OK only then; a drain ends it with DRAINING.
+        Safe to call again from the last byte seen: nothing is missed, nothing comes twice.
+        Errors: NOT_FOUND; INVALID_ARGUMENT / FIELD_INVALID; UNAVAILABLE / DRAINING.
+        """
+
+    @_abc_1.abstractmethod
     def StopRun(
         self,
         request: _trainer_pb2.StopRunRequest,
@@ -177,6 +213,18 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
         """ResumeRun launches a stopped or failed run again from its last checkpoint, or from its start where it has none. Not
         retried by clients: a second call finds the run STARTING, which is RUN_STATE.
         Errors: NOT_FOUND; FAILED_PRECONDITION / RUN_STATE; UNAVAILABLE / DRAINING.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteRun(
+        self,
+        request: _trainer_pb2.DeleteRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_trainer_pb2.DeleteRunResponse, _abc.Awaitable[_trainer_pb2.DeleteRunResponse]]:
+        """DeleteRun removes an ended run for good: its folder with checkpoints, models and log, its events, and on Kubernetes
+        its Job, the ConfigMap of its spec and the claim of its own. Versions that it published stay; `Prune` removes them.
+        It never stops a run. Safe to retry: one that broke off goes on, and a run that is gone is no error.
+        Errors: INVALID_ARGUMENT / FIELD_MISSING; FAILED_PRECONDITION / RUN_STATE; UNAVAILABLE / UNREACHABLE.
         """
 
     @_abc_1.abstractmethod

@@ -16,11 +16,11 @@ from trimtab_services.labeling.audit import account_actor
 from trimtab_services.labeling.contents import TaskKind
 from trimtab_services.labeling.database import Database
 from trimtab_services.labeling.http.people import People, account_json
-from trimtab_services.labeling.http.queries import limit_of, number_of
 from trimtab_services.labeling.http.work import project_json
 from trimtab_services.labeling.projects import ProjectFields
 from trimtab_services.runtime.http import Route
 from trimtab_services.runtime.json_body import read_json
+from trimtab_services.runtime.queries import limit_of, number_of
 
 __all__ = ["AdminRoutes"]
 

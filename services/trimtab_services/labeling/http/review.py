@@ -13,8 +13,8 @@ from trimtab_services.labeling import agreement_report, listing, projects
 from trimtab_services.labeling.accounts import Account, Role
 from trimtab_services.labeling.database import Database
 from trimtab_services.labeling.http.people import People
-from trimtab_services.labeling.http.queries import limit_of, number_of
 from trimtab_services.runtime.http import Route
+from trimtab_services.runtime.queries import limit_of, number_of
 
 __all__ = ["ReviewRoutes"]
 

@@ -21,12 +21,12 @@ from trimtab_services.labeling.config import LabelingServiceConfig
 from trimtab_services.labeling.contents import FLAGS, at_places
 from trimtab_services.labeling.database import Database
 from trimtab_services.labeling.http.people import People
-from trimtab_services.labeling.http.queries import limit_of, number_of, path_number
 from trimtab_services.labeling.projects import Project
 from trimtab_services.labeling.submissions import Draft, Late
 from trimtab_services.labeling.web import instructions_tree
 from trimtab_services.runtime.http import Route
 from trimtab_services.runtime.json_body import read_json
+from trimtab_services.runtime.queries import limit_of, number_of, path_number
 
 __all__ = ["WorkRoutes", "project_json"]
 

@@ -9,10 +9,10 @@
 from __future__ import annotations
 
 from trimtab_services.trainer.config import KubernetesLauncherConfig, TrainerServiceConfig
-from trimtab_services.trainer.launchers.base import Ending, Launcher, Work
+from trimtab_services.trainer.launchers.base import Ending, Launcher, Place, Removed, Work
 from trimtab_services.trainer.launchers.local import LocalLauncher
 
-__all__ = ["Ending", "Launcher", "Work", "make_launcher"]
+__all__ = ["Ending", "Launcher", "Place", "Removed", "Work", "make_launcher"]
 
 
 async def make_launcher(config: TrainerServiceConfig, report_to: str) -> Launcher:

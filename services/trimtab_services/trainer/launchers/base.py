@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum, auto
 from pathlib import Path
 from typing import Protocol
 
 from trimtab.v1 import trainer_pb2 as pb
 from trimtab_services.trainer.events import RunRow
 
-__all__ = ["STOPPED_EXIT_CODE", "Ending", "Launcher", "Work", "log_end"]
+__all__ = ["STOPPED_EXIT_CODE", "Ending", "Launcher", "Place", "Removed", "Work", "log_end"]
 
 STOPPED_EXIT_CODE = 130
 """Of `trimtab run` that was stopped and has saved a checkpoint."""
@@ -36,6 +37,32 @@ class Ending:
     requeued: bool = False
 
 
+class Place(Enum):
+    """How far work is on the way to its place, such as a node."""
+
+    QUEUED = auto()
+    """A queue will give it one, which may take as long as it takes."""
+    SOUGHT = auto()
+    """None is found yet."""
+    PREPARING = auto()
+    """It has one, whose volumes and image are on their way."""
+    HELD = auto()
+    """It works there, or cannot, for a reason that is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """What was removed besides the run's folder on the volume of the service.
+
+    Attributes:
+        claim_bytes: capacity of its own claim; 0 where it had none, or where it is not known.
+        left: one sentence on what is left and who can remove it; empty: nothing.
+    """
+
+    claim_bytes: int = 0
+    left: str = ""
+
+
 class Work(Protocol):
     """What works on one run, from a launch to its end."""
 
@@ -50,8 +77,13 @@ class Work(Protocol):
         ...
 
     @property
-    def is_queued(self) -> bool:
-        """Whether it waits for a place to be given to it, which may take as long as it takes."""
+    def goes_on(self) -> bool:
+        """Whether the service launched it by itself, to go on with a run that was disrupted."""
+        ...
+
+    @property
+    def place(self) -> Place:
+        """How far it is on the way to its place, as it was last seen."""
         ...
 
     async def ended(self) -> Ending:
@@ -92,6 +124,11 @@ class Launcher(Protocol):
         """How often a disrupted run is started again by itself."""
         ...
 
+    @property
+    def reschedule_timeout_s(self) -> float:
+        """How long a disrupted run may take until it has a place again."""
+        ...
+
     def check_name(self, name: str) -> None:
         """Refuses a run's name that cannot be launched.
 
@@ -108,17 +145,18 @@ class Launcher(Protocol):
         """
         ...
 
-    async def start(self, run: RunRow, *, resume: bool, resumes: int = 0) -> Work:
+    async def start(self, run: RunRow, *, resume: bool, resumes: int = 0, goes_on: bool = False) -> Work:
         """Starts the work of a run; its output goes to the run.log in the run's folder.
 
         Args:
             run: whose folder has its spec, spec.given.yaml.
             resume: goes on from the last checkpoint.
             resumes: what the new work's `resumes` says.
+            goes_on: what its `goes_on` says.
 
         Raises:
             OSError: its process could not be started.
-            TrimtabError: the cluster refuses it, or does not answer.
+            TrimtabError: the cluster refuses it, or does not answer; with `retry_after_s` where a later try may do.
         """
         ...
 
@@ -126,8 +164,12 @@ class Launcher(Protocol):
         """The work that an earlier life of the service started; None where there is none any more."""
         ...
 
-    async def forget(self, run: RunRow) -> None:
-        """Removes what a run of that name that failed before its first step has left, all data included."""
+    async def forget(self, run: RunRow) -> Removed:
+        """Removes what an ended run has left but for its folder on the volume of the service, all data included.
+
+        Raises:
+            TrimtabError: the cluster refuses it, or does not answer.
+        """
         ...
 
     async def close(self) -> None:

@@ -8,7 +8,7 @@ from contextlib import aclosing, suppress
 
 from trimtab.errors import NotFound, Unavailable
 from trimtab.v1 import trainer_pb2 as pb
-from trimtab_services.trainer.launchers.base import Ending, log_end
+from trimtab_services.trainer.launchers.base import Ending, Place, log_end
 from trimtab_services.trainer.launchers.cluster import Cluster, Conflict, Model
 from trimtab_services.trainer.launchers.pod_log import PodLog
 from trimtab_services.trainer.launchers.pod_state import (
@@ -16,10 +16,11 @@ from trimtab_services.trainer.launchers.pod_state import (
     ending_of,
     is_finished,
     is_over,
+    place_of,
     rank_of,
     why_pending,
 )
-from trimtab_services.trainer.launchers.template import CONTAINER, QUEUE_LABEL, RESUMES
+from trimtab_services.trainer.launchers.template import CONTAINER, GOES_ON, QUEUE_LABEL, RESUMES
 
 __all__ = ["KubernetesWork"]
 
@@ -32,7 +33,9 @@ _SOON_S = 5.0
 """Within this time of its pod's end a Job has ended too, or goes on with others."""
 
 _AGAIN_S = 2.0
-_LOG_S = 10.0
+_LOG_S = 60.0
+"""The end of a pod's log is given up once nothing of it has come for that long."""
+
 _NOT_STARTED = ("FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox", "Failed")
 
 
@@ -44,7 +47,7 @@ class KubernetesWork:
         job: its name.
         log: of the run.
         uid: of the Job, which tells it from an earlier one of its name; None: not read yet.
-        resumes: as `Work.resumes`, until the Job is read.
+        resumes, goes_on: as in `Work`, until the Job is read.
         has_run: whether a pod of it has worked already.
     """
 
@@ -58,6 +61,7 @@ class KubernetesWork:
         uid: str | None = None,
         resumes: int = 0,
         *,
+        goes_on: bool = False,
         has_run: bool = False,
     ) -> None:
         self._cluster = cluster
@@ -65,9 +69,12 @@ class KubernetesWork:
         self._log = log
         self._uid = uid
         self._resumes = resumes
+        self._goes_on = goes_on
         self._has_run = has_run
+        self._is_finished = False
         self._is_requeued = False  # it was suspended after it had run
         self._queue: str | None = None  # while the Job is suspended, the queue that it waits in; empty: of no name
+        self._most_ranks = 1
         self._ranks: dict[int, Model] = {}  # the newest pod of each rank, as it was last seen
         self._copying: asyncio.Task[None] | None = None
 
@@ -77,9 +84,14 @@ class KubernetesWork:
         return self._resumes
 
     @property
-    def is_queued(self) -> bool:
-        """Whether the Job is suspended, as a queue such as Kueue's keeps it until there is room."""
-        return self._queue is not None
+    def goes_on(self) -> bool:
+        """As `Work.goes_on`."""
+        return self._goes_on
+
+    @property
+    def place(self) -> Place:
+        """As `Work.place`; a Job is suspended while a queue such as Kueue's keeps it until there is room."""
+        return Place.QUEUED if self._queue is not None else place_of(self._ranks.values(), self._most_ranks)
 
     async def ended(self) -> Ending:
         """As `Work.ended`. While the API is away the run is taken to go on.
@@ -92,8 +104,8 @@ class KubernetesWork:
         """
         try:
             job = await self._until_over()
-            if self._copying is not None:
-                await asyncio.wait({self._copying}, timeout=_LOG_S)
+            self._is_finished = True
+            await self._until_copied()
         finally:
             if self._copying is not None:
                 self._copying.cancel()
@@ -131,6 +143,18 @@ class KubernetesWork:
         """Deletes the Job, and with it its pods and the spec's ConfigMap."""
         await self.stop()
 
+    async def _until_copied(self) -> None:
+        """Waits for the end of the log, as long as more of it comes."""
+        if self._copying is None:
+            return
+        before = -1
+        while not self._copying.done() and self._log.copied_bytes > before:
+            before = self._log.copied_bytes
+            await asyncio.wait({self._copying}, timeout=_LOG_S)
+        if not self._copying.done():
+            self._copying.cancel()
+            await self._log.cut_short()
+
     async def _until_over(self) -> Model | None:
         """Follows the Job until it has finished, which is then returned, or is gone."""
         is_away = False
@@ -166,7 +190,11 @@ class KubernetesWork:
             return
         self._has_run = True
         if self._copying is None:
-            self._copying = asyncio.create_task(self._log.follow(first.metadata.name, CONTAINER))
+            self._copying = asyncio.create_task(self._log.follow(first.metadata.name, CONTAINER, self._is_first_over))
+
+    def _is_first_over(self) -> bool:
+        """Whether the pod of rank 0 works no more."""
+        return self._is_finished or is_over(self._ranks[0])
 
     async def _read(self) -> Model | None:
         """The Job as it is now; None where it is gone, or its name is a later one's."""
@@ -176,9 +204,12 @@ class KubernetesWork:
             return None
         if self._uid is None:
             self._uid = job.metadata.uid
-            self._resumes = int((job.metadata.annotations or {}).get(RESUMES, "0"))
+            annotations = job.metadata.annotations or {}
+            self._resumes = int(annotations.get(RESUMES, "0"))
+            self._goes_on = annotations.get(GOES_ON) == "true"
         if job.metadata.uid != self._uid:
             return None
+        self._most_ranks = job.spec.completions or 1
         queue = (job.metadata.labels or {}).get(QUEUE_LABEL, "") if job.spec.suspend else None
         self._queue = queue
         self._is_requeued = self._is_requeued or (queue is not None and self._has_run)
@@ -189,7 +220,7 @@ class KubernetesWork:
         loop = asyncio.get_running_loop()
         give_up = loop.time() + _SOON_S
         while (job := await self._read()) is not None and not is_finished(job) and loop.time() < give_up:
-            if self.is_queued:
+            if self._queue is not None:
                 break
             await asyncio.sleep(0.2)
         return job

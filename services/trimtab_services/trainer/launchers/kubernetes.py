@@ -12,10 +12,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from kubernetes.utils.quantity import parse_quantity
+
 from trimtab.errors import FailedPrecondition, NotFound, TrimtabError
 from trimtab.v1 import trainer_pb2 as pb
 from trimtab_services.trainer.config import KubernetesLauncherConfig
 from trimtab_services.trainer.events import RunRow
+from trimtab_services.trainer.launchers.base import Removed
 from trimtab_services.trainer.launchers.check import check_spec
 from trimtab_services.trainer.launchers.cluster import Cluster, Conflict
 from trimtab_services.trainer.launchers.job import KubernetesWork
@@ -26,6 +29,7 @@ __all__ = ["KubernetesLauncher"]
 
 _GONE_S = 60.0
 _LOOK_S = 0.2
+_AGAIN_S = 5.0
 
 
 class KubernetesLauncher:
@@ -35,12 +39,16 @@ class KubernetesLauncher:
         cluster: where they are; closed by `close`.
         template: what they are made from.
         most_resumes: how often a disrupted run is started again by itself.
+        reschedule_timeout_s: how long it may take then until it has a place.
     """
 
     disrupts = True
 
-    def __init__(self, cluster: Cluster, template: RunTemplate, *, most_resumes: int) -> None:
+    def __init__(
+        self, cluster: Cluster, template: RunTemplate, *, most_resumes: int, reschedule_timeout_s: float
+    ) -> None:
         self.most_resumes = most_resumes
+        self.reschedule_timeout_s = reschedule_timeout_s
         self._cluster = cluster
         self._template = template
 
@@ -53,7 +61,7 @@ class KubernetesLauncher:
         """
         template = RunTemplate.read(config.template_file)
         cluster = await Cluster.connect(config.namespace, config.kubeconfig)
-        return cls(cluster, template, most_resumes=config.resumes)
+        return cls(cluster, template, most_resumes=config.resumes, reschedule_timeout_s=config.reschedule_timeout_s)
 
     def check_name(self, name: str) -> None:
         """As `RunTemplate.check_name`."""
@@ -67,11 +75,12 @@ class KubernetesLauncher:
         """
         await check_spec(spec_file, *self._template.run_options(), "--check-spec")
 
-    async def start(self, run: RunRow, *, resume: bool, resumes: int = 0) -> KubernetesWork:
+    async def start(self, run: RunRow, *, resume: bool, resumes: int = 0, goes_on: bool = False) -> KubernetesWork:
         """Creates the run's Job, after what is left of an earlier one is gone.
 
         Raises:
-            FailedPrecondition: a permission or quota is missing, or the API refuses an object; names it.
+            FailedPrecondition: a permission or quota is missing, or the API refuses an object; names it. With
+                `retry_after_s`: the earlier Job is still there.
             Unavailable: the API does not answer.
         """
         name = self._template.job_name(run.name)
@@ -82,11 +91,11 @@ class KubernetesLauncher:
                 await self._cluster.create_claim(claim)
         config_map = f"{name}-{secrets.token_hex(4)}"
         job = await self._cluster.create_job(
-            self._template.job_of(run.name, config_map=config_map, resume=resume, resumes=resumes)
+            self._template.job_of(run.name, config_map=config_map, resume=resume, resumes=resumes, goes_on=goes_on)
         )
         uid: str = job.metadata.uid
         body = self._template.config_map_of(run.name, name=config_map, spec_yaml=run.spec_yaml, job_uid=uid)
-        work = self._work(run, uid, resumes)
+        work = self._work(run, uid, resumes, goes_on=goes_on)
         try:
             await self._cluster.create_config_map(body)
         except TrimtabError:
@@ -99,8 +108,8 @@ class KubernetesLauncher:
         """The run's Job; that it is gone is found by following it."""
         return self._work(run, has_run=run.state != pb.RUN_STATE_STARTING)
 
-    async def forget(self, run: RunRow) -> None:
-        """Deletes the run's Job and its own claim, with all data.
+    async def forget(self, run: RunRow) -> Removed:
+        """Deletes the run's Job, and with it the spec's ConfigMap, and its own claim, with all data.
 
         Raises:
             FailedPrecondition: a permission is missing, or they are still there after a minute.
@@ -108,16 +117,31 @@ class KubernetesLauncher:
         """
         await self._remove_job(self._template.job_name(run.name))
         claim = self._template.claim_name(run.name)
-        if claim is not None:
-            await self._remove("PersistentVolumeClaim", claim, self._cluster.delete_claim, self._cluster.claim)
+        if claim is None:
+            shared = self._cluster.named("PersistentVolumeClaim", self._template.shared_claim or "")
+            folder = self._template.run_directory(run.name)
+            return Removed(
+                left=f"folder {folder} on {shared}, which runs share: only a pod that mounts it can remove it"
+            )
+        capacity = await self._capacity(claim)
+        await self._remove("PersistentVolumeClaim", claim, self._cluster.delete_claim, self._cluster.claim)
+        return Removed(capacity)
+
+    async def _capacity(self, claim: str) -> int:
+        """Bytes of a bound claim; 0 where it is not bound or not there."""
+        try:
+            status = (await self._cluster.claim(claim)).status
+        except NotFound:
+            return 0
+        return int(parse_quantity((status.capacity or {}).get("storage", "0")))
 
     async def close(self) -> None:
         """Closes the connections; the Jobs go on."""
         await self._cluster.close()
 
-    def _work(self, run: RunRow, uid: str | None = None, resumes: int = 0, *, has_run: bool = False) -> KubernetesWork:
+    def _work(self, run: RunRow, uid: str | None = None, resumes: int = 0, **facts: bool) -> KubernetesWork:
         log = PodLog(self._cluster, Path(run.directory) / "run.log", run.name)
-        return KubernetesWork(self._cluster, self._template.job_name(run.name), log, uid, resumes, has_run=has_run)
+        return KubernetesWork(self._cluster, self._template.job_name(run.name), log, uid, resumes, **facts)
 
     async def _remove_job(self, name: str) -> None:
         await self._remove("Job", name, self._cluster.delete_job, self._cluster.job)
@@ -137,4 +161,5 @@ class KubernetesLauncher:
             raise FailedPrecondition(
                 f"{what} of an earlier launch is still there {_GONE_S:.0f} s after it was deleted; try again later",
                 field=what,
+                retry_after_s=_AGAIN_S,
             ) from None

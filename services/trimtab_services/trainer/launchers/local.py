@@ -14,7 +14,7 @@ from pathlib import Path
 from trimtab.v1 import trainer_pb2 as pb
 from trimtab_services.runtime.config import ClientTLS
 from trimtab_services.trainer.events import RunRow
-from trimtab_services.trainer.launchers.base import STOPPED_EXIT_CODE, Ending, log_end
+from trimtab_services.trainer.launchers.base import STOPPED_EXIT_CODE, Ending, Place, Removed, log_end
 from trimtab_services.trainer.launchers.check import check_spec, run_command
 
 __all__ = ["LocalLauncher", "LocalWork", "is_run_process", "kill", "terminate"]
@@ -33,6 +33,7 @@ class LocalLauncher:
         tls: how runs reach the service; None for plain text.
         disrupts: nothing takes the place of a process away.
         most_resumes: so none is started again by itself.
+        reschedule_timeout_s: nor waits for a place.
     """
 
     report_to: str
@@ -41,6 +42,7 @@ class LocalLauncher:
     tls: ClientTLS | None = None
     disrupts: bool = False
     most_resumes: int = 0
+    reschedule_timeout_s: float = 0.0
 
     def check_name(self, name: str) -> None:
         """Every name of a run can be launched."""
@@ -49,7 +51,7 @@ class LocalLauncher:
         """As `Launcher.check`."""
         await check_spec(spec_file, *self._endpoints_options(), "--check")
 
-    async def start(self, run: RunRow, *, resume: bool, resumes: int = 0) -> LocalWork:
+    async def start(self, run: RunRow, *, resume: bool, resumes: int = 0, goes_on: bool = False) -> LocalWork:
         """Starts the run process; its output goes to DIRECTORY/run.log.
 
         Raises:
@@ -78,8 +80,9 @@ class LocalLauncher:
         work = LocalWork(run.name, Path(run.directory), run.pid)
         return work if is_run_process(run.pid, run.name) or _state_on_disk(work.directory) is not None else None
 
-    async def forget(self, run: RunRow) -> None:
+    async def forget(self, run: RunRow) -> Removed:
         """Nothing is left but the run's folder, which is the service's."""
+        return Removed()
 
     async def close(self) -> None:
         """Nothing is open."""
@@ -105,7 +108,8 @@ class LocalWork:
         process: where this life of the service started it; None where an earlier one did, and its exit code cannot be
             known.
         resumes: none.
-        is_queued: a process has its place.
+        goes_on: never.
+        place: a process has one.
     """
 
     name: str
@@ -113,7 +117,8 @@ class LocalWork:
     pid: int
     process: subprocess.Popen[bytes] | None = None
     resumes: int = 0
-    is_queued: bool = False
+    goes_on: bool = False
+    place: Place = Place.HELD
 
     async def ended(self) -> Ending:
         """Waits for the end of the process; it is what the exit code and the run's folder say.

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 
 from trimtab.pods import why_waiting
 from trimtab.v1 import trainer_pb2 as pb
-from trimtab_services.trainer.launchers.base import STOPPED_EXIT_CODE, Ending
+from trimtab_services.trainer.launchers.base import STOPPED_EXIT_CODE, Ending, Place
 from trimtab_services.trainer.launchers.cluster import Model
 from trimtab_services.trainer.launchers.template import CONTAINER
 
-__all__ = ["decisive", "ending_of", "failed_condition", "is_finished", "is_over", "rank_of", "why_pending"]
+__all__ = ["decisive", "ending_of", "failed_condition", "is_finished", "is_over", "place_of", "rank_of", "why_pending"]
 
 _LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
@@ -104,6 +104,25 @@ _DISRUPTIONS = {
     "DeletionByTaintManager": "was evicted from its node",
     "DeletionByPodGC": "was lost with its node",
 }
+
+
+def place_of(pods: Collection[Model], ranks: int) -> Place:
+    """How far a Job that is not suspended is on the way to its place: as far as the last of its pods.
+
+    Args:
+        pods: the newest of each rank; may lack some.
+        ranks: how many there are to be.
+    """
+    places = {_place_of_pod(pod) for pod in pods}
+    if len(pods) < ranks or Place.SOUGHT in places:
+        return Place.SOUGHT
+    return Place.PREPARING if Place.PREPARING in places else Place.HELD
+
+
+def _place_of_pod(pod: Model) -> Place:
+    if not pod.spec.node_name:
+        return Place.SOUGHT
+    return Place.PREPARING if pod.status.phase in (None, "Pending") and not why_waiting(pod) else Place.HELD
 
 
 def why_pending(pod: Model, namespace: str) -> str:

@@ -16,7 +16,7 @@ import yaml
 
 from trimtab.errors import ConfigError, InvalidRequest
 
-__all__ = ["CONTAINER", "QUEUE_LABEL", "RESUMES", "RUN_LABEL", "RunTemplate"]
+__all__ = ["CONTAINER", "GOES_ON", "QUEUE_LABEL", "RESUMES", "RUN_LABEL", "RunTemplate"]
 
 CONTAINER = "run"
 """Name of the container that works on the run."""
@@ -27,6 +27,9 @@ QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 
 RESUMES = "trimtab.dev/resumes"
 """Annotation of a Job: how often the run was started again after a disruption."""
+
+GOES_ON = "trimtab.dev/goes-on"
+"""Annotation of a Job, "true" or "false": whether the launcher made it by itself, to go on with a disrupted run."""
 
 _COMMAND = ("run", "/etc/trimtab-run/spec.yaml")
 _RUNS_DIRECTORY = "/var/lib/trimtab/runs"
@@ -109,7 +112,9 @@ class RunTemplate:
         """Name of a run's own claim; None where all share one."""
         return f"{self.claim['metadata']['name']}-{run}" if self.claim is not None else None
 
-    def job_of(self, run: str, *, config_map: str, resume: bool, resumes: int) -> dict[str, Any]:
+    def job_of(
+        self, run: str, *, config_map: str, resume: bool, resumes: int = 0, goes_on: bool = False
+    ) -> dict[str, Any]:
         """The Job of a run.
 
         The Job controller never starts a second pod, which would not resume: the launcher does, once it knows why the
@@ -120,19 +125,33 @@ class RunTemplate:
         _label(job, run)
         _label(pod, run)
         job["metadata"]["name"] = self.job_name(run)
-        job["metadata"].setdefault("annotations", {})[RESUMES] = str(resumes)
+        job["metadata"].setdefault("annotations", {}).update(
+            {RESUMES: str(resumes), GOES_ON: "true" if goes_on else "false"}
+        )
         job["spec"]["backoffLimit"] = 0
         disrupted = {"type": "DisruptionTarget", "status": "True"}
         job["spec"]["podFailurePolicy"] = {"rules": [{"action": "FailJob", "onPodConditions": [disrupted]}]}
         job["spec"]["podReplacementPolicy"] = "Failed"
         pod["spec"]["restartPolicy"] = "Never"
         container = _named(pod["spec"]["containers"], CONTAINER)
-        directory = ["--dir", f"{_RUNS_DIRECTORY}/{run}", "--name", run]
+        directory = ["--dir", self.run_directory(run), "--name", run]
         container["args"] = [*container["args"], *directory, *(["--resume"] if resume else [])]
         _named(pod["spec"]["volumes"], "spec")["configMap"]["name"] = config_map
         if claim := self.claim_name(run):
             _named(pod["spec"]["volumes"], "runs")["persistentVolumeClaim"]["claimName"] = claim
         return job
+
+    @property
+    def shared_claim(self) -> str | None:
+        """Name of the claim that all runs share; None where each has its own."""
+        if self.claim is not None:
+            return None
+        volume = _named(self.job["spec"]["template"]["spec"]["volumes"], "runs")
+        return str(volume["persistentVolumeClaim"].get("claimName", ""))
+
+    def run_directory(self, run: str) -> str:
+        """Folder of a run in its pod."""
+        return f"{_RUNS_DIRECTORY}/{run}"
 
     def claim_of(self, run: str) -> dict[str, Any] | None:
         """The claim of a run; None where all share one."""

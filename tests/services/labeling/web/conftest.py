@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 
+from browser import chromium
+
 from ..people import Service
-from .browsers import Window, chromium
+from .browsers import Window
 
 
 @pytest.fixture(scope="module")

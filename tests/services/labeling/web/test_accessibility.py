@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-import subprocess
-import tarfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
+from browser import DESKTOP, PHONE, fetch_axe, serious_faults
+
 from ..people import Service, labeling
-from .browsers import DESKTOP, PHONE, Window
+from .browsers import Window
 from .scene import furnish
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
-AXE = "axe-core@4.14.1"
-SERIOUS = {"serious", "critical"}
 PAGES = {
     "ann": ["", "projects/poems", "projects/poems/mine", "password", "nothing-here"],
     "rita": ["projects/poems/review", "projects/poems/labels"],
@@ -28,19 +24,7 @@ TASKS = ["projects/poems/work", "projects/winners/work", "projects/demonstration
 
 @pytest.fixture(scope="module")
 def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The script of axe-core, as npm fetches it; skips where npm cannot."""
-    folder = tmp_path_factory.mktemp("axe")
-    if shutil.which("npm") is None:
-        pytest.skip("no npm to fetch axe-core with")
-    packed = subprocess.run(
-        ["npm", "pack", "--json", AXE], cwd=folder, capture_output=True, text=True, timeout=120, check=False
-    )
-    if packed.returncode:
-        pytest.skip(f"npm cannot fetch {AXE}: {packed.stderr[-200:]}")
-    with tarfile.open(folder / json.loads(packed.stdout)[0]["filename"]) as archive:
-        script = archive.extractfile("package/axe.min.js")
-        assert script is not None
-        return script.read().decode()
+    return fetch_axe(tmp_path_factory.mktemp("axe"))
 
 
 @pytest.fixture(scope="module")
@@ -67,37 +51,20 @@ def open_window(request: pytest.FixtureRequest, browser: Any, furnished: Service
         one.close()
 
 
-def faults(window: Window, axe: str) -> list[str]:
-    """Serious and critical faults of the page that is shown, with their elements, and whether it is too wide."""
-    page = window.page
-    page.evaluate(axe)
-    result = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
-    assert len(result["passes"]) > 5  # it has looked at something
-    where = page.url
-    bad = [
-        f"{where}: {one['id']} at {[node['target'] for node in one['nodes']][:3]}: {one['nodes'][0]['failureSummary']}"
-        for one in result["violations"]
-        if one["impact"] in SERIOUS
-    ]
-    if page.evaluate("document.documentElement.scrollWidth > innerWidth"):
-        bad.append(f"{where}: wider than the window")
-    return bad
-
-
 def test_each_page(axe: str, open_window: Callable[[], Window], furnished: Service) -> None:
     found = []
     for name, addresses in PAGES.items():
         window = open_window()
         window.page.goto(f"{furnished.url}/labeling/")
         window.page.get_by_label("Name").wait_for()
-        found += faults(window, axe)
+        found += serious_faults(window.page, axe)
         window.sign_in(name)
         for address in addresses:
             window.go(address)
             window.page.locator("main h1").wait_for()
             for summary in window.page.locator("main summary").all()[:1]:
                 summary.click()
-            found += faults(window, axe)
+            found += serious_faults(window.page, axe)
     assert found == []
 
 
@@ -115,14 +82,14 @@ def test_each_task_and_its_dialogs(axe: str, open_window: Callable[[], Window]) 
             window.page.locator(".handle").nth(2).focus()
             window.press("Space")
         window.page.get_by_role("button", name="Send label").focus()
-        found += faults(window, axe)
+        found += serious_faults(window.page, axe)
         for opener, dialog in (("Keys", "Keys"), ("Skip…", "Skip this task")):
             window.page.get_by_role("button", name=opener).click()
             window.page.get_by_role("dialog", name=dialog).wait_for()
-            found += faults(window, axe)
+            found += serious_faults(window.page, axe)
             window.press("Escape")
     window.context.set_offline(True)
     window.page.get_by_label("Prompt").fill("a change")
     window.notice("There is no connection")
-    found += faults(window, axe)
+    found += serious_faults(window.page, axe)
     assert found == []

@@ -65,7 +65,7 @@ def test_an_admin_makes_accounts_and_projects(service: Service, window: Callable
     card.locator("summary").click()
     card.get_by_label("Role").select_option("reviewer")
     card.get_by_role("button", name="Change").click()
-    card.get_by_text("Changed.").wait_for()
+    card.get_by_text("Changed.", exact=True).wait_for()  # the hint has "unchanged."
     dora = Person(service.url, "dora")
     told = dora.answer.json()["account"]
     dora.close()

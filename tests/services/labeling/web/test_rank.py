@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from browser import PHONE
+
 from ..people import Service, ranking_task
-from .browsers import PHONE, Window
+from .browsers import Window
 
 pytestmark = pytest.mark.slow
 

@@ -14,7 +14,7 @@ import type { Message as Message$1 } from "@bufbuild/protobuf";
  * Describes the file trimtab/v1/trainer.proto.
  */
 export const file_trimtab_v1_trainer: GenFile = /*@__PURE__*/
-  fileDesc("Chh0cmltdGFiL3YxL3RyYWluZXIucHJvdG8SCnRyaW10YWIudjEigQIKA1J1bhIMCgRuYW1lGAEgASgJEiMKBXN0YXRlGAIgASgOMhQudHJpbXRhYi52MS5SdW5TdGF0ZRINCgVlcnJvchgDIAEoCRIRCglzcGVjX3lhbWwYBCABKAkSLwoLY3JlYXRlX3RpbWUYBSABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEi8KC3VwZGF0ZV90aW1lGAYgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBINCgVzdGFnZRgHIAEoCRIMCgRzdGVwGAggASgDEhMKC3RvdGFsX3N0ZXBzGAkgASgDEhEKCWRpcmVjdG9yeRgKIAEoCSL9AgoIUnVuRXZlbnQSEAoIc2VxdWVuY2UYASABKAMSKAoEdGltZRgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASDQoFc3RhZ2UYAyABKAkSDAoEc3RlcBgEIAEoAxIxCg1zdGFnZV9zdGFydGVkGAUgASgLMhgudHJpbXRhYi52MS5TdGFnZVN0YXJ0ZWRIABIpCglzdGVwX2RvbmUYBiABKAsyFC50cmltdGFiLnYxLlN0ZXBEb25lSAASKwoKc3RhZ2VfZG9uZRgHIAEoCzIVLnRyaW10YWIudjEuU3RhZ2VEb25lSAASJgoHbWVzc2FnZRgIIAEoCzITLnRyaW10YWIudjEuTWVzc2FnZUgAEikKCXJ1bl9lbmRlZBgJIAEoCzIULnRyaW10YWIudjEuUnVuRW5kZWRIABIxCg1yb2xsb3V0X3F1ZXVlGAogASgLMhgudHJpbXRhYi52MS5Sb2xsb3V0UXVldWVIAEIHCgVldmVudCIjCgxTdGFnZVN0YXJ0ZWQSEwoLdG90YWxfc3RlcHMYASABKAMigwEKCFN0ZXBEb25lEhMKC3RvdGFsX3N0ZXBzGAEgASgDEjIKB21ldHJpY3MYAiADKAsyIS50cmltdGFiLnYxLlN0ZXBEb25lLk1ldHJpY3NFbnRyeRouCgxNZXRyaWNzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgBOgI4ASKBAQoJU3RhZ2VEb25lEjMKB21ldHJpY3MYASADKAsyIi50cmltdGFiLnYxLlN0YWdlRG9uZS5NZXRyaWNzRW50cnkSDwoHdmVyc2lvbhgCIAEoAxouCgxNZXRyaWNzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgBOgI4ASI/CgdNZXNzYWdlEiYKCHNldmVyaXR5GAEgASgOMhQudHJpbXRhYi52MS5TZXZlcml0eRIMCgR0ZXh0GAIgASgJIj4KCFJ1bkVuZGVkEiMKBXN0YXRlGAEgASgOMhQudHJpbXRhYi52MS5SdW5TdGF0ZRINCgVlcnJvchgCIAEoCSJUCgxSb2xsb3V0UXVldWUSGAoQd2FpdGluZ19yb2xsb3V0cxgBIAEoAxIYChBydW5uaW5nX3JvbGxvdXRzGAIgASgDEhAKCHJlcGxpY2FzGAMgASgFIjIKD1N0YXJ0UnVuUmVxdWVzdBIMCgRuYW1lGAEgASgJEhEKCXNwZWNfeWFtbBgCIAEoCSIwChBTdGFydFJ1blJlc3BvbnNlEhwKA3J1bhgBIAEoCzIPLnRyaW10YWIudjEuUnVuIh0KDUdldFJ1blJlcXVlc3QSDAoEbmFtZRgBIAEoCSIuCg5HZXRSdW5SZXNwb25zZRIcCgNydW4YASABKAsyDy50cmltdGFiLnYxLlJ1biI4Cg9MaXN0UnVuc1JlcXVlc3QSEQoJcGFnZV9zaXplGAEgASgFEhIKCnBhZ2VfdG9rZW4YAiABKAkiSgoQTGlzdFJ1bnNSZXNwb25zZRIdCgRydW5zGAEgAygLMg8udHJpbXRhYi52MS5SdW4SFwoPbmV4dF9wYWdlX3Rva2VuGAIgASgJIjcKD1dhdGNoUnVuUmVxdWVzdBIMCgRuYW1lGAEgASgJEhYKDmFmdGVyX3NlcXVlbmNlGAIgASgDIjcKEFdhdGNoUnVuUmVzcG9uc2USIwoFZXZlbnQYASABKAsyFC50cmltdGFiLnYxLlJ1bkV2ZW50Ih4KDlN0b3BSdW5SZXF1ZXN0EgwKBG5hbWUYASABKAkiLwoPU3RvcFJ1blJlc3BvbnNlEhwKA3J1bhgBIAEoCzIPLnRyaW10YWIudjEuUnVuIiAKEFJlc3VtZVJ1blJlcXVlc3QSDAoEbmFtZRgBIAEoCSIxChFSZXN1bWVSdW5SZXNwb25zZRIcCgNydW4YASABKAsyDy50cmltdGFiLnYxLlJ1biIkChRDaGVja3BvaW50UnVuUmVxdWVzdBIMCgRuYW1lGAEgASgJIjUKFUNoZWNrcG9pbnRSdW5SZXNwb25zZRIcCgNydW4YASABKAsyDy50cmltdGFiLnYxLlJ1biJIChNSZXBvcnRFdmVudHNSZXF1ZXN0EgwKBG5hbWUYASABKAkSIwoFZXZlbnQYAiABKAsyFC50cmltdGFiLnYxLlJ1bkV2ZW50IlcKFFJlcG9ydEV2ZW50c1Jlc3BvbnNlEh0KFWFja25vd2xlZGdlZF9zZXF1ZW5jZRgBIAEoAxIMCgRzdG9wGAIgASgIEhIKCmNoZWNrcG9pbnQYAyABKAgqsgEKCFJ1blN0YXRlEhkKFVJVTl9TVEFURV9VTlNQRUNJRklFRBAAEhYKElJVTl9TVEFURV9TVEFSVElORxABEhUKEVJVTl9TVEFURV9SVU5OSU5HEAISFgoSUlVOX1NUQVRFX1NUT1BQSU5HEAMSFQoRUlVOX1NUQVRFX1NUT1BQRUQQBBIXChNSVU5fU1RBVEVfU1VDQ0VFREVEEAUSFAoQUlVOX1NUQVRFX0ZBSUxFRBAGKmEKCFNldmVyaXR5EhgKFFNFVkVSSVRZX1VOU1BFQ0lGSUVEEAASEQoNU0VWRVJJVFlfSU5GTxABEhQKEFNFVkVSSVRZX1dBUk5JTkcQAhISCg5TRVZFUklUWV9FUlJPUhADMuMECg5UcmFpbmVyU2VydmljZRJFCghTdGFydFJ1bhIbLnRyaW10YWIudjEuU3RhcnRSdW5SZXF1ZXN0GhwudHJpbXRhYi52MS5TdGFydFJ1blJlc3BvbnNlEj8KBkdldFJ1bhIZLnRyaW10YWIudjEuR2V0UnVuUmVxdWVzdBoaLnRyaW10YWIudjEuR2V0UnVuUmVzcG9uc2USRQoITGlzdFJ1bnMSGy50cmltdGFiLnYxLkxpc3RSdW5zUmVxdWVzdBocLnRyaW10YWIudjEuTGlzdFJ1bnNSZXNwb25zZRJHCghXYXRjaFJ1bhIbLnRyaW10YWIudjEuV2F0Y2hSdW5SZXF1ZXN0GhwudHJpbXRhYi52MS5XYXRjaFJ1blJlc3BvbnNlMAESQgoHU3RvcFJ1bhIaLnRyaW10YWIudjEuU3RvcFJ1blJlcXVlc3QaGy50cmltdGFiLnYxLlN0b3BSdW5SZXNwb25zZRJICglSZXN1bWVSdW4SHC50cmltdGFiLnYxLlJlc3VtZVJ1blJlcXVlc3QaHS50cmltdGFiLnYxLlJlc3VtZVJ1blJlc3BvbnNlElQKDUNoZWNrcG9pbnRSdW4SIC50cmltdGFiLnYxLkNoZWNrcG9pbnRSdW5SZXF1ZXN0GiEudHJpbXRhYi52MS5DaGVja3BvaW50UnVuUmVzcG9uc2USVQoMUmVwb3J0RXZlbnRzEh8udHJpbXRhYi52MS5SZXBvcnRFdmVudHNSZXF1ZXN0GiAudHJpbXRhYi52MS5SZXBvcnRFdmVudHNSZXNwb25zZSgBMAFiBnByb3RvMw", [file_google_protobuf_timestamp]);
+  fileDesc("Chh0cmltdGFiL3YxL3RyYWluZXIucHJvdG8SCnRyaW10YWIudjEigQIKA1J1bhIMCgRuYW1lGAEgASgJEiMKBXN0YXRlGAIgASgOMhQudHJpbXRhYi52MS5SdW5TdGF0ZRINCgVlcnJvchgDIAEoCRIRCglzcGVjX3lhbWwYBCABKAkSLwoLY3JlYXRlX3RpbWUYBSABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEi8KC3VwZGF0ZV90aW1lGAYgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBINCgVzdGFnZRgHIAEoCRIMCgRzdGVwGAggASgDEhMKC3RvdGFsX3N0ZXBzGAkgASgDEhEKCWRpcmVjdG9yeRgKIAEoCSL9AgoIUnVuRXZlbnQSEAoIc2VxdWVuY2UYASABKAMSKAoEdGltZRgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASDQoFc3RhZ2UYAyABKAkSDAoEc3RlcBgEIAEoAxIxCg1zdGFnZV9zdGFydGVkGAUgASgLMhgudHJpbXRhYi52MS5TdGFnZVN0YXJ0ZWRIABIpCglzdGVwX2RvbmUYBiABKAsyFC50cmltdGFiLnYxLlN0ZXBEb25lSAASKwoKc3RhZ2VfZG9uZRgHIAEoCzIVLnRyaW10YWIudjEuU3RhZ2VEb25lSAASJgoHbWVzc2FnZRgIIAEoCzITLnRyaW10YWIudjEuTWVzc2FnZUgAEikKCXJ1bl9lbmRlZBgJIAEoCzIULnRyaW10YWIudjEuUnVuRW5kZWRIABIxCg1yb2xsb3V0X3F1ZXVlGAogASgLMhgudHJpbXRhYi52MS5Sb2xsb3V0UXVldWVIAEIHCgVldmVudCIjCgxTdGFnZVN0YXJ0ZWQSEwoLdG90YWxfc3RlcHMYASABKAMigwEKCFN0ZXBEb25lEhMKC3RvdGFsX3N0ZXBzGAEgASgDEjIKB21ldHJpY3MYAiADKAsyIS50cmltdGFiLnYxLlN0ZXBEb25lLk1ldHJpY3NFbnRyeRouCgxNZXRyaWNzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgBOgI4ASKBAQoJU3RhZ2VEb25lEjMKB21ldHJpY3MYASADKAsyIi50cmltdGFiLnYxLlN0YWdlRG9uZS5NZXRyaWNzRW50cnkSDwoHdmVyc2lvbhgCIAEoAxouCgxNZXRyaWNzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgBOgI4ASI/CgdNZXNzYWdlEiYKCHNldmVyaXR5GAEgASgOMhQudHJpbXRhYi52MS5TZXZlcml0eRIMCgR0ZXh0GAIgASgJIj4KCFJ1bkVuZGVkEiMKBXN0YXRlGAEgASgOMhQudHJpbXRhYi52MS5SdW5TdGF0ZRINCgVlcnJvchgCIAEoCSJUCgxSb2xsb3V0UXVldWUSGAoQd2FpdGluZ19yb2xsb3V0cxgBIAEoAxIYChBydW5uaW5nX3JvbGxvdXRzGAIgASgDEhAKCHJlcGxpY2FzGAMgASgFIjIKD1N0YXJ0UnVuUmVxdWVzdBIMCgRuYW1lGAEgASgJEhEKCXNwZWNfeWFtbBgCIAEoCSIwChBTdGFydFJ1blJlc3BvbnNlEhwKA3J1bhgBIAEoCzIPLnRyaW10YWIudjEuUnVuIh0KDUdldFJ1blJlcXVlc3QSDAoEbmFtZRgBIAEoCSIuCg5HZXRSdW5SZXNwb25zZRIcCgNydW4YASABKAsyDy50cmltdGFiLnYxLlJ1biI4Cg9MaXN0UnVuc1JlcXVlc3QSEQoJcGFnZV9zaXplGAEgASgFEhIKCnBhZ2VfdG9rZW4YAiABKAkiSgoQTGlzdFJ1bnNSZXNwb25zZRIdCgRydW5zGAEgAygLMg8udHJpbXRhYi52MS5SdW4SFwoPbmV4dF9wYWdlX3Rva2VuGAIgASgJIjcKD1dhdGNoUnVuUmVxdWVzdBIMCgRuYW1lGAEgASgJEhYKDmFmdGVyX3NlcXVlbmNlGAIgASgDIjcKEFdhdGNoUnVuUmVzcG9uc2USIwoFZXZlbnQYASABKAsyFC50cmltdGFiLnYxLlJ1bkV2ZW50IkgKEldhdGNoUnVuTG9nUmVxdWVzdBIMCgRuYW1lGAEgASgJEhQKDG9mZnNldF9ieXRlcxgCIAEoAxIOCgZmb2xsb3cYAyABKAgiOQoTV2F0Y2hSdW5Mb2dSZXNwb25zZRIUCgxvZmZzZXRfYnl0ZXMYASABKAMSDAoEZGF0YRgCIAEoDCIeCg5TdG9wUnVuUmVxdWVzdBIMCgRuYW1lGAEgASgJIi8KD1N0b3BSdW5SZXNwb25zZRIcCgNydW4YASABKAsyDy50cmltdGFiLnYxLlJ1biIgChBSZXN1bWVSdW5SZXF1ZXN0EgwKBG5hbWUYASABKAkiMQoRUmVzdW1lUnVuUmVzcG9uc2USHAoDcnVuGAEgASgLMg8udHJpbXRhYi52MS5SdW4iIAoQRGVsZXRlUnVuUmVxdWVzdBIMCgRuYW1lGAEgASgJImIKEURlbGV0ZVJ1blJlc3BvbnNlEg8KB2RlbGV0ZWQYASABKAgSEwoLZnJlZWRfYnl0ZXMYAiABKAMSGQoRZnJlZWRfY2xhaW1fYnl0ZXMYAyABKAMSDAoEbGVmdBgEIAEoCSIkChRDaGVja3BvaW50UnVuUmVxdWVzdBIMCgRuYW1lGAEgASgJIjUKFUNoZWNrcG9pbnRSdW5SZXNwb25zZRIcCgNydW4YASABKAsyDy50cmltdGFiLnYxLlJ1biJIChNSZXBvcnRFdmVudHNSZXF1ZXN0EgwKBG5hbWUYASABKAkSIwoFZXZlbnQYAiABKAsyFC50cmltdGFiLnYxLlJ1bkV2ZW50IlcKFFJlcG9ydEV2ZW50c1Jlc3BvbnNlEh0KFWFja25vd2xlZGdlZF9zZXF1ZW5jZRgBIAEoAxIMCgRzdG9wGAIgASgIEhIKCmNoZWNrcG9pbnQYAyABKAgqsgEKCFJ1blN0YXRlEhkKFVJVTl9TVEFURV9VTlNQRUNJRklFRBAAEhYKElJVTl9TVEFURV9TVEFSVElORxABEhUKEVJVTl9TVEFURV9SVU5OSU5HEAISFgoSUlVOX1NUQVRFX1NUT1BQSU5HEAMSFQoRUlVOX1NUQVRFX1NUT1BQRUQQBBIXChNSVU5fU1RBVEVfU1VDQ0VFREVEEAUSFAoQUlVOX1NUQVRFX0ZBSUxFRBAGKmEKCFNldmVyaXR5EhgKFFNFVkVSSVRZX1VOU1BFQ0lGSUVEEAASEQoNU0VWRVJJVFlfSU5GTxABEhQKEFNFVkVSSVRZX1dBUk5JTkcQAhISCg5TRVZFUklUWV9FUlJPUhADMv8FCg5UcmFpbmVyU2VydmljZRJFCghTdGFydFJ1bhIbLnRyaW10YWIudjEuU3RhcnRSdW5SZXF1ZXN0GhwudHJpbXRhYi52MS5TdGFydFJ1blJlc3BvbnNlEj8KBkdldFJ1bhIZLnRyaW10YWIudjEuR2V0UnVuUmVxdWVzdBoaLnRyaW10YWIudjEuR2V0UnVuUmVzcG9uc2USRQoITGlzdFJ1bnMSGy50cmltdGFiLnYxLkxpc3RSdW5zUmVxdWVzdBocLnRyaW10YWIudjEuTGlzdFJ1bnNSZXNwb25zZRJHCghXYXRjaFJ1bhIbLnRyaW10YWIudjEuV2F0Y2hSdW5SZXF1ZXN0GhwudHJpbXRhYi52MS5XYXRjaFJ1blJlc3BvbnNlMAESUAoLV2F0Y2hSdW5Mb2cSHi50cmltdGFiLnYxLldhdGNoUnVuTG9nUmVxdWVzdBofLnRyaW10YWIudjEuV2F0Y2hSdW5Mb2dSZXNwb25zZTABEkIKB1N0b3BSdW4SGi50cmltdGFiLnYxLlN0b3BSdW5SZXF1ZXN0GhsudHJpbXRhYi52MS5TdG9wUnVuUmVzcG9uc2USSAoJUmVzdW1lUnVuEhwudHJpbXRhYi52MS5SZXN1bWVSdW5SZXF1ZXN0Gh0udHJpbXRhYi52MS5SZXN1bWVSdW5SZXNwb25zZRJICglEZWxldGVSdW4SHC50cmltdGFiLnYxLkRlbGV0ZVJ1blJlcXVlc3QaHS50cmltdGFiLnYxLkRlbGV0ZVJ1blJlc3BvbnNlElQKDUNoZWNrcG9pbnRSdW4SIC50cmltdGFiLnYxLkNoZWNrcG9pbnRSdW5SZXF1ZXN0GiEudHJpbXRhYi52MS5DaGVja3BvaW50UnVuUmVzcG9uc2USVQoMUmVwb3J0RXZlbnRzEh8udHJpbXRhYi52MS5SZXBvcnRFdmVudHNSZXF1ZXN0GiAudHJpbXRhYi52MS5SZXBvcnRFdmVudHNSZXNwb25zZSgBMAFiBnByb3RvMw", [file_google_protobuf_timestamp]);
 
 /**
  * Run is one run.
@@ -563,6 +563,69 @@ export const WatchRunResponseSchema: GenMessage<WatchRunResponse> = /*@__PURE__*
   messageDesc(file_trimtab_v1_trainer, 15);
 
 /**
+ * WatchRunLogRequest says from where on to send the log.
+ *
+ * @generated from message trimtab.v1.WatchRunLogRequest
+ */
+export type WatchRunLogRequest = Message$1<"trimtab.v1.WatchRunLogRequest"> & {
+  /**
+   * The run's name. Empty or unknown is NOT_FOUND.
+   *
+   * @generated from field: string name = 1;
+   */
+  name: string;
+
+  /**
+   * First byte to send, counted from 0, in [0, the log's size], else FIELD_INVALID. 0 sends all.
+   *
+   * @generated from field: int64 offset_bytes = 2;
+   */
+  offsetBytes: bigint;
+
+  /**
+   * True goes on with what is written later, until the run has ended. False ends after what is there now.
+   *
+   * @generated from field: bool follow = 3;
+   */
+  follow: boolean;
+};
+
+/**
+ * Describes the message trimtab.v1.WatchRunLogRequest.
+ * Use `create(WatchRunLogRequestSchema)` to create a new message.
+ */
+export const WatchRunLogRequestSchema: GenMessage<WatchRunLogRequest> = /*@__PURE__*/
+  messageDesc(file_trimtab_v1_trainer, 16);
+
+/**
+ * WatchRunLogResponse is a piece of the log.
+ *
+ * @generated from message trimtab.v1.WatchRunLogResponse
+ */
+export type WatchRunLogResponse = Message$1<"trimtab.v1.WatchRunLogResponse"> & {
+  /**
+   * Place of the first byte of `data` in the log. The next piece begins at this plus the length of `data`.
+   *
+   * @generated from field: int64 offset_bytes = 1;
+   */
+  offsetBytes: bigint;
+
+  /**
+   * 1 to 262144 bytes as they were written, mostly UTF-8; a piece may end within a character.
+   *
+   * @generated from field: bytes data = 2;
+   */
+  data: Uint8Array;
+};
+
+/**
+ * Describes the message trimtab.v1.WatchRunLogResponse.
+ * Use `create(WatchRunLogResponseSchema)` to create a new message.
+ */
+export const WatchRunLogResponseSchema: GenMessage<WatchRunLogResponse> = /*@__PURE__*/
+  messageDesc(file_trimtab_v1_trainer, 17);
+
+/**
  * StopRunRequest names a run.
  *
  * @generated from message trimtab.v1.StopRunRequest
@@ -581,7 +644,7 @@ export type StopRunRequest = Message$1<"trimtab.v1.StopRunRequest"> & {
  * Use `create(StopRunRequestSchema)` to create a new message.
  */
 export const StopRunRequestSchema: GenMessage<StopRunRequest> = /*@__PURE__*/
-  messageDesc(file_trimtab_v1_trainer, 16);
+  messageDesc(file_trimtab_v1_trainer, 18);
 
 /**
  * StopRunResponse has the run.
@@ -602,7 +665,7 @@ export type StopRunResponse = Message$1<"trimtab.v1.StopRunResponse"> & {
  * Use `create(StopRunResponseSchema)` to create a new message.
  */
 export const StopRunResponseSchema: GenMessage<StopRunResponse> = /*@__PURE__*/
-  messageDesc(file_trimtab_v1_trainer, 17);
+  messageDesc(file_trimtab_v1_trainer, 19);
 
 /**
  * ResumeRunRequest names a run.
@@ -623,7 +686,7 @@ export type ResumeRunRequest = Message$1<"trimtab.v1.ResumeRunRequest"> & {
  * Use `create(ResumeRunRequestSchema)` to create a new message.
  */
 export const ResumeRunRequestSchema: GenMessage<ResumeRunRequest> = /*@__PURE__*/
-  messageDesc(file_trimtab_v1_trainer, 18);
+  messageDesc(file_trimtab_v1_trainer, 20);
 
 /**
  * ResumeRunResponse has the run.
@@ -644,7 +707,70 @@ export type ResumeRunResponse = Message$1<"trimtab.v1.ResumeRunResponse"> & {
  * Use `create(ResumeRunResponseSchema)` to create a new message.
  */
 export const ResumeRunResponseSchema: GenMessage<ResumeRunResponse> = /*@__PURE__*/
-  messageDesc(file_trimtab_v1_trainer, 19);
+  messageDesc(file_trimtab_v1_trainer, 21);
+
+/**
+ * DeleteRunRequest names a run.
+ *
+ * @generated from message trimtab.v1.DeleteRunRequest
+ */
+export type DeleteRunRequest = Message$1<"trimtab.v1.DeleteRunRequest"> & {
+  /**
+   * Its name. Empty is FIELD_MISSING; unknown is no error. One that has not ended is RUN_STATE.
+   *
+   * @generated from field: string name = 1;
+   */
+  name: string;
+};
+
+/**
+ * Describes the message trimtab.v1.DeleteRunRequest.
+ * Use `create(DeleteRunRequestSchema)` to create a new message.
+ */
+export const DeleteRunRequestSchema: GenMessage<DeleteRunRequest> = /*@__PURE__*/
+  messageDesc(file_trimtab_v1_trainer, 22);
+
+/**
+ * DeleteRunResponse says what was removed.
+ *
+ * @generated from message trimtab.v1.DeleteRunResponse
+ */
+export type DeleteRunResponse = Message$1<"trimtab.v1.DeleteRunResponse"> & {
+  /**
+   * True where this call removed the run; false where there was none, or none any more.
+   *
+   * @generated from field: bool deleted = 1;
+   */
+  deleted: boolean;
+
+  /**
+   * Bytes that its folder took on the volume of the service. 0 where it had none.
+   *
+   * @generated from field: int64 freed_bytes = 2;
+   */
+  freedBytes: bigint;
+
+  /**
+   * Capacity of the removed claim of its own, in bytes. 0 where it had none, or where it is not known.
+   *
+   * @generated from field: int64 freed_claim_bytes = 3;
+   */
+  freedClaimBytes: bigint;
+
+  /**
+   * One sentence on what is left and who can remove it, such as a folder on a claim that runs share. Empty: nothing.
+   *
+   * @generated from field: string left = 4;
+   */
+  left: string;
+};
+
+/**
+ * Describes the message trimtab.v1.DeleteRunResponse.
+ * Use `create(DeleteRunResponseSchema)` to create a new message.
+ */
+export const DeleteRunResponseSchema: GenMessage<DeleteRunResponse> = /*@__PURE__*/
+  messageDesc(file_trimtab_v1_trainer, 23);
 
 /**
  * CheckpointRunRequest names a run.
@@ -665,7 +791,7 @@ export type CheckpointRunRequest = Message$1<"trimtab.v1.CheckpointRunRequest"> 
  * Use `create(CheckpointRunRequestSchema)` to create a new message.
  */
 export const CheckpointRunRequestSchema: GenMessage<CheckpointRunRequest> = /*@__PURE__*/
-  messageDesc(file_trimtab_v1_trainer, 20);
+  messageDesc(file_trimtab_v1_trainer, 24);
 
 /**
  * CheckpointRunResponse has the run.
@@ -686,7 +812,7 @@ export type CheckpointRunResponse = Message$1<"trimtab.v1.CheckpointRunResponse"
  * Use `create(CheckpointRunResponseSchema)` to create a new message.
  */
 export const CheckpointRunResponseSchema: GenMessage<CheckpointRunResponse> = /*@__PURE__*/
-  messageDesc(file_trimtab_v1_trainer, 21);
+  messageDesc(file_trimtab_v1_trainer, 25);
 
 /**
  * ReportEventsRequest is one event, or the hello that opens the stream.
@@ -715,7 +841,7 @@ export type ReportEventsRequest = Message$1<"trimtab.v1.ReportEventsRequest"> & 
  * Use `create(ReportEventsRequestSchema)` to create a new message.
  */
 export const ReportEventsRequestSchema: GenMessage<ReportEventsRequest> = /*@__PURE__*/
-  messageDesc(file_trimtab_v1_trainer, 22);
+  messageDesc(file_trimtab_v1_trainer, 26);
 
 /**
  * ReportEventsResponse acknowledges events and carries orders.
@@ -751,7 +877,7 @@ export type ReportEventsResponse = Message$1<"trimtab.v1.ReportEventsResponse"> 
  * Use `create(ReportEventsResponseSchema)` to create a new message.
  */
 export const ReportEventsResponseSchema: GenMessage<ReportEventsResponse> = /*@__PURE__*/
-  messageDesc(file_trimtab_v1_trainer, 23);
+  messageDesc(file_trimtab_v1_trainer, 27);
 
 /**
  * RunState is where a run is in its life.
@@ -909,6 +1035,19 @@ export const TrainerService: GenService<{
     output: typeof WatchRunResponseSchema;
   },
   /**
+   * WatchRunLog sends the run's log, run.log, from a byte on: what its process, or the first pod of its Job, wrote. With
+   * `follow` it goes on until the run has ended and all is sent, and ends OK only then; a drain ends it with DRAINING.
+   * Safe to call again from the last byte seen: nothing is missed, nothing comes twice.
+   * Errors: NOT_FOUND; INVALID_ARGUMENT / FIELD_INVALID; UNAVAILABLE / DRAINING.
+   *
+   * @generated from rpc trimtab.v1.TrainerService.WatchRunLog
+   */
+  watchRunLog: {
+    methodKind: "server_streaming";
+    input: typeof WatchRunLogRequestSchema;
+    output: typeof WatchRunLogResponseSchema;
+  },
+  /**
    * StopRun asks the run to finish its step, write a checkpoint and end; it can be resumed. Safe to retry: a run that
    * is stopping or has ended is left alone.
    * Errors: NOT_FOUND.
@@ -931,6 +1070,19 @@ export const TrainerService: GenService<{
     methodKind: "unary";
     input: typeof ResumeRunRequestSchema;
     output: typeof ResumeRunResponseSchema;
+  },
+  /**
+   * DeleteRun removes an ended run for good: its folder with checkpoints, models and log, its events, and on Kubernetes
+   * its Job, the ConfigMap of its spec and the claim of its own. Versions that it published stay; `Prune` removes them.
+   * It never stops a run. Safe to retry: one that broke off goes on, and a run that is gone is no error.
+   * Errors: INVALID_ARGUMENT / FIELD_MISSING; FAILED_PRECONDITION / RUN_STATE; UNAVAILABLE / UNREACHABLE.
+   *
+   * @generated from rpc trimtab.v1.TrainerService.DeleteRun
+   */
+  deleteRun: {
+    methodKind: "unary";
+    input: typeof DeleteRunRequestSchema;
+    output: typeof DeleteRunResponseSchema;
   },
   /**
    * CheckpointRun asks the run to write a checkpoint after its step. The order is on disk when this returns, and is

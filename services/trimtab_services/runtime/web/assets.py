@@ -1,4 +1,4 @@
-"""Serves the files of the page with headers that let nothing else in."""
+"""Serves the files of a page with headers that let nothing else in."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from aiohttp import web
 
 from trimtab_services.runtime.http import Route
 
-__all__ = ["PAGE", "routes"]
+__all__ = ["page_routes"]
 
-PAGE = "/labeling/"
-_FOLDER = Path(__file__).parent / "static"
+_SHARED = Path(__file__).parent / "static"
 _INDEX = "index.html"
 _DIGEST_MARK = "DIGEST"
 """Stands in the page where the digest of all files goes."""
@@ -41,21 +40,25 @@ _HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
 }
 _TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml", ".html": "text/html"}
-"""Of the page's files, by their suffix; a folder may have others, which are not served."""
+"""Of a page's files, by their suffix; a folder may have others, which are not served."""
 
 
-def routes() -> Sequence[Route]:
-    """The page and its files, for anybody: they hold no data. Served while the database is away, too."""
-    paths = [path for path in sorted(_FOLDER.rglob("*")) if path.suffix in _TYPES]
-    files = {path.relative_to(_FOLDER).as_posix(): path.read_bytes() for path in paths}
+def page_routes(page: str, folder: Path) -> Sequence[Route]:
+    """A page and its files, for anybody: they hold no data. Served whatever state the service is in.
+
+    Args:
+        page: path that it stands under, such as `/labeling/`.
+        folder: has its `index.html` and what is its own; a file of the shared ones' name takes the place of that.
+    """
+    files = _files(_SHARED) | _files(folder)
     digest = _digest(files)
-    page = files.pop(_INDEX).replace(_DIGEST_MARK.encode(), digest.encode())
+    index = files.pop(_INDEX).replace(_DIGEST_MARK.encode(), digest.encode())
 
     async def show_page(request: web.Request) -> web.StreamResponse:
-        return _file(_INDEX, page, "no-cache")
+        return _file(_INDEX, index, "no-cache")
 
     async def to_page(request: web.Request) -> web.StreamResponse:
-        raise web.HTTPPermanentRedirect(PAGE)
+        raise web.HTTPPermanentRedirect(page)
 
     async def show_file(request: web.Request) -> web.StreamResponse:
         name = request.match_info["name"]
@@ -64,10 +67,15 @@ def routes() -> Sequence[Route]:
         return _file(name, files[name], "public, max-age=31536000, immutable")
 
     return [
-        Route("GET", PAGE, show_page, needs_token=False, is_work=False),
-        Route("GET", PAGE.rstrip("/"), to_page, needs_token=False, is_work=False),
-        Route("GET", f"{PAGE}assets/{digest}/{{name:.+}}", show_file, needs_token=False, is_work=False),
+        Route("GET", page, show_page, needs_token=False, is_work=False),
+        Route("GET", page.rstrip("/"), to_page, needs_token=False, is_work=False),
+        Route("GET", f"{page}assets/{digest}/{{name:.+}}", show_file, needs_token=False, is_work=False),
     ]
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    paths = [path for path in sorted(folder.rglob("*")) if path.suffix in _TYPES]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
 def _digest(files: Mapping[str, bytes]) -> str:

@@ -1,0 +1,15 @@
+"""What the web pages of services share: how their files are served, and the files that all of them use.
+
+A page is a folder of static files, as the browser runs them: there is no build step, and nothing comes from anywhere
+else. `static/` here has what every page is made of: `dom.js` (elements out of plain calls), `announce.js` and
+`notices.js` (what is told), `pages/lists.js` (tables, lists that come page by page), `base.css` and the icon.
+
+- `assets` serves the files of several folders as those of one. All but the page itself stand below the digest of all
+  of them, and are kept for ever.
+"""
+
+from __future__ import annotations
+
+from trimtab_services.runtime.web.assets import page_routes
+
+__all__ = ["page_routes"]

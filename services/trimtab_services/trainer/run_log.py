@@ -1,0 +1,45 @@
+"""Pieces of a run's log, run.log in the run's folder: that of its process, or a copy of that of its first pod."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from trimtab.errors import InvalidRequest
+
+__all__ = ["MOST_PIECE_BYTES", "check_offset", "read_piece"]
+
+MOST_PIECE_BYTES = 256 * 1024
+
+
+def check_offset(directory: Path, offset: int) -> None:
+    """Refuses to read from before the log, or from behind its end.
+
+    Raises:
+        InvalidRequest: names the offset and the log's size.
+    """
+    try:
+        size = os.stat(_log_of(directory)).st_size
+    except FileNotFoundError:
+        size = 0
+    if not 0 <= offset <= size:
+        raise InvalidRequest(
+            f"offset_bytes: {offset} is not in 0..{size}, the size of the log",
+            field="offset_bytes",
+            value=offset,
+            limit=size,
+        )
+
+
+def read_piece(directory: Path, offset: int) -> bytes:
+    """At most MOST_PIECE_BYTES from a byte on; empty where there is no more, or no log yet."""
+    try:
+        with _log_of(directory).open("rb") as file:
+            file.seek(offset)
+            return file.read(MOST_PIECE_BYTES)
+    except FileNotFoundError:
+        return b""
+
+
+def _log_of(directory: Path) -> Path:
+    return directory / "run.log"

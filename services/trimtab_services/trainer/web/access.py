@@ -1,0 +1,178 @@
+"""Who may look at the page: as with gRPC, whoever has a token with scope `runs`; anybody where no tokens are asked.
+
+A browser signs in with a token, and from then on has a cookie (HttpOnly, SameSite=Strict, Secure with TLS) that stands
+for it until `session_s` are over or this service starts again. The token is looked up in the tokens file at every
+request: one that was taken out lets nobody in any more. A program sends the token itself, as to gRPC.
+
+The page changes nothing, and what it reads no other origin can: it has no cookie of ours, our JSON is not readable to
+it, and where no tokens are asked on a loopback address, other names for that address are refused (DNS rebinding).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from aiohttp import web
+from pydantic import Field
+
+from trimtab.errors import PermissionDenied, Reason, Unauthenticated
+from trimtab.types.shared import Record, Text
+from trimtab_services.runtime.auth import Identity, check_scope
+from trimtab_services.runtime.config import is_loopback
+from trimtab_services.runtime.http import Route
+from trimtab_services.runtime.json_body import read_json
+from trimtab_services.runtime.state import Runtime
+from trimtab_services.trainer.config import TrainerServiceConfig
+
+__all__ = ["PREFIX", "Handler", "Visitors", "reply"]
+
+PREFIX = "/runs/api/"
+_SCOPE = "runs"
+_MOST_TOKEN = 4096
+
+Handler = Callable[[web.Request], Awaitable[object]]
+"""Answers a request with what becomes the JSON body, or with a response of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Session:
+    token: str
+    end_time: float
+
+
+class _SignIn(Record):
+    token: Text = Field(max_length=_MOST_TOKEN, repr=False)
+
+
+def reply(body: object) -> web.Response:
+    """A JSON answer that nobody keeps."""
+    return web.json_response(body, headers={"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"})
+
+
+class Visitors:
+    """The sessions, in this process only.
+
+    Args:
+        runtime: the server it lives in.
+    """
+
+    def __init__(self, runtime: Runtime[TrainerServiceConfig]) -> None:
+        self._runtime = runtime
+        self._config = runtime.config
+        self._sessions: dict[bytes, _Session] = {}
+        self._is_secure = self._config.secure_cookies or self._config.tls is not None
+        # the prefix __Host- keeps other hosts of the domain from setting it; browsers take it with Secure only
+        self._cookie = "__Host-trimtab_runs_session" if self._is_secure else "trimtab_runs_session"
+
+    def route(self, path: str, handler: Handler, *, deadline_s: float | None = None) -> Route:
+        """A route for those who may look.
+
+        Args:
+            path: below `PREFIX`.
+            handler: answers.
+            deadline_s: as that of a `Route`.
+        """
+
+        async def handle(request: web.Request) -> web.StreamResponse:
+            self.check(request)
+            answer = await handler(request)
+            return answer if isinstance(answer, web.StreamResponse) else reply(answer)
+
+        return Route("GET", PREFIX + path, handle, needs_token=False, deadline_s=deadline_s)
+
+    def routes(self) -> list[Route]:
+        """Signing in and out, and who is signed in."""
+        return [
+            self.route("session", self._tell),
+            Route("POST", f"{PREFIX}session", self._sign_in, needs_token=False),
+            Route("POST", f"{PREFIX}session/end", self._sign_out, needs_token=False),
+        ]
+
+    def check(self, request: web.Request) -> Identity:
+        """Who asks; may be called again while an answer goes on.
+
+        Raises:
+            Unauthenticated: no session, or one that has ended, or a token that is not known any more.
+            PermissionDenied: the token lacks the scope, or the host is not this machine's.
+        """
+        tokens = self._runtime.tokens
+        if tokens is None:
+            self._refuse_foreign_host(request)
+            return Identity(request.remote or "unknown")
+        authorization = request.headers.get("authorization") or self._authorization_of_session(request)
+        identity = tokens.identify(authorization)
+        check_scope(identity, _SCOPE)
+        return identity
+
+    def _refuse_foreign_host(self, request: web.Request) -> None:
+        host = request.url.host or ""
+        if is_loopback(self._config.host) and not is_loopback(host):
+            raise PermissionDenied(
+                f"host: this service asks no tokens and answers to localhost only; it was called {host!r}. Set "
+                "`tokens_file` to show the page under other names",
+                field="host",
+                value=host,
+                limit="localhost",
+            )
+
+    def _authorization_of_session(self, request: web.Request) -> str:
+        cookie = request.cookies.get(self._cookie, "")
+        session = self._sessions.get(_digest(cookie))
+        if session is None or session.end_time < time.time():
+            raise Unauthenticated(
+                "session: none, or it has ended; sign in",
+                reason=Reason.TOKEN_UNKNOWN if cookie else Reason.TOKEN_MISSING,
+                field="session",
+            )
+        return f"Bearer {session.token}"
+
+    async def _tell(self, request: web.Request) -> dict[str, Any]:
+        identity = self.check(request)
+        return self._told(identity if self._runtime.tokens is not None else None)
+
+    def _told(self, identity: Identity | None) -> dict[str, Any]:
+        """What a page is told at its start: who is signed in, None where no tokens are asked, and what there is."""
+        return {
+            "name": None if identity is None else identity.name,
+            "knows_replicas": self._config.endpoints_file is not None,
+        }
+
+    async def _sign_in(self, request: web.Request) -> web.StreamResponse:
+        token = _SignIn(**await read_json(request)).token.strip()
+        tokens = self._runtime.tokens
+        if tokens is None:
+            self._refuse_foreign_host(request)
+            return reply(self._told(None))
+        identity = tokens.identify(f"Bearer {token}")
+        check_scope(identity, _SCOPE)
+        now = time.time()
+        self._sessions = {key: one for key, one in self._sessions.items() if one.end_time >= now}
+        cookie = secrets.token_urlsafe(32)
+        self._sessions[_digest(cookie)] = _Session(token, now + self._config.session_s)
+        response = reply(self._told(identity))
+        response.set_cookie(
+            self._cookie,
+            cookie,
+            max_age=int(self._config.session_s),
+            path="/",
+            httponly=True,
+            secure=self._is_secure,
+            samesite="Strict",
+        )
+        return response
+
+    async def _sign_out(self, request: web.Request) -> web.StreamResponse:
+        await read_json(request)  # whose content type no form of another origin can send
+        self._sessions.pop(_digest(request.cookies.get(self._cookie, "")), None)
+        response = reply({})
+        response.del_cookie(self._cookie, path="/", httponly=True, secure=self._is_secure, samesite="Strict")
+        return response
+
+
+def _digest(cookie: str) -> bytes:
+    return hashlib.sha256(cookie.encode(errors="replace")).digest()

@@ -1,0 +1,160 @@
+"""What the page asks for: JSON, all of it under `/runs/api/`, and all of it read only.
+
+An error is `{"error", "reason", "message", "field", "value", "limit", "metadata"}` with a status: 400 a value is wrong,
+401 nobody is signed in, 403 the token lacks scope `runs`, 404 no such run, 503 the service is not ready.
+
+| request | answer |
+| --- | --- |
+| `POST session` `{token}` | `{name, knows_replicas}`, the token's name, null where none is asked; sets the cookie |
+| `GET session` | the same; 401 where nobody is signed in |
+| `POST session/end` `{}` | ends the session |
+| `GET runs?before=N&limit=N` | `{runs: [RUN], next_before}`, newest first |
+| `GET runs/NAME` | `{run, spec_yaml, directory, sequence, plots, curves: {stage: CURVES}, queue, warnings, versions, \
+has_samples}`: all up to event `sequence`; `warnings` and `versions` are counts; CURVES as `StageCurves.to_json` |
+| `GET runs/NAME/events?after=N` | the events after a number, as they come: `live` |
+| `GET runs/NAME/log?before=N&limit=N&warnings=1` | `{entries, next_before}`, newest first |
+| `GET runs/NAME/versions?before=N&limit=N` | `{versions: [{version, stage, step, time}], next_before}`, newest first |
+| `GET runs/NAME/samples?query=TEXT&after=N&limit=N` | as `samples.read_samples` |
+| `GET runs/NAME/output` | `{output: {text, bytes}}`: the end of what the process wrote; null where it is not here |
+| `GET replicas` | `{replicas}`, each as `Replicas.rows`; null where they are not known |
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from trimtab.v1 import trainer_pb2 as pb
+from trimtab_services.runtime.http import Route
+from trimtab_services.runtime.queries import limit_of, number_of
+from trimtab_services.runtime.state import Runtime
+from trimtab_services.runtime.web import page_routes
+from trimtab_services.trainer.config import TrainerServiceConfig
+from trimtab_services.trainer.events import ENDED, RunRow
+from trimtab_services.trainer.records import RunRecords
+from trimtab_services.trainer.web.access import Visitors
+from trimtab_services.trainer.web.answers import log_json, plot_json, queue_json, run_json, version_json
+from trimtab_services.trainer.web.digest import Digests
+from trimtab_services.trainer.web.live import LiveRuns
+from trimtab_services.trainer.web.replicas import Replicas
+from trimtab_services.trainer.web.samples import has_samples, read_output, read_samples
+
+__all__ = ["PAGE", "web_routes"]
+
+PAGE = "/runs/"
+_MOST_PACES = 32
+"""Runs of a list whose time left is told; it takes their events."""
+
+
+def web_routes(runtime: Runtime[TrainerServiceConfig], records: RunRecords, replicas: Replicas) -> Sequence[Route]:
+    """The page and what it asks for.
+
+    Args:
+        runtime: the server it lives in.
+        records: of the runs.
+        replicas: asked how they are.
+    """
+    visitors, digests = Visitors(runtime), Digests(records)
+    api, live = _Api(records, digests, replicas), LiveRuns(runtime, records, digests, visitors)
+    return [
+        *page_routes(PAGE, Path(__file__).parent / "static"),
+        *visitors.routes(),
+        visitors.route("runs", api.runs),
+        visitors.route("runs/{name}", api.run),
+        visitors.route("runs/{name}/events", live.follow, deadline_s=math.inf),
+        visitors.route("runs/{name}/log", api.log),
+        visitors.route("runs/{name}/versions", api.versions),
+        visitors.route("runs/{name}/samples", api.samples),
+        visitors.route("runs/{name}/output", api.output),
+        visitors.route("replicas", api.replicas),
+    ]
+
+
+class _Api:
+    """The answers."""
+
+    def __init__(self, records: RunRecords, digests: Digests, replicas: Replicas) -> None:
+        self._records, self._store = records, records.store
+        self._digests = digests
+        self._replicas = replicas
+
+    async def runs(self, request: web.Request) -> dict[str, Any]:
+        limit, before = limit_of(request), number_of(request, "before")
+        rows = await self._records.ask(self._store.runs, before_number=before, limit=limit + 1)
+        page = rows[:limit]
+        active = [run for run in page if run.state not in ENDED][:_MOST_PACES]
+        digests = {run.number: await self._digests.of(run) for run in active}
+        return {
+            "runs": [run_json(run, digests.get(run.number)) for run in page],
+            "next_before": page[-1].number if len(rows) > limit else None,
+        }
+
+    async def run(self, request: web.Request) -> dict[str, Any]:
+        run = await self._run(request)
+        digest = await self._digests.of(run)
+        run = await self._run(request)  # not older than the events
+        return {
+            "run": run_json(run, digest),
+            "spec_yaml": run.spec_yaml,
+            "directory": run.directory,
+            "sequence": digest.sequence,
+            "plots": [plot_json(plot) for plot in digest.plots()],
+            "curves": {stage: curves.to_json() for stage, curves in digest.curves.items()},
+            "queue": queue_json(digest.queue),
+            "warnings": len(digest.warnings),
+            "versions": len(digest.versions),
+            "has_samples": await asyncio.to_thread(has_samples, Path(run.directory)),
+        }
+
+    async def log(self, request: web.Request) -> dict[str, Any]:
+        run = await self._run(request)
+        digest = await self._digests.of(run)
+        numbers = digest.warnings if "warnings" in request.query else digest.log
+        before, limit = number_of(request, "before"), limit_of(request)
+        wanted = [number for number in numbers if before is None or number < before]
+        page = wanted[-limit:][::-1]
+        events = await self._records.ask(self._events_at, run.name, page)
+        return {
+            "entries": [log_json(event) for event in events],
+            "next_before": page[-1] if len(wanted) > limit else None,
+        }
+
+    async def versions(self, request: web.Request) -> dict[str, Any]:
+        digest = await self._digests.of(await self._run(request))
+        before, limit = number_of(request, "before"), limit_of(request)
+        wanted = [one for one in digest.versions if before is None or one.version < before]
+        page = wanted[-limit:][::-1]
+        return {
+            "versions": [version_json(one) for one in page],
+            "next_before": page[-1].version if len(wanted) > limit else None,
+        }
+
+    async def samples(self, request: web.Request) -> dict[str, Any]:
+        run = await self._run(request)
+        after = number_of(request, "after")
+        return await asyncio.to_thread(
+            read_samples,
+            Path(run.directory),
+            query=request.query.get("query", ""),
+            after=-1 if after is None else after,
+            limit=limit_of(request),
+        )
+
+    async def output(self, request: web.Request) -> dict[str, Any]:
+        run = await self._run(request)
+        return {"output": await asyncio.to_thread(read_output, Path(run.directory))}
+
+    async def replicas(self, request: web.Request) -> dict[str, Any]:
+        return {"replicas": await self._replicas.rows() if self._replicas.are_known else None}
+
+    async def _run(self, request: web.Request) -> RunRow:
+        return await self._records.ask(self._store.run, request.match_info["name"])
+
+    def _events_at(self, name: str, numbers: Sequence[int]) -> list[pb.RunEvent]:
+        """Events by their numbers, which have no gaps."""
+        return [event for number in numbers for event in self._store.events(name, number - 1, limit=1)]

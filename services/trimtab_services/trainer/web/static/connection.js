@@ -1,0 +1,55 @@
+// What people are told of the connection, and work that is done again and again while somebody looks.
+
+import { Unreachable } from "./api.js";
+import { notice, withdraw } from "./notices.js";
+
+let isUp = true;
+
+/** Notes that an answer came. */
+export function worked() {
+  if (isUp) return;
+  isUp = true;
+  withdraw("connection");
+}
+
+/** Notes that none came. */
+export function failed() {
+  if (!isUp) return;
+  isUp = false;
+  notice("connection", "There is no connection to the service. The page goes on by itself when it is back.", {
+    kind: "warning",
+  });
+}
+
+/**
+ * Does work at once when it is due, and every so often; not while the page is hidden. Returns what ends it.
+ *
+ * @param {() => Promise<void>} work
+ * @param {() => number} everyMs asked after each time.
+ */
+export function repeatedly(work, everyMs) {
+  let timer = null;
+  let isOver = false;
+  const again = () => {
+    clearTimeout(timer);
+    if (!isOver && !document.hidden) timer = setTimeout(once, everyMs());
+  };
+  const once = async () => {
+    try {
+      await work();
+      worked();
+    } catch (error) {
+      if (!(error instanceof Unreachable)) throw error;
+      failed();
+    } finally {
+      again();
+    }
+  };
+  document.addEventListener("visibilitychange", again);
+  again();
+  return () => {
+    isOver = true;
+    clearTimeout(timer);
+    document.removeEventListener("visibilitychange", again);
+  };
+}

@@ -1,0 +1,56 @@
+// The versions that a run has published, newest first.
+
+import { get, query } from "../api.js";
+import { fill, h } from "../dom.js";
+import { figure, moment } from "../format.js";
+import { folded } from "./folded.js";
+import { moreButton, table, tableRow } from "./lists.js";
+
+const PAGE = 20;
+
+export class VersionsSection {
+  #path;
+  #body = null; // once it was opened
+  #newest = 0;
+  #total = 0;
+  #count = h("span", { class: "badge" });
+  element = folded(["Versions published ", this.#count], (place) => this.#open(place));
+
+  /** @param {string} path of the run in the API. */
+  constructor(path) {
+    this.#path = path;
+  }
+
+  /** Shows how many there are. */
+  count(total) {
+    this.#total = total;
+    fill(this.#count, figure(total));
+  }
+
+  /** Adds one that was told of just now; a step that still uses the one before tells of nothing new. */
+  add({ version, stage, step, time }) {
+    if (version <= this.#newest) return;
+    if (this.#newest > 0 || this.#total === 0) this.count(this.#total + 1);
+    this.#newest = version;
+    this.#body?.prepend(tableRow(row({ version, stage, step, time })));
+  }
+
+  async #open(place) {
+    const { versions, next_before } = await this.#page(null);
+    const box = table("Newest first", ["Version", "Stage", "Step", "Published"], versions.map(row));
+    this.#body = box.querySelector("tbody");
+    this.#newest = versions[0]?.version ?? 0;
+    const more = moreButton(next_before, async (before) => {
+      const page = await this.#page(before);
+      this.#body.append(...page.versions.map((one) => tableRow(row(one))));
+      return page.next_before;
+    });
+    fill(place, versions.length === 0 && h("p", { class: "hint" }, "None yet."), box, more);
+  }
+
+  #page(before) {
+    return get(`${this.#path}/versions?${query({ before, limit: PAGE })}`);
+  }
+}
+
+const row = (one) => [one.version, one.stage, one.step, moment(one.time)];
