@@ -8,34 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from trimtab.run_plots import RunPlot, plots_of
+
 __all__ = ["Line", "Plot", "calibration_plot", "comparison_plots", "draw", "run_plots"]
 
 Steps = Mapping[int, Mapping[str, float]]
 """Metrics of a stage by step."""
 
-_SECONDS = ("seconds_rollouts", "seconds_experience", "seconds_update", "seconds_publish")
-_OF_A_STAGE = (
-    ("ppo", "reward and gold score", ("reward", "score", "gold")),
-    ("ppo", "KL to the reference, nats of a sequence", ("mean_kl", "kl_k3")),
-    ("ppo", "entropy, nats of a token", ("entropy",)),
-    ("ppo", "completion: tokens", ("completion_tokens",)),
-    ("ppo", "ended, repeated, clipped: share", ("ended_fraction", "repeated_fraction", "clip_fraction")),
-    ("ppo", "value model: explained variance", ("explained_variance",)),
-    ("ppo", "pretraining loss (ptx)", ("ptx_loss",)),
-    ("ppo", "gradient norms", ("policy_gradient_norm", "ppo_gradient_norm", "ptx_gradient_norm")),
-    ("ppo", "sampler against trainer: log-prob mismatch", ("mismatch_mean", "mismatch_max")),
-    ("ppo", "versions that sampling was behind", ("lag",)),
-    ("ppo", "publication: bytes sent over those of the model", ("publication_share",)),
-    ("ppo", "seconds of a phase", _SECONDS),
-    ("dpo", "DPO: loss", ("loss", "held_out_loss")),
-    ("dpo", "DPO: accuracy of the implicit reward", ("accuracy", "held_out_accuracy")),
-    ("dpo", "DPO: implicit reward of the better and the worse answer", ("better_reward", "worse_reward")),
-    ("dpo", "DPO: log-prob of the better and the worse answer", ("better_logprob", "worse_logprob")),
-    ("reward_model", "reward model: loss", ("loss",)),
-    ("reward_model", "reward model: accuracy on its batches", ("accuracy",)),
-    ("sft", "SFT: loss", ("loss", "held_out_loss")),
-    ("pretrain", "pretraining: loss", ("loss",)),
-)
 _COMPARED = ("reward", "gold", "mean_kl", "entropy", "completion_tokens", "explained_variance", "ptx_loss")
 
 
@@ -57,25 +36,24 @@ class Plot:
 
 
 def run_plots(series: Mapping[str, Steps]) -> list[Plot]:
-    """Every plot of a run that has something to show.
+    """Every plot of a run that has something to show; which there are is in `trimtab.run_plots`.
 
     Args:
         series: metrics by stage and step.
     """
-    plots = [
-        draw(title, "step", [_line(name.replace("_", " "), series.get(stage, {}), name) for name in names])
-        for stage, title, names in _OF_A_STAGE
-    ]
-    farthest = "ppo_without_kl" if series.get("ppo_without_kl") else "ppo"
-    rows = [row for row in series.get(farthest, {}).values() if "mean_kl" in row]
-    optimized = [
-        Line(name, sorted((math.sqrt(max(row["mean_kl"], 0.0)), row[name]) for row in rows if name in row))
-        for name in ("reward", "gold")
-    ]
-    title = f"over-optimisation in {farthest}: proxy and gold over the root of the KL"
-    both = all(len(line.points) > 1 for line in optimized)
-    plots.insert(1, draw(title, "square root of the KL, nats", optimized) if both else None)
+    plots = (_drawn(plot, series[plot.stage]) for plot in plots_of([stage for stage, steps in series.items() if steps]))
     return [plot for plot in plots if plot is not None]
+
+
+def _drawn(plot: RunPlot, steps: Steps) -> Plot | None:
+    if not plot.root_of:
+        return draw(plot.title, plot.x_label, [_line(name.replace("_", " "), steps, name) for name in plot.figures])
+    rows = [row for row in steps.values() if plot.root_of in row]
+    lines = [
+        Line(name, sorted((math.sqrt(max(row[plot.root_of], 0.0)), row[name]) for row in rows if name in row))
+        for name in plot.figures
+    ]
+    return draw(plot.title, plot.x_label, lines) if all(len(line.points) > 1 for line in lines) else None
 
 
 def calibration_plot(bins: Sequence[Mapping[str, float]]) -> Plot | None:
