@@ -51,6 +51,7 @@ UNARY = {
     rpcs.STOP_RUN: "stop_run",
     rpcs.RESUME_RUN: "resume_run",
     rpcs.CHECKPOINT_RUN: "checkpoint_run",
+    rpcs.DELETE_RUN: "delete_run",
     rpcs.CREATE_PROJECT: "create_project",
     rpcs.GET_PROJECT: "get_project",
     rpcs.LIST_PROJECTS: "list_projects",
@@ -63,7 +64,7 @@ UNARY = {
 }
 STREAMS_BOTH = (rpcs.SCORE_STREAM, rpcs.LOGPROBS_STREAM, rpcs.REPORT_EVENTS)
 STREAMS_IN = (rpcs.IMPORT_TASKS,)
-STREAMS_OUT = (rpcs.GENERATE, rpcs.WATCH, rpcs.WATCH_RUN, rpcs.EXPORT_LABELS)
+STREAMS_OUT = (rpcs.GENERATE, rpcs.WATCH, rpcs.WATCH_RUN, rpcs.WATCH_RUN_LOG, rpcs.EXPORT_LABELS)
 
 
 class Everything(grpc.GenericRpcHandler):

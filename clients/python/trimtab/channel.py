@@ -55,6 +55,9 @@ class TLSConfig:
         certificate_file, key_file: PEM client certificate and key, for mTLS; both or none.
         server_name: that the server's certificate must have; empty is the host of the target. For targets that are
             addresses behind a name.
+
+    Raises:
+        ConfigError: only one of certificate and key is given.
     """
 
     ca_file: Path | None = None
@@ -62,16 +65,18 @@ class TLSConfig:
     key_file: Path | None = None
     server_name: str = ""
 
-    def credentials(self) -> grpc.ChannelCredentials:
-        """Reads the files.
-
-        Raises:
-            ConfigError: a file cannot be read, or only one of certificate and key is given.
-        """
+    def __post_init__(self) -> None:
         if (self.certificate_file is None) != (self.key_file is None):
             raise ConfigError(
                 "tls: certificate_file and key_file belong together; only one is given", field="tls.certificate_file"
             )
+
+    def credentials(self) -> grpc.ChannelCredentials:
+        """Reads the files.
+
+        Raises:
+            ConfigError: a file cannot be read.
+        """
         return grpc.ssl_channel_credentials(
             root_certificates=_read("tls.ca_file", self.ca_file),
             private_key=_read("tls.key_file", self.key_file),

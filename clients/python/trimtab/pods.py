@@ -77,7 +77,8 @@ def _end_of(pod: Pod, status: Any, state: Any) -> str:
         limits = {one.name: (one.resources and one.resources.limits) or {} for one in pod.spec.containers}
         limit = limits.get(status.name, {}).get("memory")
         return f"it was OOM-killed: it passed its memory limit of {limit}" if limit else "it was OOM-killed"
-    return f"it ended with exit code {terminated.exit_code}"
+    said = (terminated.message or "").strip().splitlines()
+    return f"it ended with exit code {terminated.exit_code}{f': {said[-1]}' if said else ''}"
 
 
 def _condition(pod: Pod, kind: str, status: str) -> Any | None:

@@ -58,6 +58,8 @@ spec:
         - name: {{ $component }}
           image: {{ include "trimtab.image" (dict "root" $root "image" $values.image) }}
           imagePullPolicy: {{ $root.Values.image.pullPolicy }}
+          # Why it ended is the end of its log, in the status of the pod.
+          terminationMessagePolicy: FallbackToLogsOnError
           args:
             - serve
             - {{ $component }}

@@ -86,7 +86,9 @@ def disrupted(namespace: Namespace, directory: Path, run: str, **settings: float
             report(service, run, pb.RunEvent(sequence=1, stage="sft", step=1, step_done=pb.StepDone(total_steps=9)))
             hold(namespace, run)
             namespace.core.create_namespaced_pod_eviction(pod, namespace.name, {"metadata": {"name": pod}})
-            wait_state(service, run, pb.RUN_STATE_STARTING)  # its Job is being removed, and held
+            wait_state(service, run, pb.RUN_STATE_STARTING)
+            jobs = namespace.batch
+            wait_for(lambda: jobs.read_namespaced_job(f"t-{run}", namespace.name).metadata.deletion_timestamp)
             door.shut()
             release(namespace, run)
             wait_for(lambda: f"t-{run}" not in namespace.jobs())
@@ -104,7 +106,7 @@ def hold(namespace: Namespace, run: str) -> None:
 def release(namespace: Namespace, run: str) -> None:
     job = namespace.batch.read_namespaced_job(f"t-{run}", namespace.name)
     kept = [one for one in job.metadata.finalizers or [] if one != "trimtab.dev/held"]
-    patch = {"metadata": {"finalizers": kept or None}}
+    patch = [{"op": "replace", "path": "/metadata/finalizers", "value": kept}]
     namespace.batch.patch_namespaced_job(f"t-{run}", namespace.name, patch)
 
 
@@ -139,6 +141,16 @@ def test_a_disrupted_run_goes_on_in_the_next_life_of_the_service(namespace: Name
         wait_state(service, "reborn", pb.RUN_STATE_STOPPED)
 
 
+def leave_a_job(namespace: Namespace, run: str) -> None:
+    """A Job in the run's way that does not go when it is deleted."""
+    job = next(iter(yaml.safe_load_all(template(SLEEP))))
+    job["metadata"] = {"name": f"t-{run}"}
+    job["spec"] |= {"suspend": True}
+    job["spec"]["template"]["spec"]["restartPolicy"] = "Never"
+    namespace.batch.create_namespaced_job(namespace.name, job)
+    hold(namespace, run)
+
+
 def test_a_run_that_is_launched_slowly_keeps_no_other_waiting(namespace: Namespace, tmp_path: Path) -> None:
     """What is left of its earlier Job takes its time."""
     with trainer(namespace, tmp_path, template(SLEEP, claim=True)) as (_, service):
@@ -148,10 +160,10 @@ def test_a_run_that_is_launched_slowly_keeps_no_other_waiting(namespace: Namespa
         start(service, "slow")
         namespace.running_pod("slow")
         report(service, "slow", pb.RunEvent(sequence=1, stage="sft", step=1, step_done=pb.StepDone(total_steps=9)))
-        hold(namespace, "slow")
-        namespace.batch.delete_namespaced_job("t-slow", namespace.name, propagation_policy="Background")
         service.stop_run(pb.StopRunRequest(name="slow"))
-        wait_state(service, "slow", pb.RUN_STATE_STOPPED, pb.RUN_STATE_FAILED)
+        wait_state(service, "slow", pb.RUN_STATE_STOPPED)
+        wait_for(lambda: "t-slow" not in namespace.jobs())
+        leave_a_job(namespace, "slow")
         resuming = threading.Thread(target=lambda: service.resume_run(pb.ResumeRunRequest(name="slow"), timeout_s=120))
         resuming.start()
         time.sleep(1)

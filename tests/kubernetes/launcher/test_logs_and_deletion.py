@@ -25,10 +25,11 @@ def test_a_log_is_followed_to_its_last_line(namespace: Namespace, tmp_path: Path
     """100,000 lines at the very end, which the copy has yet to read when the run ends."""
     script = "echo begins; sleep 3; seq 100000; exit 3"
     with trainer(namespace, tmp_path, template(script, claim=True)) as (_, service):
-        start(service, "chatty")
+        log = Path(start(service, "chatty").directory) / "run.log"
         request = pb.WatchRunLogRequest(name="chatty", follow=True)
         told = b"".join(piece.data for piece in service.watch_run_log(request, timeout_s=120))
         assert "exit code 3" in why_failed(service, "chatty")
+    assert told == log.read_bytes()
     assert told.decode().splitlines() == ["begins", *map(str, range(1, 100_001))]
 
 

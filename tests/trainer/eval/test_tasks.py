@@ -147,7 +147,7 @@ def fake_python(folder: Path, script: str) -> str:
 
 class TestProcess:
     def test_lm_eval_that_is_missing(self) -> None:
-        with pytest.raises(ConfigError, match=r"pip install 'trimtab\[eval\]'"):
+        with pytest.raises(ConfigError, match=r"pip install 'lm-eval\[api\]=="):
             find_lm_eval(sys.executable if not importlib.util.find_spec("lm_eval") else "/bin/false")
         with pytest.raises(ConfigError, match="lm-eval-python: /no/such: No such file"):
             find_lm_eval("/no/such")

@@ -102,8 +102,8 @@ def find_lm_eval(python: str | None) -> LmEval:
         folder, version = "", "none"
     if version != VERSION:
         raise ConfigError(
-            f"{python} has lm-eval {version}; pip install 'trimtab[eval]', or into an environment of its own, named by "
-            f"--lm-eval-python: pip install 'lm-eval[api]=={VERSION}' 'transformers>=5.16,<6'",
+            f"{python} has lm-eval {version}; there, or into an environment of its own that --lm-eval-python names: "
+            f"pip install 'lm-eval[api]=={VERSION}' 'transformers>=5.16,<6'",
             field="lm-eval-python",
             value=version,
             limit=VERSION,

@@ -70,7 +70,7 @@ def command(
     """Benchmarks by lm-eval, as a process of its own, against the generation service's HTTP front.
 
     One generation service after another is started on the model folders; or give host:port, or the URL of an HTTP
-    front. Nothing is fetched from a hub. lm-eval comes with `pip install 'trimtab[eval]'`.
+    front. Nothing is fetched from a hub. lm-eval comes with `pip install 'lm-eval[api]==0.4.13'`.
     """
     contestants = parse_contestants(models, urls=True)
     reference = baseline_of(contestants, baseline)

@@ -94,7 +94,8 @@ class _Services:
             "restarts": restarts_of(pod),
             "node": pod.spec.node_name or "",
         }
-        is_service = component in SERVICES and pod.status.phase == "Running"
+        runs = any(one.state and one.state.running for one in pod.status.container_statuses or [])
+        is_service = component in SERVICES and pod.status.phase == "Running" and runs
         served = self._served(pod, component) if is_service else NOT_ASKED
         notes = (why_not_ready(pod), served["note"])
         return row | served | {"note": ": ".join(note for note in notes if note)}

@@ -169,6 +169,8 @@ def _watch(client: Client, name: str) -> int:
     with RunDisplay(Console()) as display:
         follow_run(client, name, display)
     run = client.get_run(pb.GetRunRequest(name=name)).run
+    if run.state == pb.RUN_STATE_FAILED:
+        click.echo(f"run {name}: {run.error}; `trimtab runs logs {name}` has what it wrote", err=True)
     return {pb.RUN_STATE_SUCCEEDED: 0, pb.RUN_STATE_STOPPED: 130}.get(run.state, 1)
 
 
