@@ -46,7 +46,8 @@ def check_services(spec: RunSpec) -> None:
     if needy and spec.services is None:
         raise ConfigError(
             f"services: not set, but {', '.join(needy)} work with services; set services.endpoints_file, or "
-            "--endpoints, to the endpoints.json that `trimtab up` writes; the Helm chart gives a run those of its release",
+            "--endpoints, to the endpoints.json that `trimtab up` writes; the Helm chart gives a run those of its "
+            "release",
             field="services",
         )
 
