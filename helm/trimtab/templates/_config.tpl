@@ -76,11 +76,13 @@ directory: /var/lib/trimtab/runs
 scaler_port: 50061
 # TLS may end in front of the page.
 secure_cookies: {{ include "trimtab.isOverHTTPS" . | eq "true" }}
+start_timeout_s: {{ .values.run.startTimeoutSeconds }}
 launcher:
   kind: kubernetes
   template_file: /etc/trimtab-run-template/template.yaml
   namespace: {{ .root.Release.Namespace }}
   resumes: {{ .values.run.resumes }}
+  reschedule_timeout_s: {{ .values.run.rescheduleTimeoutSeconds }}
 {{- if .root.Values.auth.enabled }}
 token_file: /etc/trimtab-token/token
 {{- end }}

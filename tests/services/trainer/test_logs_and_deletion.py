@@ -79,7 +79,7 @@ def end(directory: Path, name: str) -> None:
 
 def pieces(service: Client, name: str, offset: int = 0, *, follow: bool = False) -> Iterator[pb.WatchRunLogResponse]:
     request = pb.WatchRunLogRequest(name=name, offset_bytes=offset, follow=follow)
-    return service.watch_run_log(request, timeout_s=60)
+    return service.watch_run_log(request, timeout_s=240)
 
 
 def text(service: Client, name: str, offset: int = 0, *, follow: bool = False) -> bytes:
@@ -212,16 +212,17 @@ def test_the_number_of_a_deleted_run_is_never_another_ones(tmp_path: Path) -> No
     store.close()
 
 
+@pytest.mark.timeout(600)
 def test_a_real_run_has_its_log_and_goes_with_all_of_it(service: Client, directory: Path) -> None:
     service.start_run(pb.StartRunRequest(name="real", spec_yaml=SPEC), timeout_s=120)
     following: list[bytes] = []
     thread = threading.Thread(target=lambda: following.append(text(service, "real", follow=True)))
     thread.start()
-    for reply in service.watch_run(pb.WatchRunRequest(name="real"), timeout_s=120):
+    for reply in service.watch_run(pb.WatchRunRequest(name="real"), timeout_s=240):
         if reply.event.HasField("step_done"):
             break
     service.stop_run(pb.StopRunRequest(name="real"))
-    thread.join(60)
+    thread.join(240)
     assert following == [(directory / "real" / "run.log").read_bytes()]
     assert b"stopped; go on with `trimtab runs resume real`" in following[0]
     gone = service.delete_run(pb.DeleteRunRequest(name="real"))
@@ -229,7 +230,7 @@ def test_a_real_run_has_its_log_and_goes_with_all_of_it(service: Client, directo
     assert not (directory / "real").exists()
     assert "real" not in [run.name for run in service.list_runs(pb.ListRunsRequest()).runs]
     service.start_run(pb.StartRunRequest(name="real", spec_yaml=SPEC), timeout_s=120)  # a new one, from its beginning
-    events = service.watch_run(pb.WatchRunRequest(name="real"), timeout_s=120)
+    events = service.watch_run(pb.WatchRunRequest(name="real"), timeout_s=240)
     assert next(events).event.sequence == 1
     service.stop_run(pb.StopRunRequest(name="real"))
     assert [reply.event for reply in events][-1].run_ended.state == pb.RUN_STATE_STOPPED
