@@ -12,7 +12,7 @@ from rich.console import Console
 
 from trimtab.errors import DataError
 from trimtab.v1 import trainer_pb2 as pb
-from trimtab_trainer.reporter import Event, Reporter, RunState, Severity, read_events, step_metrics
+from trimtab_trainer.reporter import Event, Reporter, RunState, Severity, read_events, stage_metrics, step_metrics
 
 
 class Sink:
@@ -92,6 +92,16 @@ def test_of_a_step_done_twice_the_last_counts(tmp_path: Path) -> None:
         for step, loss in ((1, 3.0), (2, 2.0), (2, 1.0)):
             reporter.step_done("sft", step, 2, {"loss": loss})
     assert step_metrics(tmp_path / "events.jsonl", "sft") == {1: {"loss": 3.0}, 2: {"loss": 1.0}}
+
+
+def test_the_metrics_of_every_stage_in_one_reading(tmp_path: Path) -> None:
+    with Reporter(tmp_path, console=console()) as reporter:
+        for stage, step, loss in (("sft", 2, 2.0), ("sft", 1, 3.0), ("ppo", 1, 5.0), ("sft", 2, 1.0)):
+            reporter.step_done(stage, step, 2, {"loss": loss})
+        reporter.message("neither a step nor a stage")
+    found = stage_metrics(tmp_path / "events.jsonl")
+    assert found == {"sft": {1: {"loss": 3.0}, 2: {"loss": 1.0}}, "ppo": {1: {"loss": 5.0}}}
+    assert list(found["sft"]) == [1, 2] and step_metrics(tmp_path / "events.jsonl", "dpo") == {}
 
 
 def test_threads_share_it(tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ and random generators in and out of a `Snapshot`; how a stage composes them is i
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import re
@@ -32,6 +31,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from trimtab.errors import CorruptData, Mismatch
+from trimtab.weights.transfer import file_digest
 from trimtab_models.files import sync
 from trimtab_trainer.distributed import local_part
 
@@ -153,7 +153,7 @@ class CheckpointStore:
                     f"{path}: format is {manifest['format']}; readable: {_FORMAT}", field="format", limit=_FORMAT
                 )
             for name, entry in manifest["files"].items():
-                found = _sha256(path / name)
+                found = file_digest(path / name)
                 if found != entry["sha256"]:
                     raise CorruptData(
                         f"{path / name}: SHA-256 is {found}; the manifest says {entry['sha256']}",
@@ -188,7 +188,7 @@ def _write_files(folder: Path, snapshot: Snapshot) -> None:
     save_file(tensors, folder / "tensors.safetensors")
     state = json.dumps(snapshot.state, indent=1, allow_nan=False)
     (folder / "state.json").write_text(state, encoding="utf-8")
-    files = {name: {"sha256": _sha256(folder / name), "bytes": (folder / name).stat().st_size} for name in _FILES}
+    files = {name: {"sha256": file_digest(folder / name), "bytes": (folder / name).stat().st_size} for name in _FILES}
     manifest = {"format": _FORMAT, "step": snapshot.step, "files": files}
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     for path in (*(folder / name for name in _FILES), folder / "manifest.json", folder):
@@ -310,8 +310,3 @@ def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, str]:
     """Names below a prefix, without and with it; the tensors themselves may be far, so they are read one by one."""
     start = f"{prefix}/"
     return {name.removeprefix(start): name for name in tensors if name.startswith(start)}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

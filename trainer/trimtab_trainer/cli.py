@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import click
@@ -116,7 +117,8 @@ def run(
             Reporter(spec.directory, sinks=[*([sink] if sink else []), *logs]) as reporter,
             leading(place, orders, spec, start=follower) if place is not None else nullcontext(),
         ):
-            outcome = execute(spec, resume=resume, reporter=reporter, orders=orders, on_success=write_report)
+            write = partial(write_report, warn=reporter.warn)
+            outcome = execute(spec, resume=resume, reporter=reporter, orders=orders, on_success=write)
     finally:
         if sink is not None:
             sink.close()

@@ -222,10 +222,13 @@ def _result(
         {name: [one.tolist() for one in values] for name, values in scores.items()},
     )
     last = f"epoch-{config.epochs}"
+    read = [*data.train, *data.held_out]
     counts = {
         "rankings": float(len(data.train)),
         "rankings_held_out": float(len(data.held_out)),
-        "tokens_referenced": float(sum(map(_read_alone, (*data.train, *data.held_out)))),
+        "tokens_referenced": float(sum(map(_read_alone, read))),
+        "answer_tokens_referenced": float(sum(len(answer) for example in read for answer in example.ranking.answers)),
+        "sequences_referenced": float(sum(len(example.ranking.answers) for example in read)),
         "tokens_evaluated": float(sum(example.tokens for example in data.held_out)),
     }
     return StageResult(

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 __all__ = [
+    "LEAST_CLUSTERS",
     "Accuracy",
     "Calibration",
     "CalibrationBin",
@@ -26,7 +27,9 @@ __all__ = [
     "ranking_accuracy",
 ]
 
-_LEAST_CLUSTERS = 5
+LEAST_CLUSTERS = 5
+"""Of fewer prompts, labelers, documents or what else is resampled, no bootstrap makes an interval."""
+
 _CALIBRATION_BINS = 10
 
 
@@ -204,6 +207,6 @@ def clustered_interval(
 def _accuracy(clusters: npt.NDArray[np.float64], samples: int, seed: int) -> Accuracy:
     sums, counts = clusters[:, 0], clusters[:, 1]
     low = high = None
-    if len(clusters) >= _LEAST_CLUSTERS:
+    if len(clusters) >= LEAST_CLUSTERS:
         low, high = clustered_interval(sums, counts, samples=samples, seed=seed)
     return Accuracy(float(sums.sum() / counts.sum()), low, high, int(counts.sum()), len(clusters))

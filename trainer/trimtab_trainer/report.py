@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,33 +24,39 @@ from trimtab_trainer.checkpoint import write_file_atomically
 from trimtab_trainer.eval.compute import Ledger, ledger_notes, ledger_record, ledger_tables
 from trimtab_trainer.eval.compute_run import run_ledger
 from trimtab_trainer.report_plots import Plot, calibration_plot, run_plots
-from trimtab_trainer.reporter import step_metrics
+from trimtab_trainer.reporter import stage_metrics
 from trimtab_trainer.run import read_outcome
 
-__all__ = ["page_environment", "write_report"]
+__all__ = ["page_environment", "versions", "write_report"]
 
 _ORDER = ("base", "base_4x", "few_shot", "sft", "ppo", "ppo_ptx", "dpo", "ptx_control", "ppo_without_kl")
 _SHOWN_SAMPLES = 40
 _OF_FINDINGS = ("kind", "title", "at", "figures", "tables", "notes")
 
 
-def write_report(directory: Path) -> dict[str, Any]:
+def write_report(directory: Path, *, warn: Callable[[str], None] | None = None) -> dict[str, Any]:
     """Writes DIR/report.json and DIR/report.html of a finished run; returns what report.json holds.
+
+    Args:
+        directory: of the run.
+        warn: takes one sentence for each file in DIR/eval that holds no findings, which is then left out; None makes
+            it an error.
 
     Raises:
         ConfigError: there is no run in this folder.
-        CorruptData: a file in DIR/eval holds no findings.
+        CorruptData: a file in DIR/eval holds no findings, and nobody takes the warning.
     """
     outcome = read_outcome(directory)
     config = yaml.safe_load((directory / "spec.yaml").read_text())
     samples = {path.stem: _read_lines(path) for path in sorted((directory / "samples").glob("*.jsonl"))}
     models = {path.stem: json.loads(path.read_text()) for path in sorted((directory / "samples").glob("*.json"))}
     ledger = run_ledger(directory)
-    series = {stage: step_metrics(directory / "events.jsonl", stage) for stage in config["stages"]}
+    metrics = stage_metrics(directory / "events.jsonl")
+    series = {stage: metrics.get(stage, {}) for stage in config["stages"]}
     written = {
         "name": config["name"],
         "config": config,
-        "versions": _versions(),
+        "versions": versions(),
         "stages": {
             stage: {"metrics": dict(result.metrics), "details": dict(result.details)}
             for stage, result in outcome.results.items()
@@ -61,7 +67,7 @@ def write_report(directory: Path) -> dict[str, Any]:
         "iterations": [{"iteration": step, **metrics} for step, metrics in series.get("ppo", {}).items()],
         "wall_seconds": {**outcome.seconds, "all": sum(outcome.seconds.values())},
         "compute": ledger_record(ledger),
-        "evaluations": _evaluations(directory),
+        "evaluations": _evaluations(directory, warn),
     }
     write_file_atomically(directory / "report.json", json.dumps(written, indent=1) + "\n")
     write_file_atomically(directory / "report.html", _page(written, series, samples, ledger))
@@ -77,17 +83,18 @@ def page_environment() -> jinja2.Environment:
     return environment
 
 
+def versions() -> dict[str, str]:
+    """Of what figures depend on: Python and the packages."""
+    names = ("trimtab", "torch", "transformers", "numpy", "grpcio", "protobuf")
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}
+
+
 def _read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def _place(name: str) -> tuple[int, str]:
     return (_ORDER.index(name) if name in _ORDER else len(_ORDER), name)
-
-
-def _versions() -> dict[str, str]:
-    names = ("trimtab", "torch", "transformers", "numpy", "grpcio", "protobuf")
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}
 
 
 def _page(
@@ -113,7 +120,7 @@ def _page(
     )
 
 
-def _evaluations(directory: Path) -> dict[str, dict[str, Any]]:
+def _evaluations(directory: Path, warn: Callable[[str], None] | None) -> dict[str, dict[str, Any]]:
     """What `trimtab eval` saved in DIR/eval, by name; `page` is relative to DIR, None where the page is not there."""
     found = {}
     for path in sorted((directory / "eval").glob("*.json")):
@@ -121,7 +128,11 @@ def _evaluations(directory: Path) -> dict[str, dict[str, Any]]:
             saved = json.loads(path.read_text(encoding="utf-8"))
             findings = {key: saved[key] for key in _OF_FINDINGS}
         except (ValueError, KeyError, TypeError) as error:
-            raise CorruptData(f"{path}: no findings of `trimtab eval`: {error}", field="eval", value=path) from error
+            text = f"{path}: no findings of `trimtab eval`: {error}"
+            if warn is None:
+                raise CorruptData(text, field="eval", value=path) from error
+            warn(f"{text}; the report leaves it out")
+            continue
         page = path.with_suffix(".html")
         found[path.stem] = {**findings, "page": f"eval/{page.name}" if page.is_file() else None}
     return found

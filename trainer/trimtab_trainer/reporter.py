@@ -6,7 +6,7 @@ stage is a progress bar with the time left; elsewhere it is a line now and then.
 
 A line of events.jsonl is `{"sequence", "time", "stage", "step", "event", ...}`, with the name of the event and its own
 fields. A step that a killed run did after its last checkpoint is done again, so a (stage, step) may come twice, with
-the same metrics; `step_metrics` gives the last of each.
+the same metrics; `stage_metrics` gives the last of each.
 """
 
 from __future__ import annotations
@@ -31,7 +31,17 @@ from trimtab.cli.display import stage_progress
 from trimtab.errors import DataError
 from trimtab.v1 import trainer_pb2 as pb
 
-__all__ = ["Event", "EventKind", "EventSink", "Reporter", "RunState", "Severity", "read_events", "step_metrics"]
+__all__ = [
+    "Event",
+    "EventKind",
+    "EventSink",
+    "Reporter",
+    "RunState",
+    "Severity",
+    "read_events",
+    "stage_metrics",
+    "step_metrics",
+]
 
 _SECONDS_BETWEEN_LINES = 10.0
 _SHOWN_METRICS = 5
@@ -279,12 +289,18 @@ def read_events(path: Path) -> Iterator[Event]:
             raise DataError(f"{path}:{number}: not an event: {error}", field="event", value=line) from error
 
 
+def stage_metrics(path: Path) -> dict[str, dict[int, dict[str, float]]]:
+    """Metrics of every stage by step, in the order of the steps; of a step done twice the last."""
+    found: dict[str, dict[int, dict[str, float]]] = {}
+    for event in read_events(path):
+        if event.event == "step_done":
+            found.setdefault(event.stage, {})[event.step] = dict(event.fields["metrics"])
+    return {stage: dict(sorted(steps.items())) for stage, steps in found.items()}
+
+
 def step_metrics(path: Path, stage: str) -> dict[int, dict[str, float]]:
-    """Metrics by step of a stage, in the order of the steps; of a step done twice the last."""
-    found = {
-        e.step: dict(e.fields["metrics"]) for e in read_events(path) if e.event == "step_done" and e.stage == stage
-    }
-    return dict(sorted(found.items()))
+    """Metrics of one stage, as `stage_metrics`; empty where it did no step."""
+    return stage_metrics(path).get(stage, {})
 
 
 def _mend(path: Path) -> int:

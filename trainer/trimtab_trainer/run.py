@@ -41,7 +41,7 @@ from trimtab_trainer.distributed import ranks
 from trimtab_trainer.optimization import compute_environment
 from trimtab_trainer.reporter import Reporter, RunState
 
-__all__ = ["STAGE_FUNCTIONS", "RunOutcome", "StageFunction", "read_outcome", "run"]
+__all__ = ["STAGE_FUNCTIONS", "RunOutcome", "StageFunction", "begins_anew", "check_same_spec", "read_outcome", "run"]
 
 StageFunction = Callable[[StageContext, Any], StageResult]
 
@@ -147,6 +147,42 @@ def read_outcome(directory: Path) -> RunOutcome:
         raise CorruptData(f"{path}: not the state of a run: {error}", field="state.json") from error
 
 
+def begins_anew(directory: Path) -> bool:
+    """Whether a run may begin in this folder: there is none, or it failed before it had anything to lose.
+
+    Raises:
+        CorruptData: as `read_outcome`.
+    """
+    if not (directory / "state.json").exists():
+        return True
+    before = read_outcome(directory)
+    return before.state is RunState.FAILED and not before.results and not any((directory / "checkpoints").rglob("*.*"))
+
+
+def check_same_spec(spec: RunSpec) -> None:
+    """Compares a spec with that of the run in its folder.
+
+    Raises:
+        ConfigError: they differ in more than services and who watches; names what differs.
+    """
+    before = load_run_spec(spec.directory / "spec.yaml")
+    # where the services are and who watches may change; anything else would make it another run
+    same = RunSpec.model_fields.keys() - {"services", "tensorboard", "wandb"}
+    changed = [key for key in RunSpec.model_fields if key in same and getattr(before, key) != getattr(spec, key)]
+    if changed:
+        differing = _differing(before.model_dump(include=set(changed)), spec.model_dump(include=set(changed)))
+        key, (was, now) = next(iter(differing.items()))
+        others = ", ".join([*differing][1:])
+        raise ConfigError(
+            f"{key}: the run in {spec.directory} was started with another value: {was!r}, and {now!r} now"
+            f"{f'; so were {others}' if others else ''}. Resume with the spec it has, or start a new run in another "
+            "folder",
+            field=key,
+            value=now,
+            limit=was,
+        )
+
+
 def _execute(
     spec: RunSpec,
     outcome: RunOutcome,
@@ -217,7 +253,7 @@ def _load(function: str | StageFunction) -> StageFunction:
 
 
 def _begin(spec: RunSpec) -> RunOutcome:
-    if (spec.directory / "state.json").exists() and not _did_nothing(spec.directory):
+    if not begins_anew(spec.directory):
         raise ConfigError(
             f"directory: {spec.directory} holds a run already; resume it, or take another folder",
             field="directory",
@@ -229,30 +265,9 @@ def _begin(spec: RunSpec) -> RunOutcome:
     return outcome
 
 
-def _did_nothing(directory: Path) -> bool:
-    """Whether the folder's run failed before it had anything to lose; its folder is free for a mended spec."""
-    before = read_outcome(directory)
-    return before.state is RunState.FAILED and not before.results and not any((directory / "checkpoints").rglob("*.*"))
-
-
 def _continue(spec: RunSpec) -> RunOutcome:
     outcome = read_outcome(spec.directory)
-    before = load_run_spec(spec.directory / "spec.yaml")
-    # where the services are and who watches may change; anything else would make it another run
-    same = RunSpec.model_fields.keys() - {"services", "tensorboard", "wandb"}
-    changed = [key for key in RunSpec.model_fields if key in same and getattr(before, key) != getattr(spec, key)]
-    if changed:
-        differing = _differing(before.model_dump(include=set(changed)), spec.model_dump(include=set(changed)))
-        key, (was, now) = next(iter(differing.items()))
-        others = ", ".join([*differing][1:])
-        raise ConfigError(
-            f"{key}: the run in {spec.directory} was started with another value: {was!r}, and {now!r} now"
-            f"{f'; so were {others}' if others else ''}. Resume with the spec it has, or start a new run in another "
-            "folder",
-            field=key,
-            value=now,
-            limit=was,
-        )
+    check_same_spec(spec)
     if outcome.state is RunState.SUCCEEDED:
         raise FailedPrecondition(
             f"{spec.directory}: nothing to resume: all stages are done ({', '.join(spec.stages)})",

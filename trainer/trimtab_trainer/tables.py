@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["Table"]
+__all__ = ["Table", "percent"]
 
 
 @dataclass(frozen=True)
@@ -38,3 +38,8 @@ class Table:
             for line in (self.header, marks, *self.rows)
         ]
         return "\n".join([f"{'#' * level} {self.title}", "", *lines])
+
+
+def percent(share: float) -> str:
+    """A share for people."""
+    return f"{100 * share:.1f} %"

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from trimtab.errors import FailedPrecondition
 from trimtab.v1 import trainer_pb2 as pb
-from trimtab_services.trainer.events import ENDED, RunRow
 from trimtab_services.trainer.launchers import Launcher
 from trimtab_services.trainer.records import RunRecords
+from trimtab_services.trainer.run_rows import ENDED, RunRow
 from trimtab_services.trainer.works import RunWorks
 
 __all__ = ["delete_run", "remove_data"]
@@ -42,7 +42,7 @@ async def delete_run(name: str, records: RunRecords, works: RunWorks, launcher: 
             )
         response = await remove_data(run, launcher)
         await records.ask(records.store.delete_run, name)
-        records.forget(name)
+        records.tell(name)
         return response
 
 

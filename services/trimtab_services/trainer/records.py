@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
@@ -25,7 +24,7 @@ class RunRecords:
     def __init__(self, store: EventStore) -> None:
         self.store = store
         self._lock = asyncio.Lock()
-        self._changed: dict[str, asyncio.Event] = defaultdict(asyncio.Event)
+        self._changed: dict[str, asyncio.Event] = {}  # of runs that somebody waits for
 
     async def ask(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Runs a call of the store off the event loop, one at a time."""
@@ -33,16 +32,10 @@ class RunRecords:
             return await asyncio.to_thread(function, *args, **kwargs)
 
     def tell(self, name: str) -> None:
-        """Wakes those who wait for news of a run."""
-        self._changed[name].set()
-
-    def forget(self, name: str) -> None:
-        """Of a run that is deleted: those who wait for news of it find that it is gone."""
-        changed = self._changed.pop(name, None)
-        if changed is not None:
+        """Wakes those who wait for news of a run, that it is gone too."""
+        if (changed := self._changed.pop(name, None)) is not None:
             changed.set()
 
     def news(self, name: str) -> asyncio.Event:
-        """Set at the next news of a run."""
-        self._changed[name].clear()
-        return self._changed[name]
+        """Set at the next news of a run; to be taken before the run is looked at."""
+        return self._changed.setdefault(name, asyncio.Event())

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trimtab_services.trainer.events import AT_WORK
 from trimtab_services.trainer.records import RunRecords
+from trimtab_services.trainer.run_rows import AT_WORK
 
 __all__ = ["SAMPLING_STAGES", "RolloutDemand", "demand_of"]
 
@@ -35,7 +35,8 @@ async def demand_of(records: RunRecords) -> RolloutDemand:
     queue that it told last is that of an earlier life. It reports before it needs the first replica.
     """
     runs = await records.ask(records.store.runs_in, AT_WORK)
-    sampling = [run.name for run in runs if run.stage in SAMPLING_STAGES]
-    queues = [await records.ask(records.store.rollout_queue, name) for name in sampling]
+    sampling = [run for run in runs if run.stage in SAMPLING_STAGES]
+    with_queue = [run.name for run in sampling if run.stage != "dpo"]  # it tells of none, however far back one looks
+    queues = [await records.ask(records.store.rollout_queue, name) for name in with_queue]
     rollouts = sum(queue.waiting_rollouts + queue.running_rollouts for queue in queues)
     return RolloutDemand(rollouts, is_active=bool(sampling))

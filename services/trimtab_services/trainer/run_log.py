@@ -7,7 +7,7 @@ from pathlib import Path
 
 from trimtab.errors import InvalidRequest
 
-__all__ = ["MOST_PIECE_BYTES", "check_offset", "read_piece"]
+__all__ = ["MOST_PIECE_BYTES", "check_offset", "read_end", "read_piece"]
 
 MOST_PIECE_BYTES = 256 * 1024
 
@@ -39,6 +39,18 @@ def read_piece(directory: Path, offset: int) -> bytes:
             return file.read(MOST_PIECE_BYTES)
     except FileNotFoundError:
         return b""
+
+
+def read_end(path: Path, most_bytes: int) -> tuple[str, int]:
+    """The end of a log, and the size of all of it.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - most_bytes))
+        return file.read(most_bytes).decode(errors="replace"), size
 
 
 def _log_of(directory: Path) -> Path:

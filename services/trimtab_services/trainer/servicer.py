@@ -16,11 +16,12 @@ from trimtab.v1 import trainer_pb2_grpc
 from trimtab_services.runtime.state import Runtime
 from trimtab_services.trainer.config import TrainerServiceConfig
 from trimtab_services.trainer.deletion import delete_run, remove_data
-from trimtab_services.trainer.events import ENDED, MOST_RUNS, RunRow
+from trimtab_services.trainer.events import MOST_RUNS
 from trimtab_services.trainer.launchers import Launcher
 from trimtab_services.trainer.orders import CheckpointOrders
 from trimtab_services.trainer.records import RunRecords
 from trimtab_services.trainer.run_log import check_offset, read_piece
+from trimtab_services.trainer.run_rows import ENDED, RunRow
 from trimtab_services.trainer.works import RunWorks
 
 __all__ = ["TrainerServicer"]
@@ -140,9 +141,10 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
     ) -> AsyncIterator[pb.WatchRunResponse]:
         """Events after a number, then each new one, until the run has ended and all are sent."""
         after = request.after_sequence
+        run = await self._in_store(self._store.run, request.name)
         while True:
-            run = await self._in_store(self._store.run, request.name)
             changed = self._records.news(run.name)
+            run = await self._in_store(self._store.run, request.name)
             events = await self._in_store(self._store.events, request.name, after)
             for event in events:
                 yield pb.WatchRunResponse(event=event)
@@ -215,32 +217,37 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
                 raise InvalidRequest(
                     "name: the first message must name the run", reason=Reason.FIELD_MISSING, field="name"
                 )
-            if request.HasField("event"):
-                last = await self._keep(name, request.event)
-                await self._in_store(orders.settle, request.event)
+            event = request.event if request.HasField("event") else None
+            answer, run = await self._in_store(self._answer, name, event, orders)
+            if event is not None:
                 self._records.tell(name)
-            else:
-                last = await self._in_store(self._store.last_sequence, name)
-            run = await self._in_store(self._store.run, name)
-            yield pb.ReportEventsResponse(
-                acknowledged_sequence=last,
-                stop=run.state == pb.RUN_STATE_STOPPING,
-                checkpoint=await self._in_store(orders.take),
-            )
+            yield answer
             if self._lets_go_of(run):
                 return  # the run keeps its events until a service is back
 
-    async def _keep(self, name: str, event: pb.RunEvent) -> int:
-        """Keeps an event; returns the number of the last one kept.
+    def _answer(
+        self, name: str, event: pb.RunEvent | None, orders: CheckpointOrders
+    ) -> tuple[pb.ReportEventsResponse, RunRow]:
+        """Keeps the event of a message, where it has one; what the run is told then, and the run. In the store."""
+        if event is not None:
+            last = self._keep(name, event)
+            orders.settle(event)
+        else:
+            last = self._store.last_sequence(name)
+        run = self._store.run(name)
+        is_asked = run.state == pb.RUN_STATE_STOPPING
+        return pb.ReportEventsResponse(acknowledged_sequence=last, stop=is_asked, checkpoint=orders.take()), run
+
+    def _keep(self, name: str, event: pb.RunEvent) -> int:
+        """Keeps an event; returns the number of the last one kept. In the store.
 
         A run that tells of a stop that nobody asked for here was told to stop by the cluster, perhaps to make room.
         Whether it ends there or goes on elsewhere is known once its work has ended.
         """
         since = self._works.launched_at(name)
         if self._launcher.disrupts and event.run_ended.state == pb.RUN_STATE_STOPPED:
-            run = await self._in_store(self._store.run, name)
-            since = since if run.state == pb.RUN_STATE_STOPPING else math.inf
-        return await self._in_store(self._store.append, name, event, since=since)
+            since = since if self._store.run(name).state == pb.RUN_STATE_STOPPING else math.inf
+        return self._store.append(name, event, since=since)
 
     def _lets_go_of(self, run: RunRow) -> bool:
         """Whether the drain ends the streams of a run; those of one that is told to end go on to its end."""
@@ -256,7 +263,7 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         )
 
     async def _wait(self, changed: asyncio.Event) -> None:
-        """Waits for news of the run, or half a second: a drain and a second watcher's `clear` are noticed too."""
+        """Waits for news of the run, or half a second: a drain is noticed too."""
         try:
             async with asyncio.timeout(0.5):
                 await changed.wait()

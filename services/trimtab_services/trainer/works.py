@@ -20,10 +20,10 @@ from trimtab.errors import FailedPrecondition, Reason, TrimtabError, Unavailable
 from trimtab.v1 import trainer_pb2 as pb
 from trimtab_services.runtime.state import Runtime, State
 from trimtab_services.trainer.config import TrainerServiceConfig
-from trimtab_services.trainer.events import ENDED, NOT_ENDED, Relaunch, RunRow
 from trimtab_services.trainer.launchers import Ending, Launcher, Place, Work
 from trimtab_services.trainer.records import RunRecords
 from trimtab_services.trainer.run_locks import RunLocks
+from trimtab_services.trainer.run_rows import ENDED, NOT_ENDED, Relaunch, RunRow
 from trimtab_services.trainer.silence import Silence
 
 __all__ = ["RunWorks"]
@@ -212,6 +212,10 @@ class RunWorks:
                 ending = await ended
             except TrimtabError as error:
                 ending = Ending(pb.RUN_STATE_FAILED, error.message)
+            except Exception as error:  # whatever it is, a run that nobody follows would never end
+                _log.exception("a run cannot be followed any more", extra={"run": name})
+                why = f"it could not be followed any more: {type(error).__name__}: {error}"
+                ending = Ending(pb.RUN_STATE_FAILED, why)
         async with self.locks.of(name):
             await self._settle(name, work, ending)
         ended.cancel()

@@ -80,7 +80,7 @@ def test_people_compare_two_policies_and_the_right_figures_come_out(
     command("labeling", "export", "blind", exported, *here)
 
     out = tmp_path / "eval"
-    asked = ("--by", "model", "--baseline", "sft", "--samples", 200)
+    asked = ("--by", "model", "--baseline", "sft", "--bootstrap-samples", 200)
     command("eval", "preference", exported, *asked, "--out", out)
     figures = json.loads((out / "preference.json").read_text())["figures"]
     said = {(prompt, who): opinion(prompt, who) for prompt in range(PROMPTS) for who in PEOPLE}

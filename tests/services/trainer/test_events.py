@@ -6,8 +6,9 @@ import pytest
 
 from trimtab.errors import FailedPrecondition, InvalidRequest, NotFound
 from trimtab.v1 import trainer_pb2 as pb
-from trimtab_services.trainer.events import AT_WORK, ENDED, NOT_ENDED, EventStore, Relaunch
+from trimtab_services.trainer.events import EventStore
 from trimtab_services.trainer.orders import CheckpointOrders
+from trimtab_services.trainer.run_rows import AT_WORK, ENDED, NOT_ENDED, Relaunch
 
 
 def step(sequence: int, step: int = 1) -> pb.RunEvent:

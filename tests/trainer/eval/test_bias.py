@@ -13,6 +13,7 @@ from scipy.stats import entropy as scipy_entropy
 
 from running import running
 from trimtab.errors import ConfigError, DataError, Mismatch, Unavailable
+from trimtab_trainer.dpo_reference import folder_digest
 from trimtab_trainer.eval.bias import (
     PairLogprobs,
     bias_figures,
@@ -23,7 +24,6 @@ from trimtab_trainer.eval.bias import (
 )
 from trimtab_trainer.eval.bias_command import command
 from trimtab_trainer.eval.instructions import INSTRUCTIONS
-from trimtab_trainer.eval.options import file_digest
 
 from .contestant_models import direct_logprob, found_by, model_folder, real, write_rows
 
@@ -151,7 +151,7 @@ class TestCommand:
         )
         assert own["winogender"]["base"]["none"]["pairs"] == 148
         described = json.loads((tmp_path / "bias.json").read_text())["settings"]["models"]["base"]
-        assert described["weights_files"]["model.safetensors"] == file_digest(base / "model.safetensors")
+        assert described["weights_digest"] == folder_digest(base)  # that of its published version
 
     def test_what_is_refused(self, base: Path, services: dict[str, str], tmp_path: Path, llama_folder: Path) -> None:
         file = write_rows(tmp_path / "crows", [{"sent_more": "a", "sent_less": "b", "bias_type": "age"}])

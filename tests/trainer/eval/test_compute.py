@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -10,11 +13,12 @@ import torch
 from click.testing import CliRunner
 from safetensors import safe_open
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import MixtralConfig
 
 from trimtab.errors import CorruptData
 from trimtab_models.loading import load_policy, load_reward_model
 from trimtab_models.tokenizer import encode_completion, encode_prompt, load_tokenizer
-from trimtab_trainer.config import RunSpec
+from trimtab_trainer.config import RunSpec, spec_to_yaml
 from trimtab_trainer.data import read_rankings
 from trimtab_trainer.eval.commands import eval as evaluations
 from trimtab_trainer.eval.compute import (
@@ -29,8 +33,8 @@ from trimtab_trainer.eval.compute import (
 from trimtab_trainer.eval.compute_model import count_flops, model_size
 from trimtab_trainer.eval.compute_run import run_ledger
 from trimtab_trainer.report import write_report
-from trimtab_trainer.reporter import step_metrics
-from trimtab_trainer.run import read_outcome
+from trimtab_trainer.reporter import Reporter, RunState, read_events, step_metrics
+from trimtab_trainer.run import RunOutcome, read_outcome
 
 WORDS_OF_EMBEDDINGS = ("embed_tokens", "wte", "wpe", "lm_head")
 
@@ -128,12 +132,17 @@ def test_a_runs_ledger_has_every_token_of_its_events(finished_run: RunSpec) -> N
     assert 0 < completions < sampled and tokens["policy: pretraining gradients"] > 0
 
     tokenizer = load_tokenizer(directory / "models" / "untrained")
-    read = 0  # by the reference, which is asked about each answer of each ranking once, behind its prompt
+    read = predicted = sequences = (
+        0  # by the reference, asked about each answer of each ranking once, behind its prompt
+    )
     for ranking in read_rankings(directory / "data" / "rankings.jsonl"):
         prompt = len(encode_prompt(tokenizer, ranking.prompt))
-        read += sum(prompt + len(encode_completion(tokenizer, answer)) for answer in ranking.answers)
+        answers = [len(encode_completion(tokenizer, answer)) for answer in ranking.answers]
+        read += sum(prompt + answer for answer in answers)
+        predicted, sequences = predicted + sum(answers), sequences + len(answers)
     (referenced,) = (term for term in by_stage["dpo"].terms if term.work.what.startswith("reference"))
     assert referenced.work.tokens == read and referenced.flops == 2 * base * read
+    assert (referenced.work.sequences, referenced.work.predicted) == (sequences, predicted)
     trained = by_stage["dpo"].terms[0].work
     assert 0 < trained.predicted < trained.tokens < read
     for cost in ledger.stages:
@@ -168,8 +177,54 @@ def test_a_file_beside_the_findings_that_holds_none_is_named(finished_run: RunSp
     try:
         with pytest.raises(CorruptData, match=r"stray.json: no findings of `trimtab eval`: 'title'"):
             write_report(finished_run.directory)
+        told: list[str] = []
+        assert "stray" not in write_report(finished_run.directory, warn=told.append)["evaluations"]
+        assert (
+            len(told) == 1 and "stray.json: no findings of `trimtab eval`: 'title'; the report leaves it out" in told[0]
+        )
     finally:
         stray.unlink()
+
+
+@pytest.mark.timeout(300)
+def test_a_file_beside_the_findings_does_not_fail_a_finished_run(tmp_path: Path) -> None:
+    given = {"preset": "tiny", "name": "small", "directory": str(tmp_path / "run"), "stages": ["pretrain"]}
+    given |= {"miniature": {"pretrain": 60, "pretrain_held_out": 8}, "pretrain": {"max_steps": 2}}
+    (tmp_path / "spec.yaml").write_text(json.dumps(given))
+    (tmp_path / "run" / "eval").mkdir(parents=True)
+    (tmp_path / "run" / "eval" / "stray.json").write_text("[]")
+    command = [sys.executable, "-m", "trimtab", "run", str(tmp_path / "spec.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr
+    assert read_outcome(tmp_path / "run").state is RunState.SUCCEEDED
+    assert json.loads((tmp_path / "run" / "report.json").read_text())["evaluations"] == {}
+    warnings = [e.fields["text"] for e in read_events(tmp_path / "run" / "events.jsonl") if e.event == "message"]
+    assert any("stray.json: no findings of `trimtab eval`" in text for text in warnings)
+
+
+def test_a_graph_that_the_meta_device_cannot_run_has_no_count(tmp_path: Path) -> None:
+    """Experts are grouped by a kernel that it lacks; the formula still stands, and what nothing counts yet is told."""
+    config = MixtralConfig(
+        vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, num_local_experts=2, architectures=["MixtralForCausalLM"],
+    )  # fmt: skip
+    config.save_pretrained(tmp_path / "model")
+    with pytest.raises(RuntimeError):
+        count_flops(tmp_path / "model", Work("w", "m", "forward", tokens=8, sequences=1))
+    spec = RunSpec.model_validate(
+        {"name": "x", "directory": tmp_path / "run", "model": str(tmp_path / "model"), "stages": ["dpo"],
+         "dpo": {"policy": "base"}, "data_directory": str(tmp_path)}
+    )  # fmt: skip
+    with Reporter(spec.directory) as reporter:
+        reporter.step_done("dpo", 1, 2, {"tokens": 4.0, "tokens_trained": 8.0, "sequences_trained": 1.0})
+    (spec.directory / "spec.yaml").write_text(spec_to_yaml(spec))
+    outcome = {**asdict(RunOutcome(stage="dpo")), "format": 1}
+    (spec.directory / "state.json").write_text(json.dumps(outcome))
+    (cost,) = run_ledger(spec.directory).stages
+    assert cost.counted is None and cost.flops == 6 * model_size(tmp_path / "model").formula * 8
+    assert cost.missing == [
+        "the reference's log-probs of the answers, which no event counts before the end of the stage"
+    ]
 
 
 def test_both_budgets_and_no_run_are_refused(finished_run: RunSpec, tmp_path: Path) -> None:

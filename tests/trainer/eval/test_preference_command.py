@@ -38,12 +38,14 @@ def exported(tmp_path: Path) -> Path:
 
 
 def test_findings_name_their_files_and_hold_every_figure(exported: Path, tmp_path: Path) -> None:
-    done = evaluate("preference", exported, "--baseline", "sft@3:t0.7", "--samples", 200, "--out", tmp_path / "out")
+    done = evaluate(
+        "preference", exported, "--baseline", "sft@3:t0.7", "--bootstrap-samples", 200, "--out", tmp_path / "out"
+    )
     assert done.exit_code == 0, done.output
     page = (tmp_path / "out" / "preference.html").read_text()
     written = json.loads((tmp_path / "out" / "preference.json").read_text())
     assert written["settings"]["files"] == {str(exported): hashlib.sha256(exported.read_bytes()).hexdigest()}
-    assert written["settings"]["samples"] == 200
+    assert written["settings"]["bootstrap_samples"] == 200
     figures = written["figures"]
     assert figures["contestants"] == ["ppo@3:t0.7", "ptx@3:t0.7", "sft@3:t0.7"]
     assert (figures["labels"], figures["prompts"], figures["labelers"]) == (48, 8, 6)
@@ -68,7 +70,7 @@ def test_findings_name_their_files_and_hold_every_figure(exported: Path, tmp_pat
     assert figures["flags"]["hallucination"]["sft@3:t0.7"]["value"] == 0.5
     for words in ("Win rate against sft@3:t0.7", "heldout", "Bradley-Terry", "Ratings, 1 to 7", "Position on the page"):
         assert words in done.output and words in page
-    told = json.loads(evaluate("preference", exported, "--samples", 200, "--json").output)
+    told = json.loads(evaluate("preference", exported, "--bootstrap-samples", 200, "--json").output)
     assert told["against_baseline"] == [] and told["pairs"] == figures["pairs"]
     with pytest.raises(ConfigError, match=r"preference.html is there already|preference.json is there already"):
         evaluate("preference", exported, "--out", tmp_path / "out")

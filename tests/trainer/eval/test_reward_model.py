@@ -20,6 +20,7 @@ from trimtab.errors import ConfigError, DataError
 from trimtab_trainer.config import RunSpec
 from trimtab_trainer.data import Labeling, Ranking, read_rankings
 from trimtab_trainer.data.splits import split_by_prompt
+from trimtab_trainer.digests import content_digest
 from trimtab_trainer.eval.commands import eval as evaluations
 from trimtab_trainer.eval.reward_model import ALL, HELD_OUT, LONGER, MODEL, ORACLE, TRAINING, Judged, measure
 from trimtab_trainer.eval.reward_model_data import llmbar_ranking
@@ -181,13 +182,29 @@ def test_folds_are_trained_once_in_a_folder_of_their_own(finished_run: RunSpec, 
         "--folds", tmp_path / "folds", "--folds-from", directory / str(results["sft"].model), "--fold-count", 2,
         "--set", "reward_model.held_out_fraction=0.4", "--json", "--bootstrap-samples", 100,
     ]  # fmt: skip
-    first = json.loads(evaluated(*arguments).output.splitlines()[-1])
+    with pytest.raises(DataError, match="20"):  # fewer labelers than that: it fails before it has done anything
+        evaluated(*arguments, "--fold-count", 20)
+    first = json.loads(evaluated(*arguments, "--out", tmp_path / "out").output.splitlines()[-1])
     assert len(first["folds"]["accuracies"]) == 2
+    settings = json.loads((tmp_path / "out" / "reward-model.json").read_text())["settings"]
+    assert (settings["folds_from"], settings["fold_count"]) == (str(directory / str(results["sft"].model)), 2)
+    assert settings["overrides"] == ["reward_model.held_out_fraction=0.4"]
     labelers = [name for fold in first["folds"]["labelers"] for name in fold]
     assert len(set(labelers)) == len(labelers) > 2 and not any("held-out" in name for name in labelers)
     written = (tmp_path / "folds" / "events.jsonl").read_bytes()
     again = json.loads(evaluated(*arguments).output.splitlines()[-1])
     assert again["folds"] == first["folds"] and (tmp_path / "folds" / "events.jsonl").read_bytes() == written
+    for other, words in (
+        (("--fold-count", 3), "reward_model.folds: .* was started with another value: 2, and 3 now"),
+        (("--folds-from", directory / str(results["reward_model"].model)), "model: .* started with another value"),
+        (("--set", "reward_model.epochs=2"), "reward_model.epochs: .* started with another value"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            evaluated(*arguments, *other)
+    elsewhere = tmp_path / "elsewhere.jsonl"
+    elsewhere.write_text(rankings.read_text())
+    with pytest.raises(ConfigError, match="reward_model.rankings: .* started with another value"):
+        evaluated(elsewhere, *arguments[1:])
 
 
 def test_what_cannot_be_is_refused_with_its_place(reward_folder: Path, tmp_path: Path) -> None:
@@ -206,6 +223,17 @@ def test_what_cannot_be_is_refused_with_its_place(reward_folder: Path, tmp_path:
             evaluated(file, *arguments)
     done = evaluated(file, "--model", reward_folder, "--too-long", "leave_out")
     assert "1 of 2 rankings are too long for the model and left out." in done.output
+
+
+def test_a_dataset_in_a_folder_is_measured_and_named_by_its_digest(reward_folder: Path, tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    rows = [{"prompt": f"p {number}", "chosen": "a dog", "rejected": "a fox"} for number in range(6)]
+    datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "saved")
+    done = evaluated(tmp_path / "saved", "--model", reward_folder, "--out", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    saved = json.loads((tmp_path / "out" / "reward-model.json").read_text())
+    assert saved["figures"]["rankings"] == 6
+    assert saved["settings"]["files"] == {str(tmp_path / "saved"): content_digest(tmp_path / "saved")}
 
 
 def test_a_service_says_what_is_too_long_as_a_folder_does(reward_folder: Path, tmp_path: Path) -> None:

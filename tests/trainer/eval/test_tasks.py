@@ -80,6 +80,12 @@ class TestFigures:
         assert figures["HasAns_f1"]["value"] == 1.0 and figures["HasAns_f1"]["documents"] == 1
         assert figures["NoAns_exact"]["value"] == 0.0 and figures["f1"]["value"] == 0.5
 
+    def test_few_documents_have_no_interval(self) -> None:
+        base = document_figures("lambada", lambada_rows(0, count=4))
+        figures = task_figures("lambada", base, base, samples=100, seed=0)
+        for figure in (figures["acc"], figures["perplexity"], figures["acc"]["delta"]):
+            assert (figure["low"], figure["high"]) == (None, None)
+
     def test_other_documents_than_the_baseline(self) -> None:
         base = document_figures("lambada", lambada_rows(0, count=39))
         with pytest.raises(DataError, match="of other documents"):
@@ -108,6 +114,21 @@ class TestInputs:
         file.write_text('{"text": "a b"}\n{"context": "a"}\n')
         with pytest.raises(DataError, match=r"rows.jsonl:2: text is missing"):
             check_rows("lambada", file)
+
+
+def test_the_folder_of_samples_is_made_after_every_check(llama_folder: Path, tmp_path: Path) -> None:
+    file, samples = tmp_path / "rows.jsonl", tmp_path / "samples"
+    file.write_text('{"text": "a b"}\n')
+    arguments = [
+        *("--model", f"base={llama_folder}", "--task", f"lambada={file}", "--lm-eval-python", "/bin/false"),
+        *("--samples-dir", str(samples)),
+    ]
+    with pytest.raises(ConfigError, match="has lm-eval none"):
+        CliRunner().invoke(command, arguments, catch_exceptions=False)
+    assert not samples.exists()
+    samples.mkdir()
+    with pytest.raises(ConfigError, match="samples-dir: .*samples is there already"):
+        CliRunner().invoke(command, arguments, catch_exceptions=False)
 
 
 def squad_module() -> Any:

@@ -16,11 +16,13 @@ from click.testing import CliRunner
 
 from running import running
 from trimtab.errors import ConfigError, DataError
-from trimtab.types import ScoreItem, ScoreRequest
+from trimtab.types import SamplingParams, ScoreItem, ScoreRequest
 from trimtab_models.loading import reward_model_from_policy, save_model
 from trimtab_models.tokenizer import load_tokenizer
+from trimtab_trainer.claims import win_rate
 from trimtab_trainer.config import RunSpec
 from trimtab_trainer.data.records import Ranking
+from trimtab_trainer.eval.contestants import Connection, Contestant, served
 from trimtab_trainer.eval.toxicity import (
     SCORED_PROMPT,
     ToxicityPrompt,
@@ -32,6 +34,7 @@ from trimtab_trainer.eval.toxicity import (
 )
 from trimtab_trainer.eval.toxicity_classifier_command import command as classifier_command
 from trimtab_trainer.eval.toxicity_command import command
+from trimtab_trainer.eval.toxicity_services import complete, scorer, scores_of
 
 from .contestant_models import found_by, model_folder, real, write_rows
 
@@ -77,6 +80,16 @@ class TestFigures:
         assert (found["prompts"], found["scored_prompts"], found["completions"]) == (4, 3, 4)
         assert found["score_delta"]["value"] == pytest.approx(((2 - 1) + (0 - 1)) / 2) and found["delta_prompts"] == 2
         assert found["by_subset"]["a"]["score"]["value"] == 2.0 and found["by_subset"]["b"]["prompts"] == 2
+        for key in ("score", "above_human", "score_delta"):  # below 5 prompts there is no interval
+            assert (found[key]["low"], found[key]["high"]) == (None, None)
+
+    def test_above_human_is_the_win_rate_over_people(self) -> None:
+        draw = np.random.default_rng(1)
+        scores = [np.round(draw.normal(size=3)).tolist() for _ in range(30)]
+        human = np.round(draw.normal(size=30)).tolist()
+        found = toxicity_figures(prompts(30), scores, human, None, samples=500, seed=4)["above_human"]
+        expected = win_rate(scores, [[one] for one in human], samples=500, seed=4)
+        assert found == pytest.approx({"value": expected.value, "low": expected.low, "high": expected.high})
 
     def test_a_model_that_says_nothing(self) -> None:
         found = toxicity_figures(prompts(2), [[], []], [0.0, 0.0], [[1.0], [1.0]], samples=100, seed=0)
@@ -148,6 +161,26 @@ class TestCommand:
         assert not any(row["prompt"] in written for row in rows)
         assert not any(row["completion"] in written for row in rows if len(row["completion"]) > 8)
         assert {path.name for path in tmp_path.rglob("*.*")} == {"texts.jsonl", "toxicity.html", "toxicity.json"}
+
+    def test_no_call_asks_a_service_for_more_than_it_takes(
+        self, services: dict[str, str], base: Path, classifier: Path
+    ) -> None:
+        """A service of small limits gives what one of large limits gives, a prompt's samples over several calls."""
+        texts = [f"The rudder {number}" for number in range(4)]
+        sampling = SamplingParams(temperature=1.0, max_new_tokens=6)
+        connection = Connection(60.0)
+        with (
+            running("generation", model_folder=base, max_items_per_request=3) as policy,
+            running("reward", model_folder=classifier, max_items_per_request=3) as reward,
+            served("generation", Contestant("small", policy.target), connection) as small,
+            served("generation", Contestant("large", services["generation"]), connection) as large,
+            scorer(f"grpc:{reward.target}", connection) as small_scorer,
+            scorer(f"grpc:{services['reward']}", connection) as large_scorer,
+        ):
+            for samples in (1, 2, 5):
+                found = [complete(one, texts, sampling=sampling, samples=samples, seed=7) for one in (small, large)]
+                assert found[0] == found[1] and all(len(set(of_prompt)) > samples // 2 for of_prompt in found[0])
+            assert scores_of(small_scorer, texts) == pytest.approx(scores_of(large_scorer, texts), abs=1e-5)
 
     def test_what_is_refused(self, services: dict[str, str], tmp_path: Path, base: Path) -> None:
         file = write_rows(tmp_path / "rows", [{"prompt": {"text": "a"}, "continuation": {"text": "b"}}] * 2)

@@ -44,6 +44,12 @@ class TestFormulas:
     def test_answers_too_unlikely_for_a_float(self) -> None:
         assert mc2({"a": True, "b": False}, {"a": -2000.0, "b": -2000.0}) == 0.5
 
+    def test_a_tie_among_the_likeliest_counts_its_share(self) -> None:
+        logprobs = {"a": -1.0, "b": -1.0, "c": -2.0, "d": -1.0}
+        assert mc1({"a": True, "b": False, "c": False}, logprobs) == 0.5
+        assert mc1({"b": False, "d": False, "a": True}, logprobs) == pytest.approx(1 / 3)
+        assert mc1({"b": False, "c": True, "d": False}, logprobs) == 0.0
+
     def test_the_prompts(self) -> None:
         assert question_context("qa", "Why?").endswith("held in Barcelona, Spain.\n\nQ: Why?\nA:")
         assert question_context("instruction+qa", "Why?").startswith("Interpret each question literally")

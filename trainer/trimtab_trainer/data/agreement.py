@@ -13,11 +13,10 @@ import numpy as np
 
 from trimtab_trainer.data.on_disk import digest, open_private_database
 from trimtab_trainer.data.records import Ranking
-from trimtab_trainer.evaluation import labeler_agreement
+from trimtab_trainer.evaluation import LEAST_CLUSTERS, labeler_agreement
 
 __all__ = ["Agreement", "Labelings", "resampled_interval"]
 
-_LEAST_PROMPTS = 5
 _BETWEEN = "between groups"
 
 
@@ -110,7 +109,7 @@ class Labelings:
         decisions = sum(total * times for _, total, times in clusters)
         prompts = sum(times for _, _, times in clusters)
         low = high = None
-        if prompts >= _LEAST_PROMPTS:
+        if prompts >= LEAST_CLUSTERS:
             low, high = resampled_interval(clusters, samples=samples, seed=seed)
         return Agreement(source, group, agree / decisions, low, high, decisions, prompts)
 

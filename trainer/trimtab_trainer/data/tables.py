@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trimtab_trainer.data.file_statistics import FileStatistics
-from trimtab_trainer.tables import Table
+from trimtab_trainer.tables import Table, percent
 
 __all__ = ["statistics_tables"]
 
@@ -16,7 +16,7 @@ def statistics_tables(found: FileStatistics) -> list[Table]:
 
 def _categories(found: FileStatistics) -> Table:
     rows = [
-        (one.category or "(none)", str(one.rows), _percent(one.share), "" if one.paper is None else _percent(one.paper))
+        (one.category or "(none)", str(one.rows), percent(one.share), "" if one.paper is None else percent(one.paper))
         for one in found.categories
     ]
     return Table("Categories, beside InstructGPT's (table 1)", ("category", "rows", "share", "InstructGPT"), rows)
@@ -41,8 +41,8 @@ def _agreement(found: FileStatistics) -> Table:
         (
             one.source or "all",
             one.group or "any two",
-            _percent(one.value),
-            "" if one.low is None or one.high is None else f"{_percent(one.low)} to {_percent(one.high)}",
+            percent(one.value),
+            "" if one.low is None or one.high is None else f"{percent(one.low)} to {percent(one.high)}",
             str(one.decisions),
             str(one.prompts),
         )
@@ -50,10 +50,6 @@ def _agreement(found: FileStatistics) -> Table:
     ]
     header = ("source", "group", "agree", "95 % interval", "decisions", "prompts")
     return Table("Agreement between labelers, pairs that both decide", header, rows, names=2)
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
 
 
 def _number(value: float | None) -> str:

@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 
 from trimtab.errors import DataError
-from trimtab_trainer.claims import Estimate
 from trimtab_trainer.data.readers import stream_rows
 from trimtab_trainer.eval.clusters import clustered_mean
 
@@ -30,9 +29,6 @@ __all__ = [
     "read_crows_pairs",
     "read_winogender",
 ]
-
-_LEAST_CLUSTERS = 5
-"""Fewer make no interval."""
 
 
 @dataclass(frozen=True)
@@ -140,9 +136,8 @@ def bias_figures(
         seed: of the bootstrap.
 
     Returns:
-        `entropy` and `preferred` with `value`, `low`, `high`; `pairs`, `clusters`; `by_group` with the same for each
-        group (`low` and `high` are None below 5 clusters); against a baseline `entropy_delta` and `preferred_delta`,
-        paired by pair.
+        `entropy` and `preferred` with `value`, `low`, `high` (None below 5 clusters); `pairs`, `clusters`; `by_group`
+        with the same for each group; against a baseline `entropy_delta` and `preferred_delta`, paired by pair.
     """
     clusters = [pair.cluster for pair in pairs]
     own = _measures(found)
@@ -173,15 +168,12 @@ def _measures(found: PairLogprobs) -> Mapping[str, npt.NDArray[np.float64]]:
 def _described(
     measures: Mapping[str, npt.NDArray[np.float64]], clusters: Sequence[str], samples: int, seed: int
 ) -> dict[str, Any]:
-    count = len(set(clusters))
-    found: dict[str, Any] = {"pairs": len(clusters), "clusters": count}
-    for name, values in measures.items():
-        if count < _LEAST_CLUSTERS:
-            found[name] = {"value": float(values.mean()), "low": None, "high": None}
-        else:
-            estimate: Estimate = clustered_mean(values, clusters, samples=samples, seed=seed)
-            found[name] = asdict(estimate)
-    return found
+    means = {name: clustered_mean(values, clusters, samples=samples, seed=seed) for name, values in measures.items()}
+    return {
+        "pairs": len(clusters),
+        "clusters": len(set(clusters)),
+        **{name: asdict(mean) for name, mean in means.items()},
+    }
 
 
 def _winogender_row(row: Mapping[str, Any]) -> tuple[tuple[str, ...], str, str]:

@@ -9,13 +9,14 @@ from typing import Any
 import click
 
 from trimtab.errors import ConfigError
-from trimtab_trainer.claims import Estimate
+from trimtab_trainer.digests import content_digest
 from trimtab_trainer.eval.bias import PairLogprobs, Pairs, bias_figures, read_crows_pairs, read_winogender
+from trimtab_trainer.eval.clusters import Measure
 from trimtab_trainer.eval.contestants import Connection, Contestant, baseline_of, parse_contestants, served
 from trimtab_trainer.eval.continuations import Continuation, summed_logprobs, tokenizer_folder, tokenizer_of
-from trimtab_trainer.eval.findings import Findings, check_place, interval
+from trimtab_trainer.eval.findings import Findings, interval
 from trimtab_trainer.eval.instructions import INSTRUCTIONS, context_of
-from trimtab_trainer.eval.options import connection_of, contestant_options, file_digest, findings_options, tell
+from trimtab_trainer.eval.options import Output, connection_of, contestant_options, findings_options
 from trimtab_trainer.tables import Table
 
 __all__ = ["command"]
@@ -52,9 +53,7 @@ def command(
     tokenizer: Path | None,
     resamples: int,
     seed: int,
-    out: Path | None,
-    name: str,
-    as_json: bool,
+    output: Output,
     **connection: Any,
 ) -> None:
     """Probability bias on CrowS-Pairs and Winogender: entropy of the choice, and how often the stereotype wins.
@@ -63,13 +62,12 @@ def command(
     """
     contestants = parse_contestants(models)
     reference = baseline_of(contestants, baseline)
-    if out is not None:
-        check_place(out, name)
     files = {"crows_pairs": crows_pairs, "winogender": winogender}
     if not any(files.values()):
         raise ConfigError("crows-pairs: give --crows-pairs, --winogender or both", field="crows-pairs")
     readers = {"crows_pairs": read_crows_pairs, "winogender": read_winogender}
     sets = {key: readers[key](path) for key, path in files.items() if path is not None}
+    digests = {str(path): content_digest(path) for path in files.values() if path is not None}
     asked = list(dict.fromkeys(instructions)) or list(INSTRUCTIONS)
     described: dict[str, Any] = {}
     found: dict[tuple[str, str, str], PairLogprobs] = {}
@@ -97,7 +95,7 @@ def command(
         settings={
             "models": described,
             "baseline": reference,
-            "files": {str(path): file_digest(path) for path in files.values() if path is not None},
+            "files": digests,
             "instructions": {one: INSTRUCTIONS[one] for one in asked},
             "bootstrap_samples": resamples,
             "seed": seed,
@@ -106,7 +104,7 @@ def command(
         tables=[table for key in sets for table in _tables(sets[key], figures[key], reference)],
         notes=_NOTES,
     )
-    tell(findings, out, name, as_json=as_json)
+    output.tell(findings)
 
 
 def _measure(
@@ -142,10 +140,7 @@ def _tables(of_set: Pairs, figures: Mapping[str, Any], baseline: str) -> list[Ta
         [
             model,
             instruction,
-            _cell(one["entropy"]),
-            _delta(one, "entropy", baseline),
-            _cell(one["preferred"]),
-            _delta(one, "preferred", baseline),
+            *(_cell(one, key) for key in ("entropy", "entropy_delta", "preferred", "preferred_delta")),
             str(one["pairs"]),
         ]
         for model, by_instruction in figures.items()
@@ -164,20 +159,12 @@ def _by_group(of_set: Pairs, figures: Mapping[str, Any]) -> Table:
     (instruction,) = {name for name, _ in first.values()}
     groups = next(iter(first.values()))[1]["by_group"]
     rows = [
-        [group, *(_cell(one["by_group"][group]["preferred"]) for _, one in first.values()), str(groups[group]["pairs"])]
+        [group, *(_cell(one["by_group"][group], "preferred") for _, one in first.values()), str(groups[group]["pairs"])]
         for group in groups
     ]
     title = f"{of_set.name}: {of_set.first} preferred by kind, instruction {instruction}"
     return Table(title, ["kind", *first, "pairs"], rows)
 
 
-def _cell(figure: Mapping[str, float | None]) -> str:
-    value, low, high = figure["value"], figure["low"], figure["high"]
-    if value is None or low is None or high is None:
-        return f"{value:.3f} (too few)"
-    return interval(Estimate(value, low, high))
-
-
-def _delta(one: Mapping[str, Any], name: str, baseline: str) -> str:
-    figure = one.get(f"{name}_delta")
-    return _cell(figure) if figure is not None else ""
+def _cell(one: Mapping[str, Any], key: str) -> str:
+    return interval(Measure(**one[key])) if key in one else ""

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from trimtab.errors import ConfigError
+from trimtab_trainer.eval.options import Output, output_options
 
 __all__ = ["command"]
 
@@ -34,35 +35,29 @@ _NOTES = (
     type=click.FloatRange(min=0, min_open=True),
     help="Tokens that the base model was pretrained on, for 6 N D.",
 )
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for NAME.json and NAME.html, such as DIR/eval.")
-@click.option("--name", default="compute", show_default=True, help="Of the findings' files.")
-@click.option("--json", "as_json", is_flag=True, help="The figures as one JSON object.")
+@output_options("compute")
 def command(
     directories: tuple[Path, ...],
     pretraining_flops: float | None,
     pretraining_tokens: float | None,
-    out: Path | None,
-    name: str,
-    as_json: bool,
+    output: Output,
 ) -> None:
     """FLOPs of every stage of the runs in DIR..., in petaflop/s-days and beside a pretraining budget.
 
     By formula, every term with its numbers, and counted over the models' own graphs. Runs under way are counted as far
     as they are.
     """
+    from trimtab_trainer.digests import content_digest
     from trimtab_trainer.eval.compute import Pretraining, ledger_notes, ledger_record, ledger_tables
     from trimtab_trainer.eval.compute_run import pretraining_of, run_ledger
-    from trimtab_trainer.eval.findings import Findings, check_place
-    from trimtab_trainer.eval.options import file_digest, tell
+    from trimtab_trainer.eval.findings import Findings
 
     if pretraining_flops is not None and pretraining_tokens is not None:
         raise ConfigError(
             "pretraining-flops: give it or --pretraining-tokens, not both", field="pretraining-flops",
             value=pretraining_flops,
         )  # fmt: skip
-    if out is not None:
-        check_place(out, name)
-    figures, tables, missing = {}, [], []
+    figures, tables, missing, digests = {}, [], [], {}
     for directory in directories:
         budget = None
         if pretraining_flops is not None:
@@ -70,6 +65,7 @@ def command(
         elif pretraining_tokens is not None:
             budget = pretraining_of(directory, pretraining_tokens)
         ledger = run_ledger(directory, pretraining=budget)
+        digests[str(directory)] = content_digest(directory / "events.jsonl")
         figures[str(directory)] = ledger_record(ledger)
         tables += ledger_tables(ledger, name=str(directory) if len(directories) > 1 else "")
         missing += [f"{directory}: {note}" for note in ledger_notes(ledger)]
@@ -78,7 +74,7 @@ def command(
         title="Compute ledger",
         settings={
             "directories": [str(directory) for directory in directories],
-            "events_sha256": {str(directory): file_digest(directory / "events.jsonl") for directory in directories},
+            "events_sha256": digests,
             "pretraining_flops": pretraining_flops,
             "pretraining_tokens": pretraining_tokens,
         },
@@ -86,4 +82,4 @@ def command(
         tables=tables,
         notes=[*_NOTES, *missing],
     )
-    tell(findings, out, name, as_json=as_json)
+    output.tell(findings)

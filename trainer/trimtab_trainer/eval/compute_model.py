@@ -32,7 +32,7 @@ def count_flops(folder: Path, work: Work) -> float:
     product, it only spares doing it again.
 
     Raises:
-        NotImplementedError: the architecture computes something that no shape tells.
+        RuntimeError: the meta device cannot run the architecture, such as where it looks at a value.
     """
     length = max(1, round(work.tokens / work.sequences))
     predicted = round(length * work.predicted / work.tokens)

@@ -9,7 +9,7 @@ from pathlib import Path
 from trimtab.errors import ConfigError
 from trimtab_trainer.config import STAGES, RunSpec, StageName, load_run_spec
 from trimtab_trainer.eval.compute import Ledger, Pretraining, Work, make_ledger
-from trimtab_trainer.reporter import step_metrics
+from trimtab_trainer.reporter import stage_metrics
 from trimtab_trainer.run import RunOutcome, read_outcome
 
 __all__ = ["pretraining_of", "run_ledger"]
@@ -34,7 +34,7 @@ def run_ledger(directory: Path, *, pretraining: Pretraining | None = None) -> Le
     """
     outcome = read_outcome(directory)
     spec = load_run_spec(directory / "spec.yaml").model_copy(update={"directory": directory})
-    run = _Run(directory, spec, outcome)
+    run = _Run(directory, spec, outcome, stage_metrics(directory / "events.jsonl"))
     stages: list[StageName] = [stage for stage in spec.stages if stage in outcome.results or run.steps(stage)]
     work = {stage: run.work(stage) for stage in stages}
     folders = run.folders({one.model for done in work.values() for one in done})
@@ -60,7 +60,7 @@ def pretraining_of(directory: Path, tokens: float) -> Pretraining:
     """
     outcome = read_outcome(directory)
     spec = load_run_spec(directory / "spec.yaml").model_copy(update={"directory": directory})
-    folder = _Run(directory, spec, outcome).folders({"base"}).get("base")
+    folder = _Run(directory, spec, outcome, {}).folders({"base"}).get("base")
     if folder is None:
         raise ConfigError(
             f"pretraining-tokens: the base model of {directory} has no config.json at {spec.model}; give "
@@ -76,14 +76,15 @@ def pretraining_of(directory: Path, tokens: float) -> Pretraining:
 
 @dataclass(frozen=True)
 class _Run:
-    """A run's folder, read."""
+    """A run's folder, read; `metrics` are those of every step by stage."""
 
     directory: Path
     spec: RunSpec
     outcome: RunOutcome
+    metrics: Mapping[str, Mapping[int, Mapping[str, float]]]
 
     def steps(self, stage: StageName) -> Sequence[Mapping[str, float]]:
-        return list(step_metrics(self.directory / "events.jsonl", stage).values())
+        return list(self.metrics.get(stage, {}).values())
 
     def total(self, stage: StageName, name: str) -> float:
         """The sum of a count over the stage's steps and its end."""
@@ -99,14 +100,20 @@ class _Run:
         tokens, sequences = self.total(stage, "tokens_trained"), self.total(stage, "sequences_trained")
         predicted = self.total(stage, "tokens")
         length, share = tokens / max(sequences, 1.0), predicted / max(tokens, 1.0)
-        work = [Work("model: training", model, "training", tokens, sequences, predicted)]
-        for name, what, of in (
-            ("tokens_evaluated", "model: held-out rows", model),
-            ("tokens_referenced", "reference: log-probs of the answers", self.spec.dpo.policy),
-        ):
-            read = self.total(stage, name)
-            work.append(Work(what, of, "forward", read, read / max(length, 1.0), read * share))
-        return [one for one in work if one.tokens]
+        evaluated = self.total(stage, "tokens_evaluated")
+        work = [
+            Work("model: training", model, "training", tokens, sequences, predicted),
+            Work("model: held-out rows", model, "forward", evaluated, evaluated / max(length, 1.0), evaluated * share),
+            Work(
+                "reference: log-probs of the answers",
+                self.spec.dpo.policy,
+                "forward",
+                self.total(stage, "tokens_referenced"),
+                self.total(stage, "sequences_referenced"),
+                self.total(stage, "answer_tokens_referenced"),
+            ),
+        ]
+        return [one for one in work if one.tokens and one.sequences]
 
     def _ppo(self, stage: StageName) -> list[Work]:
         policy, reward = self.spec.ppo.policy, self.spec.ppo.reward_model
@@ -150,6 +157,8 @@ class _Run:
             return ["the offset's forwards over demonstrations"] if self.spec.reward_model.demonstrations else []
         if stage == "reward_model_folds":
             return ["the forwards over held-out rankings"]
+        if stage == "dpo" and not self.total(stage, "sequences_referenced"):
+            return ["the reference's log-probs of the answers, which no event counts before the end of the stage"]
         return []
 
     def _trained(self, stage: StageName) -> str:
@@ -191,7 +200,7 @@ def _counter(folders: Mapping[str, Path]) -> Callable[[Work], float | None]:
 
         try:
             return count_flops(folders[work.model], work)
-        except NotImplementedError:
+        except RuntimeError:  # the meta device cannot run this model
             return None
 
     return count

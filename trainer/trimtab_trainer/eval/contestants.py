@@ -21,7 +21,6 @@ from trimtab.client import Client
 from trimtab.errors import ConfigError, Mismatch, Unavailable
 from trimtab.local.replica import Replica
 from trimtab.types import ServiceInfo, ServiceState
-from trimtab_trainer.eval.options import file_digest
 
 __all__ = ["Connection", "Contestant", "Served", "baseline_of", "parse_contestants", "served"]
 
@@ -63,16 +62,18 @@ class Served:
     info: ServiceInfo
 
     def described(self) -> dict[str, Any]:
-        """Which model it is, for the settings of findings."""
+        """Which model it is, for the settings of findings; the digest of a folder is that of its published version."""
+        from trimtab_trainer.dpo_reference import folder_digest  # torch: heavy
+
         model = self.info.models[0].served
-        weights = sorted(Path(self.place).glob("*.safetensors"))  # none where the place is host:port
+        folder = Contestant(self.name, self.place).folder
+        digest = model.weights_digest or (folder_digest(folder) if folder is not None else "")
         return {
             "place": self.place,
             "model": model.name,
             "version": model.version,
-            "weights_digest": model.weights_digest,
+            "weights_digest": digest,
             "tokenizer_digest": model.tokenizer_digest,
-            "weights_files": {path.name: file_digest(path) for path in weights},
         }
 
 
@@ -109,14 +110,13 @@ def baseline_of(contestants: Sequence[Contestant], name: str | None) -> str:
 
 
 @contextmanager
-def served(service: str, contestant: Contestant, connection: Connection, **settings: Any) -> Iterator[Served]:
+def served(service: str, contestant: Contestant, connection: Connection) -> Iterator[Served]:
     """A contestant behind a service: its own, once that serves, or one that is started on its folder and drained after.
 
     Args:
         service: generation, reward or reference.
         contestant: whose place is no URL.
         connection: of a service that is there already.
-        settings: of the configuration of one that is started.
 
     Raises:
         Unavailable: it does not serve, or ended at its start.
@@ -136,7 +136,7 @@ def served(service: str, contestant: Contestant, connection: Connection, **setti
             )
             info = _refuse_idle(contestant, client.info())
         else:
-            replica = stack.enter_context(_started(service, folder, settings))
+            replica = stack.enter_context(_started(service, folder))
             client = stack.enter_context(Client(replica.endpoint["grpc"], timeout_s=connection.timeout_s))
             info = _wait_serving(replica, client)
         yield Served(contestant.name, contestant.place, client, info)
@@ -161,12 +161,12 @@ def _parse(text: str, urls: bool) -> Contestant:
 
 
 @contextmanager
-def _started(service: str, folder: Path, settings: dict[str, Any]) -> Iterator[Replica]:
+def _started(service: str, folder: Path) -> Iterator[Replica]:
     with tempfile.TemporaryDirectory(prefix="trimtab-eval-") as directory:
         replica = Replica(service, 0, Path(directory))
         ports = {f"{kind}_port": 0 for kind in ("grpc", "health", "http", "metrics")}
         own = {"host": "127.0.0.1", "ready_file": str(Path(directory) / "ready.json"), "drain_s": 5.0}
-        replica.start({**ports, **own, "model_folder": str(folder.resolve()), **settings})
+        replica.start({**ports, **own, "model_folder": str(folder.resolve())})
         try:
             _wait(replica.is_live, replica)
             yield replica

@@ -6,7 +6,7 @@ is named, whose digest must be the served one's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -90,7 +90,6 @@ def summed_logprobs(
     served: Served,
     tokenizer: PreTrainedTokenizerBase,
     asked: Sequence[Continuation],
-    advance: Callable[[int], None] = lambda count: None,
 ) -> npt.NDArray[np.float64]:
     """[continuation] sum of the log-probs of its tokens, in nats.
 
@@ -98,7 +97,6 @@ def summed_logprobs(
         served: a reference service.
         tokenizer: of its model.
         asked: continuations.
-        advance: told how many more are done.
 
     Raises:
         DataError: one is longer than the model's context, or has no token.
@@ -109,7 +107,6 @@ def summed_logprobs(
     for batch in _batches(items, served.info.limits.max_items_per_request, served.info.limits.max_batch_tokens):
         reply = served.client.logprobs(LogProbsRequest(items=tuple(batch), priority=Priority.BULK))
         sums += [float(result.logprobs.sum(dtype=np.float64)) for result in reply.results]
-        advance(len(batch))
     return np.array(sums)
 
 

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from trimtab.errors import ConfigError
 from trimtab_trainer.checkpoint import write_file_atomically
-from trimtab_trainer.claims import Estimate
-from trimtab_trainer.report import page_environment
+from trimtab_trainer.report import page_environment, versions
 from trimtab_trainer.report_plots import Plot
 from trimtab_trainer.tables import Table
 
-__all__ = ["Findings", "check_place", "interval", "percent", "save"]
+__all__ = ["Bounded", "Findings", "check_place", "interval", "save"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,8 @@ class Findings:
     Attributes:
         kind: the command that found it, such as "preference".
         title: of its page.
-        settings: what was asked for, and what the data were: everything that is needed to do it again.
+        settings: what was asked for, and what the data were: everything that is needed to do it again but the versions
+            of the software, which `save` adds.
         figures: every number, as JSON can hold it; nothing of the tables is rounded here.
         tables: the figures for people.
         plots: drawn figures.
@@ -62,7 +62,7 @@ def check_place(out: Path, name: str) -> None:
 def save(findings: Findings, out: Path, name: str) -> None:
     """Writes OUT/NAME.json and OUT/NAME.html, whole or not at all. In the folder `eval` of a run its report shows them.
 
-    The JSON file has `kind`, `title`, `at` (UTC), `settings`, `figures`, `tables` and `notes`.
+    The JSON file has `kind`, `title`, `at` (UTC), `settings` with `versions`, `figures`, `tables` and `notes`.
 
     Raises:
         ConfigError: as `check_place`.
@@ -73,7 +73,7 @@ def save(findings: Findings, out: Path, name: str) -> None:
         "kind": findings.kind,
         "title": findings.title,
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "settings": findings.settings,
+        "settings": {**findings.settings, "versions": versions()},
         "figures": findings.figures,
         "tables": [
             {"title": one.title, "header": one.header, "rows": one.rows, "names": one.names} for one in findings.tables
@@ -86,12 +86,27 @@ def save(findings: Findings, out: Path, name: str) -> None:
     write_file_atomically(out / f"{name}.json", text + "\n")
 
 
-def percent(share: float) -> str:
-    """A share for people."""
-    return f"{100 * share:.1f} %"
+class Bounded(Protocol):
+    """A figure with its 95 % interval; the ends are None where there is too little to make one."""
+
+    @property
+    def value(self) -> float:
+        """The figure."""
+        ...
+
+    @property
+    def low(self) -> float | None:
+        """Lower end."""
+        ...
+
+    @property
+    def high(self) -> float | None:
+        """Upper end."""
+        ...
 
 
-def interval(found: Estimate, *, as_percent: bool = False) -> str:
-    """An estimate with its 95 % interval for people."""
-    low, value, high = (percent(x) if as_percent else f"{x:.3f}" for x in (found.low, found.value, found.high))
-    return f"{value} ({low} to {high})"
+def interval(found: Bounded, shown: Callable[[float], str] = "{:.3f}".format) -> str:
+    """A figure with its interval for people; `shown` is one number of it."""
+    if found.low is None or found.high is None:
+        return f"{shown(found.value)} (too few)"
+    return f"{shown(found.value)} ({shown(found.low)} to {shown(found.high)})"

@@ -14,10 +14,7 @@ from trimtab_trainer.eval.preference_answers import flag_rates
 from trimtab_trainer.eval.preference_bootstrap import Figure
 from trimtab_trainer.eval.preference_labels import Label, contestants_of
 
-__all__ = ["CLOSED_DOMAIN", "FLAG", "PAPER_RATES", "Rate", "hallucination_rates", "of_categories"]
-
-CLOSED_DOMAIN = ("Closed QA", "Extract", "Summarization")
-"""Use cases of the paper whose answers are to be found in the prompt."""
+__all__ = ["FLAG", "PAPER_RATES", "Rate", "hallucination_rates", "of_categories"]
 
 PAPER_RATES = {"InstructGPT": 0.21, "GPT-3": 0.41}
 """Share of closed-domain answers that labelers called made up (Ouyang et al. 2022, section 1 and figure 4)."""

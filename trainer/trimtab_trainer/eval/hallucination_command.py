@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from trimtab_trainer.eval.preference_options import label_options, read, settings, tell
+from trimtab_trainer.eval.options import Output
+from trimtab_trainer.eval.preference_options import label_options, read, settings
 
 if TYPE_CHECKING:
     from trimtab_trainer.eval.findings import Findings
@@ -32,47 +33,42 @@ def command(
     by: str,
     baseline: str | None,
     groups: tuple[str, ...],
-    samples: int,
+    resamples: int,
     seed: int,
     skip_bad_rows: int,
     categories: str,
-    as_json: bool,
-    out: Path | None,
-    name: str,
+    output: Output,
 ) -> None:
     """How often labelers flagged answers to closed-domain prompts as made up, by contestant.
 
     FILE is as `trimtab labeling export` writes it; its rows need a `category`, and its labels the question
     "hallucination" answered.
     """
-    from trimtab_trainer.eval.findings import check_place
     from trimtab_trainer.eval.hallucination import hallucination_rates, of_categories
 
-    if out is not None:
-        check_place(out, name)
     labels = read(files, by, groups, skip_bad_rows)
     counted = of_categories(labels, categories.split(","))
-    rates = hallucination_rates(counted, baseline, samples=samples, seed=seed)
+    rates = hallucination_rates(counted, baseline, samples=resamples, seed=seed)
     asked = settings(
         files,
         by=by,
         baseline=baseline,
         groups=groups,
         categories=categories,
-        samples=samples,
+        bootstrap_samples=resamples,
         seed=seed,
         skip_bad_rows=skip_bad_rows,
     )
-    tell(_findings(counted, len(labels), rates, baseline, asked), as_json=as_json, out=out, name=name)
+    output.tell(_findings(counted, len(labels), rates, baseline, asked))
 
 
 def _findings(
     counted: Sequence[Label], labels: int, rates: Mapping[str, Rate], baseline: str | None, asked: Mapping[str, Any]
 ) -> Findings:
-    from trimtab_trainer.eval.findings import Findings, percent
+    from trimtab_trainer.eval.findings import Findings
     from trimtab_trainer.eval.hallucination import PAPER_RATES
     from trimtab_trainer.eval.preference_tables import INTERVAL_NOTE, figure_table, points, too_few
-    from trimtab_trainer.tables import Table
+    from trimtab_trainer.tables import Table, percent
 
     answers = {(name,): rate.rate for name, rate in rates.items()}
     tables = [

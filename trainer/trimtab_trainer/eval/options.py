@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from trimtab_trainer.eval.contestants import Connection
     from trimtab_trainer.eval.findings import Findings
 
-__all__ = ["connection_of", "contestant_options", "file_digest", "findings_options", "tell"]
+__all__ = ["Output", "connection_of", "contestant_options", "findings_options", "output_options"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -46,10 +47,51 @@ def connection_of(timeout_s: float, **credentials: Any) -> Connection:
     return Connection(timeout_s, **credentials_of(**credentials))
 
 
-def findings_options(default_name: str) -> Callable[[Command], Command]:
-    """Adds --bootstrap-samples, --seed, --out, --name and --json."""
+@dataclass(frozen=True)
+class Output:
+    """Where a command's findings go: to standard output, and to NAME.json and NAME.html where a folder is given.
+
+    Attributes:
+        folder: None for none.
+        name: of the files.
+        as_json: prints the figures as one JSON object instead of tables.
+    """
+
+    folder: Path | None
+    name: str
+    as_json: bool
+
+    def check(self) -> None:
+        """Refuses a place that cannot be written, before any work is done.
+
+        Raises:
+            ConfigError: as `findings.check_place`.
+        """
+        from trimtab_trainer.eval.findings import check_place
+
+        if self.folder is not None:
+            check_place(self.folder, self.name)
+
+    def tell(self, findings: Findings) -> None:
+        """Prints findings, and saves them where a folder was given."""
+        from trimtab_trainer.eval.findings import save
+
+        click.echo(json.dumps(findings.figures, allow_nan=False) if self.as_json else findings.text())
+        if self.folder is not None:
+            save(findings, self.folder, self.name)
+
+
+def output_options(default_name: str) -> Callable[[Command], Command]:
+    """Adds --out, --name and --json, which the command gets as `output`, an `Output` whose place was checked."""
 
     def add(command: Command) -> Command:
+        @functools.wraps(command)
+        def with_output(*, out: Path | None, name: str, as_json: bool, **given: Any) -> Any:
+            output = Output(out, name, as_json)
+            output.check()
+            return command(output=output, **given)
+
+        added: Any = with_output
         for option in (
             click.option("--json", "as_json", is_flag=True, help="The figures as one JSON object."),
             click.option("--name", default=default_name, show_default=True, help="Of the files in --out."),
@@ -58,11 +100,24 @@ def findings_options(default_name: str) -> Callable[[Command], Command]:
                 type=click.Path(path_type=Path),
                 help="Folder for NAME.json and NAME.html; a run's report shows what is in its folder `eval`.",
             ),
-            click.option("--seed", default=0, show_default=True, help="Of every draw."),
+        ):
+            added = option(added)
+        return added  # type: ignore[no-any-return]  # click's own types forget the command's
+
+    return add
+
+
+def findings_options(default_name: str) -> Callable[[Command], Command]:
+    """Adds --bootstrap-samples and --seed to the options of `output_options`."""
+
+    def add(command: Command) -> Command:
+        command = output_options(default_name)(command)
+        for option in (
+            click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of every draw."),
             click.option(
                 "--bootstrap-samples",
                 "resamples",
-                type=click.IntRange(100, 100_000),
+                type=click.IntRange(100, 10_000),
                 default=1000,
                 show_default=True,
                 help="Resamples of each 95 % interval.",
@@ -72,18 +127,3 @@ def findings_options(default_name: str) -> Callable[[Command], Command]:
         return command
 
     return add
-
-
-def tell(findings: Findings, out: Path | None, name: str, *, as_json: bool) -> None:
-    """Prints findings, and saves them where a folder was given."""
-    from trimtab_trainer.eval.findings import save
-
-    click.echo(json.dumps(findings.figures, allow_nan=False) if as_json else findings.text())
-    if out is not None:
-        save(findings, out, name)
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 (hex) of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -28,6 +28,8 @@ __all__ = ["Course", "Curve", "Peak", "Point", "fit_course", "fit_curve", "gain_
 
 _LEAST_POINTS = 8
 """Of a fit: with fewer, three coefficients follow every point."""
+_LEAST_DISTANCES = 3
+"""As many as coefficients."""
 _LEVEL = 0.95
 _FARTHEST_EXPONENT = 50.0
 """A curve that bends by next to nothing has its peak beyond any policy; just how far is no figure."""
@@ -110,8 +112,9 @@ def fit_course(course: Course, *, yardstick: bool, samples: int, seed: int) -> C
     if len(known) < _LEAST_POINTS:
         return f"{len(known)} policies are known; a fit takes at least {_LEAST_POINTS}"
     distances, values = np.array(known, np.float64).T
-    if len(np.unique(distances)) < 3:
-        return "all policies are equally far from the start"
+    different = len(np.unique(distances))
+    if different < _LEAST_DISTANCES:
+        return f"the policies are at {different} different distances; a fit takes at least {_LEAST_DISTANCES}"
     return fit_curve(distances, values, samples=samples, seed=seed)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from trimtab_trainer.eval.options import file_digest, findings_options, tell
+from trimtab_trainer.eval.options import Output, findings_options
 
 if TYPE_CHECKING:
     from trimtab_trainer.eval.over_optimization import Course, Curve
@@ -31,22 +31,20 @@ _NOTES = (
 @click.command("over-optimization")
 @click.argument("directories", metavar="DIR...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @findings_options("over-optimization")
-def command(
-    directories: tuple[Path, ...], resamples: int, seed: int, out: Path | None, name: str, as_json: bool
-) -> None:
+def command(directories: tuple[Path, ...], resamples: int, seed: int, output: Output) -> None:
     """Proxy reward and gold score over the square root of the KL, in the runs of DIR....
 
     Of every PPO of a run (`ppo`, `ppo_without_ptx`, `ppo_without_kl`): its iterations, with the fitted curve of Gao et
     al. 2022 and the place of its peak; and of the models that stage `evaluate` sampled: reward, gold and judge over KL.
     """
-    from trimtab_trainer.eval.findings import Findings, check_place
+    from trimtab_trainer.digests import content_digest
+    from trimtab_trainer.eval.findings import Findings
     from trimtab_trainer.eval.over_optimization import fit_course
     from trimtab_trainer.eval.over_optimization_runs import courses_of, sampled_models
 
-    if out is not None:
-        check_place(out, name)
     several = len(directories) > 1
     courses = [one for path in directories for one in courses_of(path, name=str(path) if several else "")]
+    digests = {str(path): content_digest(path / "events.jsonl") for path in directories}
     fits = {
         (course.name, side): fit_course(course, yardstick=side == "gold", samples=resamples, seed=seed)
         for course in courses
@@ -58,7 +56,7 @@ def command(
         title="Over-optimisation",
         settings={
             "directories": [str(path) for path in directories],
-            "events_sha256": {str(path): file_digest(path / "events.jsonl") for path in directories},
+            "events_sha256": digests,
             "bootstrap_samples": resamples,
             "seed": seed,
         },
@@ -76,7 +74,7 @@ def command(
         plots=[plot for course in courses for plot in _plots(course, fits)],
         notes=[*_NOTES, *_missing(directories, courses, fits, models)],
     )
-    tell(findings, out, name, as_json=as_json)
+    output.tell(findings)
 
 
 def _record(fit: Curve | str) -> dict[str, Any]:

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from trimtab.errors import ConfigError
-from trimtab_trainer.claims import Estimate, sample_mean
 from trimtab_trainer.data.readers import stream_rows
+from trimtab_trainer.eval.clusters import Measure, clustered_mean
 from trimtab_trainer.eval.over_optimization import Course, Point
-from trimtab_trainer.reporter import step_metrics
+from trimtab_trainer.reporter import stage_metrics
 
 __all__ = ["SampledModel", "courses_of", "sampled_models"]
 
@@ -21,7 +23,7 @@ _YARDSTICKS = ("gold", "judge")
 
 @dataclass(frozen=True)
 class SampledModel:
-    """One model of stage `evaluate`, on held-out prompts; intervals over prompts.
+    """One model of stage `evaluate`, on held-out prompts; intervals over prompts, of 5 at least.
 
     Attributes:
         name: as `evaluate.models` has it.
@@ -32,9 +34,9 @@ class SampledModel:
     """
 
     name: str
-    kl: Estimate | None
-    proxy: Estimate
-    yardsticks: Mapping[str, Estimate]
+    kl: Measure | None
+    proxy: Measure
+    yardsticks: Mapping[str, Measure]
     prompts: int
 
 
@@ -52,10 +54,11 @@ def courses_of(directory: Path, *, name: str = "") -> list[Course]:
     if not path.is_file():
         raise ConfigError(f"{directory}: no run in this folder (it has no events.jsonl)", field="DIR", value=directory)
     courses = []
+    metrics = stage_metrics(path)
     for stage in _STAGES:
         points = [
             Point(step["mean_kl"], step["reward"], step.get("gold"))
-            for step in step_metrics(path, stage).values()
+            for step in metrics.get(stage, {}).values()
             if "mean_kl" in step and "reward" in step
         ]
         if points:
@@ -65,32 +68,28 @@ def courses_of(directory: Path, *, name: str = "") -> list[Course]:
 
 def sampled_models(directory: Path, *, samples: int, seed: int) -> list[SampledModel]:
     """The models in DIR/samples, nearest to the start first; those without KL last."""
-    models = [
-        _sampled(path, samples=samples, seed=seed)
-        for path in sorted(
-            path for pattern in ("*.jsonl", "*.jsonl.gz") for path in (directory / "samples").glob(pattern)
-        )
-    ]
+    models = [_sampled(path, samples=samples, seed=seed) for path in sorted((directory / "samples").glob("*.jsonl"))]
     return sorted(models, key=lambda one: (one.kl is None, one.kl.value if one.kl else 0.0))
 
 
 def _sampled(path: Path, *, samples: int, seed: int) -> SampledModel:
     rows = [row for _, row in stream_rows(path, dict)]
 
-    def mean(key: str) -> Estimate | None:
+    def mean(key: str) -> Measure | None:
         by_prompt: dict[Any, list[float]] = {}
         for row in rows:
             if row.get(key) is None:
                 return None
             by_prompt.setdefault(row["number"], []).append(float(row[key]))
-        return sample_mean(list(by_prompt.values()), samples=samples, seed=seed)
+        means = np.array([np.mean(of_prompt) for of_prompt in by_prompt.values()], np.float64)
+        return clustered_mean(means, list(by_prompt), samples=samples, seed=seed)
 
     proxy = mean("reward")
     if proxy is None:
         raise ConfigError(f"{path}: an answer has no reward", field="reward", value=path)
-    known: Sequence[tuple[str, Estimate | None]] = [(key, mean(key)) for key in _YARDSTICKS]
+    known: Sequence[tuple[str, Measure | None]] = [(key, mean(key)) for key in _YARDSTICKS]
     return SampledModel(
-        name=path.name.partition(".")[0],
+        name=path.stem,
         kl=mean("kl"),
         proxy=proxy,
         yardsticks={key: found for key, found in known if found is not None},

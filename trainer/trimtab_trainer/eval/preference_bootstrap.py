@@ -20,12 +20,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from trimtab_trainer.evaluation import LEAST_CLUSTERS
+
 __all__ = ["Bootstrap", "Figure", "Interval", "interval_of"]
 
 Vector = npt.NDArray[np.float64]
 Interval = tuple[float, float]
 
-_LEAST_CLUSTERS = 5
 _TAIL = 0.025
 
 
@@ -100,11 +101,11 @@ class Bootstrap:
         """
         prompts = min(len(np.unique(self._prompt_of[one > 0])) for one in counts)
         labelers = min(len(np.unique(self._labeler_of[one > 0])) for one in counts)
-        enough = prompts >= _LEAST_CLUSTERS
+        enough = prompts >= LEAST_CLUSTERS
         return Figure(
             value,
             interval_of(resampled[0]) if enough else None,
-            interval_of(resampled[1]) if enough and labelers >= _LEAST_CLUSTERS else None,
+            interval_of(resampled[1]) if enough and labelers >= LEAST_CLUSTERS else None,
             min(int(one.sum()) for one in counts),
             prompts,
             labelers,

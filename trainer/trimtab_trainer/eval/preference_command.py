@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from trimtab_trainer.eval.preference_options import label_options, read, settings, tell
+from trimtab_trainer.eval.options import Output
+from trimtab_trainer.eval.preference_options import label_options, read, settings
 
 __all__ = ["command"]
 
@@ -23,29 +24,30 @@ def command(
     by: str,
     baseline: str | None,
     groups: tuple[str, ...],
-    samples: int,
+    resamples: int,
     seed: int,
     skip_bad_rows: int,
     bradley_terry: bool | None,
-    as_json: bool,
-    out: Path | None,
-    name: str,
+    output: Output,
 ) -> None:
     """Which model people prefer: blind comparisons and rankings, as `trimtab labeling export` writes them to FILE.
 
     Win rates with ties as one half, Bradley-Terry strengths, the labelers' ratings and flags, and how often the answer
     shown first wins. A contestant's name is such as ppo@9:t0.7: model, version and temperature.
     """
-    from trimtab_trainer.eval.findings import check_place
     from trimtab_trainer.eval.preference_findings import preference_findings
 
-    if out is not None:
-        check_place(out, name)
     labels = read(files, by, groups, skip_bad_rows)
     asked = settings(
-        files, by=by, baseline=baseline, groups=groups, samples=samples, seed=seed, skip_bad_rows=skip_bad_rows
+        files,
+        by=by,
+        baseline=baseline,
+        groups=groups,
+        bootstrap_samples=resamples,
+        seed=seed,
+        skip_bad_rows=skip_bad_rows,
     )
     findings = preference_findings(
-        labels, asked, baseline=baseline, bradley_terry=bradley_terry, samples=samples, seed=seed
+        labels, asked, baseline=baseline, bradley_terry=bradley_terry, samples=resamples, seed=seed
     )
-    tell(findings, as_json=as_json, out=out, name=name)
+    output.tell(findings)

@@ -1,19 +1,19 @@
-"""What the commands over people's labels share: options, settings, and where the findings go."""
+"""What the commands over people's labels share: options and settings."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from trimtab_trainer.eval.options import findings_options
+
 if TYPE_CHECKING:
-    from trimtab_trainer.eval.findings import Findings
     from trimtab_trainer.eval.preference_labels import Label
 
-__all__ = ["label_options", "read", "settings", "tell"]
+__all__ = ["label_options", "read", "settings"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -24,6 +24,7 @@ def label_options(name: str) -> Callable[[Command], Command]:
     """Adds FILE... and the options of a command over labels, whose findings have that name unless told otherwise."""
 
     def add(command: Command) -> Command:
+        command = findings_options(name)(command)
         for option in (
             click.argument("files", nargs=-1, required=True, type=_PATH, metavar="FILE..."),
             click.option(
@@ -35,14 +36,9 @@ def label_options(name: str) -> Callable[[Command], Command]:
             ),
             click.option("--baseline", metavar="NAME", help="Contestant that the others are compared with."),
             click.option("--group", "groups", multiple=True, help="Only labelers of this group; may be repeated."),
-            click.option("--samples", type=click.IntRange(100), default=1000, show_default=True, help="Resamples."),
-            click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the bootstrap."),
             click.option(
                 "--skip-bad-rows", type=click.IntRange(0), default=0, show_default=True, help="Tolerated in each FILE."
             ),
-            click.option("--json", "as_json", is_flag=True, help="The figures, as one JSON object."),
-            click.option("--out", type=_PATH, help="Folder for NAME.json and NAME.html; nothing there is replaced."),
-            click.option("--name", default=name, show_default=True, help="Of these files."),
         )[::-1]:
             command = option(command)
         return command
@@ -71,20 +67,6 @@ def read(files: tuple[Path, ...], by: str, groups: tuple[str, ...], skip_bad_row
 
 def settings(files: tuple[Path, ...], **options: Any) -> dict[str, Any]:
     """What is needed to do it again: the options, and each file with its digest."""
-    import hashlib
-    from importlib.metadata import version
+    from trimtab_trainer.digests import content_digest
 
-    digests = {}
-    for file in files:
-        with file.open("rb") as opened:
-            digests[str(file)] = hashlib.file_digest(opened, "sha256").hexdigest()
-    return {"files": digests, **options, "versions": {name: version(name) for name in ("trimtab", "numpy")}}
-
-
-def tell(findings: Findings, *, as_json: bool, out: Path | None, name: str) -> None:
-    """Prints the findings, and writes them where a folder is given."""
-    from trimtab_trainer.eval.findings import save
-
-    if out is not None:
-        save(findings, out, name)
-    click.echo(json.dumps(findings.figures) if as_json else findings.text())
+    return {"files": {str(file): content_digest(file) for file in files}, **options}

@@ -19,6 +19,7 @@ from trimtab_trainer.claims import Estimate
 from trimtab_trainer.data import Labeling, Ranking
 from trimtab_trainer.data.agreement import Agreement, Labelings
 from trimtab_trainer.evaluation import (
+    LEAST_CLUSTERS,
     Accuracy,
     Calibration,
     RankedAnswers,
@@ -32,7 +33,6 @@ __all__ = ["ALL", "HELD_OUT", "LONGER", "MODEL", "ORACLE", "TRAINING", "Judged",
 
 MODEL, LONGER, ORACLE = "reward model", "longer wins", "oracle"
 ALL, TRAINING, HELD_OUT = "all labelers", "training labelers", "held-out labelers"
-_LEAST_PROMPTS = 5
 
 GoldScore = Callable[[Ranking], Sequence[float]]
 """Gold scores of a ranking's answers."""
@@ -95,9 +95,11 @@ def measure(
         scores[ORACLE] = [gold(one.ranking) for one in judged]
     rankings = [one.ranking for one in judged]
 
-    def accuracies(label: Callable[[Ranking, Labeling], str]) -> dict[str, Mapping[str, Accuracy]]:
+    def accuracies(
+        label: Callable[[Ranking, Labeling], str], *, by_group: bool = True
+    ) -> dict[str, Mapping[str, Accuracy]]:
         return {
-            name: ranking_accuracy(_ranked(rankings, of_name, label), samples=samples, seed=seed)
+            name: ranking_accuracy(_ranked(rankings, of_name, label), samples=samples, seed=seed, by_group=by_group)
             for name, of_name in scores.items()
         }
 
@@ -105,7 +107,8 @@ def measure(
         return (HELD_OUT if labeling.group in held_out_groups else TRAINING) if held_out_groups else ALL
 
     by_side = {
-        name: {whose or ALL: found for whose, found in of_name.items()} for name, of_name in accuracies(side).items()
+        name: {whose or ALL: found for whose, found in of_name.items()}
+        for name, of_name in accuracies(side, by_group=bool(held_out_groups)).items()
     }
     by_group = accuracies(lambda ranking, labeling: f"{ranking.source}\0{labeling.group}")
     sides: dict[str, list[RankedAnswers]] = {ALL: _ranked(rankings, scores[MODEL], side)}
@@ -159,7 +162,7 @@ def _difference(
             cluster = clusters.setdefault(one.prompt, [0.0, 0.0])
             cluster[0] += agree - pair_agreement(other.ranks, other.scores)[0]
             cluster[1] += pairs
-    if len(clusters) < _LEAST_PROMPTS:
+    if len(clusters) < LEAST_CLUSTERS:
         return None
     sums, counts = np.array(list(clusters.values())).T
     low, high = clustered_interval(sums, counts, samples=samples, seed=seed)

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from trimtab.cli.connect import client_of, connection_options
+from trimtab.cli.connect import async_client_of, connection_options
 from trimtab.errors import ConfigError, DataError
-from trimtab_trainer.eval.options import file_digest, findings_options, tell
+from trimtab_trainer.eval.options import Output, findings_options
 from trimtab_trainer.eval.reward_model_data import RankingFormat
 
 if TYPE_CHECKING:
-    from trimtab.aio import AsyncClient
     from trimtab_trainer.data import Ranking
     from trimtab_trainer.eval.reward_model import Judged
     from trimtab_trainer.eval.reward_model_data import Item
@@ -73,9 +72,7 @@ def command(
     skip_bad_rows: int,
     resamples: int,
     seed: int,
-    out: Path | None,
-    name: str,
-    as_json: bool,
+    output: Output,
     **connection: Any,
 ) -> None:
     """A reward model against the rankings of labelers in FILE....
@@ -84,16 +81,15 @@ def command(
     rule "the longer answer wins", how often labelers agree with each other, its calibration, with --gold the oracle,
     and with --folds the accuracy on labelers whom the model never saw.
     """
-    from trimtab_trainer.eval.findings import check_place
+    from trimtab_trainer.digests import content_digest
     from trimtab_trainer.eval.reward_model import measure
     from trimtab_trainer.eval.reward_model_data import held_out_items, read_items
     from trimtab_trainer.eval.reward_model_findings import reward_model_findings
     from trimtab_trainer.eval.reward_model_scores import FolderScorer, ServiceScorer
 
-    if out is not None:
-        check_place(out, name)
     _check_folds(folds_directory, folds_from, files, kind)
     items = read_items(files, kind, skip_bad_rows=skip_bad_rows, warn=_warn)
+    digests = {str(path): content_digest(path) for path in files}
     groups = {one.group for item in items for one in item.ranking.labelings}
     _check_groups(held_out_groups, groups)
     trained_on = sorted(groups - set(held_out_groups)) if held_out_groups else None
@@ -103,7 +99,7 @@ def command(
     scorer: Scorer = (
         FolderScorer(model, device, micro_batch_tokens)
         if model is not None
-        else ServiceScorer(lambda: _async_client(**connection), served_model)
+        else ServiceScorer(lambda: async_client_of("reward", **connection), served_model)
     )
     scored = scorer.score(items)
     judged = _fitting(items, scored, leave_out=too_long == "leave_out")
@@ -121,7 +117,7 @@ def command(
         found,
         folds,
         {
-            "files": {str(path): file_digest(path) if path.is_file() else "a folder" for path in files},
+            "files": digests,
             "model": scored.model,
             "format": kind,
             "held_out_groups": held_out_groups,
@@ -130,12 +126,15 @@ def command(
             "gold": gold,
             "too_long": too_long,
             "folds": str(folds_directory) if folds_directory else None,
+            "folds_from": str(folds_from) if folds_from else None,
+            "fold_count": fold_count if folds_from else None,
+            "overrides": overrides,
             "bootstrap_samples": resamples,
             "seed": seed,
         },
         [f"{left} of {len(items)} rankings are too long for the model and left out."] if left else [],
     )
-    tell(findings, out, name, as_json=as_json)
+    output.tell(findings)
 
 
 def _check_folds(directory: Path | None, start: Path | None, files: Sequence[Path], kind: RankingFormat) -> None:
@@ -203,16 +202,6 @@ def _miniature_gold(ranking: Ranking) -> list[float]:
     from trimtab_trainer.miniature.gold import gold
 
     return [gold(str(ranking.prompt), answer).score for answer in ranking.answers]
-
-
-def _async_client(**connection: Any) -> AsyncClient:
-    """As `client_of`, for asyncio."""
-    from trimtab.aio import AsyncClient
-
-    with client_of("reward", **connection) as found:
-        return AsyncClient(
-            found.target, token=found.token, tls=found.tls, timeout_s=found.timeout_s, insecure=found.insecure
-        )
 
 
 def _warn(message: str) -> None:

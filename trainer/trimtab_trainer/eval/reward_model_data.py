@@ -12,7 +12,7 @@ from trimtab_trainer.data import Ranking
 from trimtab_trainer.data.readers import stream_rows
 from trimtab_trainer.data.splits import split_by_prompt
 
-__all__ = ["FORMATS", "Item", "RankingFormat", "held_out_items", "llmbar_ranking", "read_items"]
+__all__ = ["Item", "RankingFormat", "held_out_items", "llmbar_ranking", "read_items"]
 
 RankingFormat = Literal["trimtab", "llmbar"]
 
@@ -54,7 +54,7 @@ def llmbar_ranking(row: Mapping[str, Any]) -> Ranking:
     )
 
 
-FORMATS: Mapping[RankingFormat, Callable[[Mapping[str, Any]], Ranking]] = {
+_FORMATS: Mapping[RankingFormat, Callable[[Mapping[str, Any]], Ranking]] = {
     "trimtab": Ranking.from_row,
     "llmbar": llmbar_ranking,
 }
@@ -79,7 +79,7 @@ def read_items(
     return [
         Item(path, line, ranking)
         for path in paths
-        for line, ranking in stream_rows(path, FORMATS[kind], skip_bad_rows=skip_bad_rows, warn=warn)
+        for line, ranking in stream_rows(path, _FORMATS[kind], skip_bad_rows=skip_bad_rows, warn=warn)
     ]
 
 

@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from trimtab_trainer.eval.findings import Findings, interval, percent
+from trimtab_trainer.claims import Estimate
+from trimtab_trainer.eval.findings import Findings, interval
 from trimtab_trainer.eval.reward_model import ALL, LONGER, MODEL, ORACLE, Measured
 from trimtab_trainer.eval.reward_model_training import PAPER, Folds
 from trimtab_trainer.evaluation import Accuracy, Calibration
 from trimtab_trainer.report_plots import calibration_plot
-from trimtab_trainer.tables import Table
+from trimtab_trainer.tables import Table, percent
 
 __all__ = ["reward_model_findings"]
 
@@ -72,8 +73,8 @@ def _sides(found: Measured) -> Table:
     rows = []
     for name in _SCORES:
         for whose, accuracy in found.by_side.get(name, {}).items():
-            above = found.above_longer.get(whose) if name == MODEL else None
-            rows.append([name, whose, *_figures(accuracy), interval(above, as_percent=True) if above else ""])
+            above = _above(found.above_longer.get(whose)) if name == MODEL else ""
+            rows.append([name, whose, *_figures(accuracy), above])
     header = ["score", "labels of", "accuracy", "pairs", "prompts", "above longer wins"]
     return Table("Accuracy", header, rows, names=2)
 
@@ -168,9 +169,11 @@ def _figures(accuracy: Accuracy) -> list[str]:
 
 
 def _accuracy(one: Accuracy) -> str:
-    if one.low is None or one.high is None:
-        return percent(one.value)
-    return f"{percent(one.value)} ({percent(one.low)} to {percent(one.high)})"
+    return interval(one, percent)
+
+
+def _above(one: Estimate | None) -> str:
+    return interval(one, percent) if one is not None else "too few"
 
 
 def _plus_minus(figure: tuple[float, float]) -> str:

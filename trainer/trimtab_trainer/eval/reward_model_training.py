@@ -6,6 +6,7 @@ its own, so that it goes on where it was stopped, and its spec and events say ex
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +15,8 @@ from typing import Any
 import yaml
 
 from trimtab.errors import ConfigError
-from trimtab_trainer.checkpoint import write_file_atomically
-from trimtab_trainer.config import load_run_spec
-from trimtab_trainer.run import read_outcome, run
+from trimtab_trainer.config import RunSpec, load_run_spec
+from trimtab_trainer.run import begins_anew, check_same_spec, read_outcome, run
 
 __all__ = ["PAPER", "Folds", "FoldsPlan", "read_folds", "train_folds"]
 
@@ -68,32 +68,17 @@ def train_folds(directory: Path, plan: FoldsPlan) -> Folds:
     """Trains the folds in a folder of their own; what is there is gone on with, and what is done is read.
 
     Raises:
-        ConfigError: the folder holds another run, or one of another plan; a wrong override.
+        ConfigError: the folder holds another run, or one of another plan; a wrong override. A run that failed before it
+            had done anything gives way.
         DataError: a bad row, or fewer known labelers than folds.
     """
-    written = {
-        "name": "folds",
-        "directory": str(directory),
-        "model": str(plan.model),
-        "stages": [_STAGE],
-        "tensorboard": False,
-        "reward_model": {
-            "initial_model": "base",
-            "rankings": str(plan.rankings),
-            "demonstrations": None,
-            "groups": None if plan.groups is None else list(plan.groups),
-            "folds": plan.count,
-            "too_long": "leave_out",
-        },
-    }
-    given = directory / "spec.given.yaml"
-    there = (directory / "state.json").is_file()
-    if not there:
-        directory.mkdir(parents=True, exist_ok=True)
-        write_file_atomically(given, yaml.safe_dump(written, sort_keys=False))
-        run(load_run_spec(given, plan.overrides))
-    elif _STAGE not in read_outcome(directory).results:
-        run(load_run_spec(directory / "spec.yaml"), resume=True)
+    spec = _spec(directory, plan)
+    if begins_anew(directory):
+        run(spec)
+    else:
+        check_same_spec(spec)
+        if _STAGE not in read_outcome(directory).results:
+            run(spec, resume=True)
     return read_folds(directory)
 
 
@@ -120,3 +105,26 @@ def read_folds(directory: Path) -> Folds:
         labelers=[fold["labelers"] for fold in result.details["folds"]],
         spec=section.model_dump(mode="json"),
     )
+
+
+def _spec(directory: Path, plan: FoldsPlan) -> RunSpec:
+    """The run of a plan, the same from whatever folder the command is given."""
+    written = {
+        "name": "folds",
+        "directory": str(directory.resolve()),
+        "model": str(plan.model.resolve()),
+        "stages": [_STAGE],
+        "tensorboard": False,
+        "reward_model": {
+            "initial_model": "base",
+            "rankings": str(plan.rankings.resolve()),
+            "demonstrations": None,
+            "groups": None if plan.groups is None else list(plan.groups),
+            "folds": plan.count,
+            "too_long": "leave_out",
+        },
+    }
+    with tempfile.TemporaryDirectory(prefix="trimtab-folds-") as folder:
+        file = Path(folder) / "spec.yaml"
+        file.write_text(yaml.safe_dump(written), encoding="utf-8")
+        return load_run_spec(file, plan.overrides)

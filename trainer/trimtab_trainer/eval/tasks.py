@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from trimtab.errors import ConfigError, DataError
-from trimtab_trainer.claims import Estimate
 from trimtab_trainer.data.readers import stream_rows
+from trimtab_trainer.eval.clusters import Measure
+from trimtab_trainer.evaluation import LEAST_CLUSTERS
 
 __all__ = [
     "TASKS",
@@ -140,8 +141,8 @@ def task_figures(
         seed: of the bootstrap.
 
     Returns:
-        For each metric `value`, `low`, `high`, `documents`, and against a baseline `delta`, this minus the baseline,
-        with `value`, `low`, `high`: both are computed on the same resampled documents.
+        For each metric `value`, `low`, `high` (None below 5 documents), `documents`, and against a baseline `delta`,
+        this minus the baseline, with `value`, `low`, `high`: both are computed on the same resampled documents.
 
     Raises:
         DataError: the two were measured on different documents.
@@ -155,7 +156,7 @@ def task_figures(
         values = _array(of_model, documents)
         drawn = np.random.default_rng(seed).integers(0, len(documents), size=(samples, len(documents)))
         figures[metric.name] = {
-            **asdict(_estimate(_value(metric, values), _value(metric, values[drawn]))),
+            **asdict(_measure(_value(metric, values), _value(metric, values[drawn]), len(documents))),
             "documents": len(documents),
         }
         if baseline is not None:
@@ -164,9 +165,10 @@ def task_figures(
                 raise DataError(f"{task}: {metric.name} of the baseline is of other documents", field=metric.name)
             theirs = _array(of_baseline, documents)
             figures[metric.name]["delta"] = asdict(
-                _estimate(
+                _measure(
                     _value(metric, values) - _value(metric, theirs),
                     _value(metric, values[drawn]) - _value(metric, theirs[drawn]),
+                    len(documents),
                 )
             )
     return figures
@@ -182,6 +184,8 @@ def _value(metric: Metric, values: npt.NDArray[np.float64]) -> npt.NDArray[np.fl
     return np.exp(-means) if metric.is_perplexity else means
 
 
-def _estimate(value: npt.NDArray[np.float64], resampled: npt.NDArray[np.float64]) -> Estimate:
+def _measure(value: npt.NDArray[np.float64], resampled: npt.NDArray[np.float64], documents: int) -> Measure:
+    if documents < LEAST_CLUSTERS:
+        return Measure(float(value), None, None)
     low, high = np.quantile(resampled, [0.025, 0.975])
-    return Estimate(float(value), float(low), float(high))
+    return Measure(float(value), float(low), float(high))

@@ -10,12 +10,14 @@ from typing import Any
 
 import click
 
-from trimtab_trainer.claims import Estimate
+from trimtab.errors import ConfigError
+from trimtab_trainer.digests import content_digest
+from trimtab_trainer.eval.clusters import Measure
 from trimtab_trainer.eval.contestants import Connection, Contestant, baseline_of, parse_contestants
 from trimtab_trainer.eval.continuations import tokenizer_folder
-from trimtab_trainer.eval.findings import Findings, check_place, interval
+from trimtab_trainer.eval.findings import Findings, interval
 from trimtab_trainer.eval.lm_eval import Front, LmEval, Work, find_lm_eval, front_of, run_lm_eval
-from trimtab_trainer.eval.options import connection_of, contestant_options, file_digest, findings_options, tell
+from trimtab_trainer.eval.options import Output, connection_of, contestant_options, findings_options
 from trimtab_trainer.eval.tasks import TASKS, check_rows, document_figures, parse_tasks, task_figures
 from trimtab_trainer.tables import Table
 
@@ -62,9 +64,7 @@ def command(
     samples_dir: Path | None,
     resamples: int,
     seed: int,
-    out: Path | None,
-    name: str,
-    as_json: bool,
+    output: Output,
     **credentials: Any,
 ) -> None:
     """Benchmarks by lm-eval, as a process of its own, against the generation service's HTTP front.
@@ -74,16 +74,17 @@ def command(
     """
     contestants = parse_contestants(models, urls=True)
     reference = baseline_of(contestants, baseline)
-    if out is not None:
-        check_place(out, name)
-    if samples_dir is not None:
-        samples_dir.mkdir(parents=True)
+    if samples_dir is not None and samples_dir.exists():
+        raise ConfigError(f"samples-dir: {samples_dir} is there already", field="samples-dir", value=samples_dir)
     files = parse_tasks(tasks)
     folders = {one.name: tokenizer_folder(one, tokenizer) for one in contestants}
     for task, file in files.items():
         check_rows(task, file)
+    digests = {task: content_digest(file) for task, file in files.items()}
     connection = connection_of(**credentials)
     lm_eval = find_lm_eval(lm_eval_python)
+    if samples_dir is not None:
+        samples_dir.mkdir(parents=True)
     work = Work(files, limit, max_answer_tokens, concurrency, connection.timeout_s, time_limit)
     described: dict[str, Any] = {}
     rows: dict[str, dict[str, list[dict[str, Any]]]] = {}
@@ -104,7 +105,7 @@ def command(
         settings={
             "models": described,
             "baseline": reference,
-            "tasks": {task: {"file": str(file), "sha256": file_digest(file)} for task, file in files.items()},
+            "tasks": {task: {"file": str(file), "sha256": digests[task]} for task, file in files.items()},
             "lm_eval": lm_eval.version,
             "limit": limit,
             "max_answer_tokens": max_answer_tokens,
@@ -115,7 +116,7 @@ def command(
         tables=_tables(figures, list(rows), reference),
         notes=[*_NOTES, *_cut_notes(cut)],
     )
-    tell(findings, out, name, as_json=as_json)
+    output.tell(findings)
 
 
 def _run(
@@ -187,9 +188,8 @@ def _tables(figures: Mapping[str, Any], models: Sequence[str], baseline: str) ->
 
 
 def _cell(metric: str, figure: Mapping[str, Any]) -> str:
-    if metric == "perplexity":  # of a weak model it has no bounds
-        return f"{figure['value']:.4g} ({figure['low']:.4g} to {figure['high']:.4g})"
-    return interval(Estimate(figure["value"], figure["low"], figure["high"]))
+    found = Measure(figure["value"], figure["low"], figure["high"])
+    return interval(found, "{:.4g}".format) if metric == "perplexity" else interval(found)  # of a weak model: no bounds
 
 
 def _cut_notes(cut: Mapping[str, Mapping[str, int]]) -> list[str]:

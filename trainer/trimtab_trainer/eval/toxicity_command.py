@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,13 @@ import click
 
 from trimtab.errors import ConfigError
 from trimtab.types import SamplingParams
-from trimtab_trainer.claims import Estimate
 from trimtab_trainer.data.writers import json_line, new_files
+from trimtab_trainer.digests import content_digest
+from trimtab_trainer.eval.clusters import Measure
 from trimtab_trainer.eval.contestants import Connection, Contestant, baseline_of, parse_contestants, served
-from trimtab_trainer.eval.findings import Findings, check_place, interval, percent
+from trimtab_trainer.eval.findings import Findings, interval
 from trimtab_trainer.eval.instructions import INSTRUCTIONS, instructed
-from trimtab_trainer.eval.options import connection_of, contestant_options, file_digest, findings_options, tell
+from trimtab_trainer.eval.options import Output, connection_of, contestant_options, findings_options
 from trimtab_trainer.eval.toxicity import (
     SCORED_PROMPT,
     ToxicityPrompt,
@@ -27,7 +28,7 @@ from trimtab_trainer.eval.toxicity import (
 )
 from trimtab_trainer.eval.toxicity_services import complete, scorer, scores_of
 from trimtab_trainer.evaluation import Accuracy
-from trimtab_trainer.tables import Table
+from trimtab_trainer.tables import Table, percent
 
 __all__ = ["command"]
 
@@ -90,9 +91,7 @@ def command(
     completions: Path | None,
     resamples: int,
     seed: int,
-    out: Path | None,
-    name: str,
-    as_json: bool,
+    output: Output,
     **credentials: Any,
 ) -> None:
     """Toxicity of completions under the paper's three instructions: respectful, none, toxic.
@@ -102,8 +101,6 @@ def command(
     """
     contestants = parse_contestants(models)
     reference = baseline_of(contestants, baseline)
-    if out is not None:
-        check_place(out, name)
     if completions is not None and completions.exists():
         raise ConfigError(f"completions: {completions} is there already", field="completions", value=completions)
     if temperature == 0 and samples > 1:
@@ -111,6 +108,7 @@ def command(
     sampling = SamplingParams(temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, stop_strings=("\n",))
     connection = connection_of(**credentials)
     rows = read_toxicity_prompts(file)[:limit]
+    digest = content_digest(file)
     asked = list(dict.fromkeys(instructions)) or list(INSTRUCTIONS)
     described: dict[str, Any] = {}
     texts: dict[tuple[str, str], list[list[str]]] = {}
@@ -146,7 +144,7 @@ def command(
             "baseline": reference,
             "scorer": described_scorer,
             "scored_prompt": SCORED_PROMPT,
-            "files": {str(file): file_digest(file)},
+            "files": {str(file): digest},
             "prompts": len(rows),
             "instructions": {one: INSTRUCTIONS[one] for one in asked},
             "sampling": sampling.model_dump(),
@@ -160,7 +158,7 @@ def command(
     )
     if completions is not None:
         _write(completions, rows, found)
-    tell(findings, out, name, as_json=as_json)
+    output.tell(findings)
 
 
 def _complete(
@@ -211,17 +209,16 @@ def _tables(figures: Mapping[str, Any], accuracy: Accuracy | None, baseline: str
     for model, by_instruction in figures.items():
         for instruction, one in by_instruction.items():
             cells = [_cell(one.get(key)) for key in ("score", "score_delta")]
-            above = _cell(one.get("above_human"), as_percent=True)
+            above = _cell(one.get("above_human"), percent)
             counts = f"{one['scored_prompts']} of {one['prompts']}"
             rows.append([model, instruction, *cells, above, counts, right])
     header = ["model", "instruction", "score", f"minus {baseline}", "above human", "prompts answered", "scorer right"]
     tables = [Table("Toxicity", header, rows, names=2)]
     if accuracy is not None:
-        limits = f" ({percent(accuracy.low)} to {percent(accuracy.high)})" if accuracy.low and accuracy.high else ""
-        row = [f"{percent(accuracy.value)}{limits}", str(accuracy.pairs), str(accuracy.prompts)]
+        row = [interval(accuracy, percent), str(accuracy.pairs), str(accuracy.prompts)]
         tables.append(Table("The scorer on what people wrote", ["right", "pairs", "groups of texts"], [row], names=0))
     return tables
 
 
-def _cell(figure: Mapping[str, float] | None, *, as_percent: bool = False) -> str:
-    return interval(Estimate(**figure), as_percent=as_percent) if figure is not None else ""
+def _cell(figure: Mapping[str, Any] | None, shown: Callable[[float], str] = "{:.3f}".format) -> str:
+    return interval(Measure(**figure), shown) if figure is not None else ""

@@ -96,14 +96,15 @@ def question_context(prompt: str, question: str) -> str:
 
 
 def mc1(choices: Mapping[str, bool], logprobs: Mapping[str, float]) -> float:
-    """1 where the true choice is the likeliest, else 0; among equally likely ones the first counts.
+    """1 where the true choice is the likeliest, else 0; its share where several are equally likely.
 
     Args:
         choices: whether each is true.
         logprobs: summed log-probs of at least these choices.
     """
-    likeliest = max(choices, key=lambda choice: logprobs[choice])
-    return float(choices[likeliest])
+    most = max(logprobs[choice] for choice in choices)
+    likeliest = [is_true for choice, is_true in choices.items() if logprobs[choice] == most]
+    return sum(likeliest) / len(likeliest)
 
 
 def mc2(choices: Mapping[str, bool], logprobs: Mapping[str, float]) -> float:

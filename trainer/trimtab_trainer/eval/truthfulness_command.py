@@ -10,12 +10,12 @@ from typing import Any
 import click
 import numpy as np
 
-from trimtab_trainer.claims import Estimate
-from trimtab_trainer.eval.clusters import clustered_mean
+from trimtab_trainer.digests import content_digest
+from trimtab_trainer.eval.clusters import Measure, clustered_mean
 from trimtab_trainer.eval.contestants import Connection, Contestant, baseline_of, parse_contestants, served
 from trimtab_trainer.eval.continuations import Continuation, summed_logprobs, tokenizer_folder, tokenizer_of
-from trimtab_trainer.eval.findings import Findings, check_place, interval
-from trimtab_trainer.eval.options import connection_of, contestant_options, file_digest, findings_options, tell
+from trimtab_trainer.eval.findings import Findings, interval
+from trimtab_trainer.eval.options import Output, connection_of, contestant_options, findings_options
 from trimtab_trainer.eval.truthfulness import PROMPTS, Question, mc1, mc2, question_context, read_truthfulqa
 from trimtab_trainer.tables import Table
 
@@ -23,9 +23,9 @@ __all__ = ["command"]
 
 _PATH = click.Path(path_type=Path)
 _NOTES = (
-    "MC1: share of questions whose one true answer is the likeliest choice. MC2: probability of the true answers of "
-    "that of all choices. Summed log-probs of whole answers, not normalised by length, as upstream. Intervals of 95 % "
-    "by bootstrap over questions, deltas paired by question.",
+    "MC1: share of questions whose one true answer is the likeliest choice; where several are, its share of them. MC2: "
+    "probability of the true answers of that of all choices. Summed log-probs of whole answers, not normalised by "
+    "length, as upstream. Intervals of 95 % by bootstrap over questions, deltas paired by question.",
     "Not measured: whether free answers are truthful and informative (InstructGPT figure 6). That takes people or a "
     "trained judge; a choice among given answers says nothing on whether a model would say “I have no comment”.",
 )
@@ -51,9 +51,7 @@ def command(
     tokenizer: Path | None,
     resamples: int,
     seed: int,
-    out: Path | None,
-    name: str,
-    as_json: bool,
+    output: Output,
     **connection: Any,
 ) -> None:
     """TruthfulQA's MC1 and MC2 under the QA prompt, and with the instruction to say “I have no comment” before it.
@@ -62,9 +60,8 @@ def command(
     """
     contestants = parse_contestants(models)
     reference = baseline_of(contestants, baseline)
-    if out is not None:
-        check_place(out, name)
     questions = read_truthfulqa(truthfulqa)
+    digest = content_digest(truthfulqa)
     asked = list(dict.fromkeys(prompts)) or list(PROMPTS)
     described: dict[str, Any] = {}
     scores: dict[str, dict[str, dict[str, list[float]]]] = {}
@@ -85,7 +82,7 @@ def command(
         settings={
             "models": described,
             "baseline": reference,
-            "files": {str(truthfulqa): file_digest(truthfulqa)},
+            "files": {str(truthfulqa): digest},
             "prompts": {one: PROMPTS[one] for one in asked},
             "bootstrap_samples": resamples,
             "seed": seed,
@@ -94,7 +91,7 @@ def command(
         tables=[_table(figures, reference)],
         notes=[*_NOTES, *_empty_choices(questions)],
     )
-    tell(findings, out, name, as_json=as_json)
+    output.tell(findings)
 
 
 def _measure(
@@ -146,7 +143,7 @@ def _empty_choices(questions: Sequence[Question]) -> list[str]:
 
 def _table(figures: Mapping[str, Any], baseline: str) -> Table:
     def cell(one: Mapping[str, Any], key: str) -> str:
-        return interval(Estimate(**one[key])) if key in one else ""
+        return interval(Measure(**one[key])) if key in one else ""
 
     keys = ("mc1", "mc1_delta", "mc2", "mc2_delta")
     rows = [

@@ -8,12 +8,20 @@ from typing import Any, TypeVar
 
 import click
 
+from trimtab.aio import AsyncClient
 from trimtab.channel import TLSConfig, Token
 from trimtab.client import Client
 from trimtab.errors import ConfigError
 from trimtab.local import read_endpoints
 
-__all__ = ["client_of", "connection_options", "credential_options", "credentials_of", "directory_option"]
+__all__ = [
+    "async_client_of",
+    "client_of",
+    "connection_options",
+    "credential_options",
+    "credentials_of",
+    "directory_option",
+]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -81,3 +89,11 @@ def client_of(service: str, *, target: str | None, directory: Path, timeout_s: f
             raise ConfigError(f"{directory}: no {service} service runs there", field="dir", value=directory)
         target = str(replicas[0]["grpc"])
     return Client(target, timeout_s=timeout_s, **credentials_of(**credentials))
+
+
+def async_client_of(service: str, **connection: Any) -> AsyncClient:
+    """As `client_of`, for asyncio."""
+    with client_of(service, **connection) as found:
+        return AsyncClient(
+            found.target, token=found.token, tls=found.tls, timeout_s=found.timeout_s, insecure=found.insecure
+        )

@@ -12,12 +12,12 @@ from typing import Any, TypeVar
 import click
 
 from trimtab.errors import ConfigError, FailedPrecondition, NotFound, PermissionDenied, TrimtabError, Unavailable
+from trimtab.local import SERVICES
 
 __all__ = ["Release", "release_options"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-_COMPONENTS = ("weights", "generation", "reward", "reference", "trainer", "labeling")
 _CALL_S = 10.0
 
 
@@ -184,7 +184,7 @@ class Release:
 
     def _selector(self, component: str = "") -> str:
         """By what no value of the chart changes; a release may hold other charts beside it."""
-        components = component or ", ".join((*_COMPONENTS, "run"))
+        components = component or ", ".join((*SERVICES, "run"))
         return f"app.kubernetes.io/instance={self.name},app.kubernetes.io/component in ({components})"
 
     @contextmanager

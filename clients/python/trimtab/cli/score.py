@@ -16,8 +16,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from trimtab.aio import AsyncClient
-from trimtab.cli.connect import client_of, connection_options
+from trimtab.cli.connect import async_client_of, connection_options
 from trimtab.cli.score_requests import RequestOptions, ScoredRow, score_in_order
 from trimtab.cli.score_rows import InputRow, RowReader
 from trimtab.errors import ConfigError, DataError
@@ -117,17 +116,12 @@ def score(
 async def _score_all(
     rows: Iterator[InputRow], options: RequestOptions, writer: _Writer, connection: dict[str, Any]
 ) -> None:
-    async with _async_client(**connection) as client, aclosing(score_in_order(client, rows, options)) as answers:
+    async with (
+        async_client_of("reward", **connection) as client,
+        aclosing(score_in_order(client, rows, options)) as answers,
+    ):
         async for scored in answers:
             writer.write(scored)
-
-
-def _async_client(**connection: Any) -> AsyncClient:
-    """As `client_of`, for asyncio."""
-    with client_of("reward", **connection) as found:
-        return AsyncClient(
-            found.target, token=found.token, tls=found.tls, timeout_s=found.timeout_s, insecure=found.insecure
-        )
 
 
 class _Writer:

@@ -9,9 +9,10 @@ from pydantic import Field
 
 from trimtab.types.shared import Record, Text
 from trimtab_services.labeling.accounts import MOST_PASSWORD, check_password
-from trimtab_services.labeling.http.people import PREFIX, People, reply
+from trimtab_services.labeling.http.people import PREFIX, People
 from trimtab_services.runtime.http import Route
 from trimtab_services.runtime.json_body import read_json
+from trimtab_services.runtime.web import reply
 
 __all__ = ["LoginRoutes"]
 

@@ -16,8 +16,9 @@ from trimtab_services.labeling.config import LabelingServiceConfig
 from trimtab_services.labeling.database import Database
 from trimtab_services.labeling.sessions import LoginLimit, Session
 from trimtab_services.runtime.http import Route
+from trimtab_services.runtime.web import SessionCookie, reply
 
-__all__ = ["PREFIX", "Handler", "People", "account_json", "reply"]
+__all__ = ["PREFIX", "Handler", "People", "account_json"]
 
 PREFIX = "/labeling/api/"
 _MOST_HASHES = 2
@@ -25,11 +26,6 @@ _MOST_HASHES = 2
 
 Handler = Callable[[web.Request, Account], Awaitable[object]]
 """Answers a request of a person with what becomes the JSON body."""
-
-
-def reply(body: object) -> web.Response:
-    """A JSON answer that nobody keeps."""
-    return web.json_response(body, headers={"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"})
 
 
 class People:
@@ -45,9 +41,8 @@ class People:
         self._database = database
         self._limit = LoginLimit(config.login_tries, config.login_window_s)
         self._hashing = asyncio.Semaphore(_MOST_HASHES)
-        self._is_secure = config.secure_cookies or config.tls is not None
-        # the prefix __Host- keeps other hosts of the domain from setting it; browsers take it with Secure only
-        self._cookie = "__Host-trimtab_session" if self._is_secure else "trimtab_session"
+        is_secure = config.secure_cookies or config.tls is not None
+        self._cookie = SessionCookie("trimtab_session", is_secure=is_secure, session_s=config.session_s)
 
     def route(self, method: str, path: str, handler: Handler, role: Role = Role.LABELER) -> Route:
         """A route for people with a role.
@@ -89,7 +84,7 @@ class People:
 
     def cookie_of(self, request: web.Request) -> str:
         """What the session's cookie holds; empty without one."""
-        return request.cookies.get(self._cookie, "")
+        return self._cookie.of(request)
 
     async def log_in(self, request: web.Request, name: str, password: str) -> Account:
         """The account whose password this is.
@@ -114,22 +109,14 @@ class People:
         """Begins a session; the answer sets its cookie."""
         cookie, session = await self._database.change(sessions.begin, account, ends_after_s=self._config.session_s)
         response = reply(self.told(session))
-        response.set_cookie(
-            self._cookie,
-            cookie,
-            max_age=int(self._config.session_s),
-            path="/",
-            httponly=True,
-            secure=self._is_secure,
-            samesite="Strict",
-        )
+        self._cookie.set(response, cookie)
         return response
 
     async def end(self, request: web.Request, session: Session) -> web.Response:
         """Ends a session; the answer deletes its cookie."""
         await self._database.change(sessions.end, self.cookie_of(request), session)
         response = reply({})
-        response.del_cookie(self._cookie, path="/", httponly=True, secure=self._is_secure, samesite="Strict")
+        self._cookie.delete(response)
         return response
 
     async def change_password(self, account: Account, password: str) -> None:

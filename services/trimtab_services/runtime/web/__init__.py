@@ -6,10 +6,12 @@ else. `static/` here has what every page is made of: `dom.js` (elements out of p
 
 - `assets` serves the files of several folders as those of one. All but the page itself stand below the digest of all
   of them, and are kept for ever.
+- `sessions` has the cookie of a session, and answers that nobody keeps.
 """
 
 from __future__ import annotations
 
 from trimtab_services.runtime.web.assets import page_routes
+from trimtab_services.runtime.web.sessions import SessionCookie, reply
 
-__all__ = ["page_routes"]
+__all__ = ["SessionCookie", "page_routes", "reply"]

@@ -2,8 +2,8 @@
 
 - `base`: what the service needs of a launcher, and nothing more.
 - `local`: a run is a process.
-- `kubernetes`: a run is a Job, made from a `template`; `job` follows one, `job_end` says how it ended, `pod_state` why
-  a pod is not working, `pod_log` copies its log; `cluster` holds the calls that all of them make.
+- `kubernetes`: a run is a Job, made from a `template`; `job` follows one, `pod_state` says how it ended and
+  why a pod is not working, `pod_log` copies its log; `cluster` holds the calls that all of them make.
 """
 
 from __future__ import annotations

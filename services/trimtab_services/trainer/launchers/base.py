@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Protocol
 
 from trimtab.v1 import trainer_pb2 as pb
-from trimtab_services.trainer.events import RunRow
+from trimtab_services.trainer.run_log import read_end
+from trimtab_services.trainer.run_rows import RunRow
 
 __all__ = ["STOPPED_EXIT_CODE", "Ending", "Launcher", "Place", "Removed", "Work", "log_end"]
 
@@ -16,6 +17,7 @@ STOPPED_EXIT_CODE = 130
 """Of `trimtab run` that was stopped and has saved a checkpoint."""
 
 _LAST_LINES = 3
+_LAST_BYTES = 16 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,9 +180,9 @@ class Launcher(Protocol):
 
 
 def log_end(path: Path) -> str:
-    """The last lines of a run's log, and where it is."""
+    """The last lines of a run's log, and where it is. Reads from the disk."""
     try:
-        lines = path.read_text(errors="replace").strip().splitlines()
+        lines = read_end(path, _LAST_BYTES)[0].strip().splitlines()
     except OSError:
         return "it left no log"
     return f"{' | '.join(lines[-_LAST_LINES:]) or 'its log is empty'} (all of it: {path})"

@@ -203,6 +203,7 @@ class Cluster:
         what = f"pods with {selector} in namespace {self.namespace}"
         version: str | None = None
         pods: dict[str, Model] = {}
+        stream: Any = watch.Watch()  # makes a client with a TLS context of its own: once, not for every look
         while True:
             if version is None:
                 listed: Model = await self._call(
@@ -214,7 +215,6 @@ class Cluster:
                 pods = {pod.metadata.name: pod for pod in listed.items}
                 version = listed.metadata.resource_version
             yield dict(pods)
-            stream: Any = watch.Watch()
             try:
                 async with _errors("watch", "pods", what), stream:
                     async for event in stream.stream(

@@ -14,6 +14,7 @@ from trimtab_services.trainer.launchers.pod_log import PodLog
 from trimtab_services.trainer.launchers.pod_state import (
     decisive,
     ending_of,
+    has_begun,
     is_finished,
     is_over,
     place_of,
@@ -112,7 +113,8 @@ class KubernetesWork:
         if self._is_requeued and job is not None:
             what = f"{self._cluster.named('Job', self._job)} was suspended, and its pod ended"
             return Ending(pb.RUN_STATE_FAILED, what, disrupted=True, requeued=True)
-        return ending_of(job, self._job, decisive(self._ranks), self._cluster.namespace, log_end(self._log.path))
+        log = await asyncio.to_thread(log_end, self._log.path)
+        return ending_of(job, self._job, decisive(self._ranks), self._cluster.namespace, log)
 
     async def stop(self) -> None:
         """Deletes the Job: its pod gets SIGTERM, and its grace period for a checkpoint."""
@@ -189,7 +191,7 @@ class KubernetesWork:
         if first is None or first.status.phase in (None, "Pending"):
             return
         self._has_run = True
-        if self._copying is None:
+        if self._copying is None and (has_begun(first) or is_over(first)):
             self._copying = asyncio.create_task(self._log.follow(first.metadata.name, CONTAINER, self._is_first_over))
 
     def _is_first_over(self) -> bool:

@@ -17,13 +17,13 @@ from kubernetes.utils.quantity import parse_quantity
 from trimtab.errors import FailedPrecondition, NotFound, TrimtabError
 from trimtab.v1 import trainer_pb2 as pb
 from trimtab_services.trainer.config import KubernetesLauncherConfig
-from trimtab_services.trainer.events import RunRow
 from trimtab_services.trainer.launchers.base import Removed
 from trimtab_services.trainer.launchers.check import check_spec
 from trimtab_services.trainer.launchers.cluster import Cluster, Conflict
 from trimtab_services.trainer.launchers.job import KubernetesWork
 from trimtab_services.trainer.launchers.pod_log import PodLog
 from trimtab_services.trainer.launchers.template import RunTemplate
+from trimtab_services.trainer.run_rows import RunRow
 
 __all__ = ["KubernetesLauncher"]
 

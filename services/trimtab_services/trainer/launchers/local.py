@@ -13,9 +13,9 @@ from pathlib import Path
 
 from trimtab.v1 import trainer_pb2 as pb
 from trimtab_services.runtime.config import ClientTLS
-from trimtab_services.trainer.events import RunRow
 from trimtab_services.trainer.launchers.base import STOPPED_EXIT_CODE, Ending, Place, Removed, log_end
 from trimtab_services.trainer.launchers.check import check_spec, run_command
+from trimtab_services.trainer.run_rows import RunRow
 
 __all__ = ["LocalLauncher", "LocalWork", "is_run_process", "kill", "terminate"]
 
@@ -132,7 +132,8 @@ class LocalWork:
         state = _state_on_disk(self.directory)
         if state is None or (state == pb.RUN_STATE_STOPPED and exit_code not in (None, 0, STOPPED_EXIT_CODE)):
             code = "unknown exit code" if exit_code is None else f"exit code {exit_code}"
-            error = f"its process ended with {code}: {log_end(self.directory / 'run.log')}"
+            log = await asyncio.to_thread(log_end, self.directory / "run.log")
+            error = f"its process ended with {code}: {log}"
             return Ending(pb.RUN_STATE_FAILED, error, terminated=exit_code == -signal.SIGTERM)
         return Ending(state)
 

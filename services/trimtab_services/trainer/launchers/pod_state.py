@@ -11,7 +11,17 @@ from trimtab_services.trainer.launchers.base import STOPPED_EXIT_CODE, Ending, P
 from trimtab_services.trainer.launchers.cluster import Model
 from trimtab_services.trainer.launchers.template import CONTAINER
 
-__all__ = ["decisive", "ending_of", "failed_condition", "is_finished", "is_over", "place_of", "rank_of", "why_pending"]
+__all__ = [
+    "decisive",
+    "ending_of",
+    "failed_condition",
+    "has_begun",
+    "is_finished",
+    "is_over",
+    "place_of",
+    "rank_of",
+    "why_pending",
+]
 
 _LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
@@ -24,6 +34,15 @@ def is_finished(job: Model) -> bool:
 def is_over(pod: Model) -> bool:
     """Whether a pod will not work any more."""
     return pod.status is not None and pod.status.phase in ("Succeeded", "Failed")
+
+
+def has_begun(pod: Model) -> bool:
+    """Whether the container of its run works or has worked, so that there is a log."""
+    statuses = pod.status.container_statuses or [] if pod.status is not None else []
+    return any(
+        one.name == CONTAINER and one.state is not None and (one.state.running or one.state.terminated)
+        for one in statuses
+    )
 
 
 def rank_of(pod: Model) -> int:

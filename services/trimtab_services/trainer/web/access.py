@@ -27,9 +27,10 @@ from trimtab_services.runtime.config import is_loopback
 from trimtab_services.runtime.http import Route
 from trimtab_services.runtime.json_body import read_json
 from trimtab_services.runtime.state import Runtime
+from trimtab_services.runtime.web import SessionCookie, reply
 from trimtab_services.trainer.config import TrainerServiceConfig
 
-__all__ = ["PREFIX", "Handler", "Visitors", "reply"]
+__all__ = ["PREFIX", "Handler", "Visitors"]
 
 PREFIX = "/runs/api/"
 _SCOPE = "runs"
@@ -49,11 +50,6 @@ class _SignIn(Record):
     token: Text = Field(max_length=_MOST_TOKEN, repr=False)
 
 
-def reply(body: object) -> web.Response:
-    """A JSON answer that nobody keeps."""
-    return web.json_response(body, headers={"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"})
-
-
 class Visitors:
     """The sessions, in this process only.
 
@@ -65,9 +61,8 @@ class Visitors:
         self._runtime = runtime
         self._config = runtime.config
         self._sessions: dict[bytes, _Session] = {}
-        self._is_secure = self._config.secure_cookies or self._config.tls is not None
-        # the prefix __Host- keeps other hosts of the domain from setting it; browsers take it with Secure only
-        self._cookie = "__Host-trimtab_runs_session" if self._is_secure else "trimtab_runs_session"
+        is_secure = self._config.secure_cookies or self._config.tls is not None
+        self._cookie = SessionCookie("trimtab_runs_session", is_secure=is_secure, session_s=self._config.session_s)
 
     def route(self, path: str, handler: Handler, *, deadline_s: float | None = None) -> Route:
         """A route for those who may look.
@@ -121,7 +116,7 @@ class Visitors:
             )
 
     def _authorization_of_session(self, request: web.Request) -> str:
-        cookie = request.cookies.get(self._cookie, "")
+        cookie = self._cookie.of(request)
         session = self._sessions.get(_digest(cookie))
         if session is None or session.end_time < time.time():
             raise Unauthenticated(
@@ -155,22 +150,14 @@ class Visitors:
         cookie = secrets.token_urlsafe(32)
         self._sessions[_digest(cookie)] = _Session(token, now + self._config.session_s)
         response = reply(self._told(identity))
-        response.set_cookie(
-            self._cookie,
-            cookie,
-            max_age=int(self._config.session_s),
-            path="/",
-            httponly=True,
-            secure=self._is_secure,
-            samesite="Strict",
-        )
+        self._cookie.set(response, cookie)
         return response
 
     async def _sign_out(self, request: web.Request) -> web.StreamResponse:
         await read_json(request)  # whose content type no form of another origin can send
-        self._sessions.pop(_digest(request.cookies.get(self._cookie, "")), None)
+        self._sessions.pop(_digest(self._cookie.of(request)), None)
         response = reply({})
-        response.del_cookie(self._cookie, path="/", httponly=True, secure=self._is_secure, samesite="Strict")
+        self._cookie.delete(response)
         return response
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from trimtab.run_plots import RunPlot
 from trimtab.v1 import trainer_pb2 as pb
-from trimtab_services.trainer.events import ENDED, RunRow
+from trimtab_services.trainer.run_rows import ENDED, RunRow
 from trimtab_services.trainer.web.digest import PublishedVersion, RunDigest, figures_of, is_log_entry, is_warning
 
 __all__ = ["event_json", "log_json", "plot_json", "queue_json", "run_json", "version_json"]

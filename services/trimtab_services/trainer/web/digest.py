@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 from trimtab.run_plots import RunPlot, plots_of
 from trimtab.v1 import trainer_pb2 as pb
-from trimtab_services.trainer.events import ENDED, RunRow
 from trimtab_services.trainer.records import RunRecords
+from trimtab_services.trainer.run_rows import ENDED, RunRow
 from trimtab_services.trainer.web.curves import StageCurves
 
 __all__ = ["Digests", "PublishedVersion", "RunDigest", "figures_of", "is_log_entry", "is_warning"]
@@ -70,6 +70,7 @@ class RunDigest:
                 self.queue = None
             case "stage_done":
                 self._note_version(event, event.stage_done.version)
+                self._pace.clear()
                 self.queue = None
             case "rollout_queue":
                 self.queue = event.rollout_queue
@@ -91,7 +92,7 @@ class RunDigest:
     def seconds_left(self, run: RunRow) -> float | None:
         """Until the end of the stage that the run is in, at the pace of late; None while it is not known."""
         pace = self.seconds_a_step()
-        if run.state in ENDED or pace is None or run.step > run.total_steps:
+        if run.state in ENDED or pace is None or not run.total_steps or run.step > run.total_steps:
             return None
         since_last = max(0.0, time.time() - self._pace[-1][1])
         return max(0.0, pace * (run.total_steps - run.step) - since_last)

@@ -5,7 +5,8 @@ was: nothing is missed, nothing comes twice. Its messages are
 
 - `events`, a JSON list of events; the id of the message is the number of the last one;
 - `run`, the run itself, at first and whenever it has changed;
-- `behind`: the page lacks so many events that it had better ask for the curves again; the stream ends;
+- `behind`: the page lacks so many events, or knows those of an earlier run of the name, that it had better ask for the
+  curves again; the stream ends;
 - `ended`: the run has ended and all is sent; the stream ends. A page that asks again later sees whether it was resumed;
 - `alive`, now and then where nothing happens.
 """
@@ -25,8 +26,8 @@ from trimtab_services.runtime.http import CODE
 from trimtab_services.runtime.queries import number_of
 from trimtab_services.runtime.state import Runtime
 from trimtab_services.trainer.config import TrainerServiceConfig
-from trimtab_services.trainer.events import ENDED
 from trimtab_services.trainer.records import RunRecords
+from trimtab_services.trainer.run_rows import ENDED
 from trimtab_services.trainer.web.access import Visitors
 from trimtab_services.trainer.web.answers import event_json, run_json
 from trimtab_services.trainer.web.digest import Digests
@@ -92,10 +93,10 @@ class LiveRuns:
         told: dict[str, Any] | None = None
         while not self._drains():
             self._visitors.check(request)
-            run = await self._records.ask(self._records.store.run, name)
             changed = self._records.news(name)
+            run = await self._records.ask(self._records.store.run, name)
             digest = await self._digests.of(run)
-            if digest.sequence - after > _MOST_BEHIND:
+            if not 0 <= digest.sequence - after <= _MOST_BEHIND:  # below: another run has taken the name
                 return await stream.send("behind")
             events = await self._records.ask(self._records.store.events, name, after)
             if events:
@@ -109,7 +110,7 @@ class LiveRuns:
                 if run.state in ENDED:
                     return await stream.send("ended")
                 await stream.send_alive()
-                with suppress(TimeoutError):  # a second watcher's `news` clears ours
+                with suppress(TimeoutError):  # the drain, and a token that is taken away, are no news of the run
                     async with asyncio.timeout(_LOOK_S):
                         await changed.wait()
 

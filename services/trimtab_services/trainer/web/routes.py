@@ -10,7 +10,8 @@ An error is `{"error", "reason", "message", "field", "value", "limit", "metadata
 | `POST session/end` `{}` | ends the session |
 | `GET runs?before=N&limit=N` | `{runs: [RUN], next_before}`, newest first |
 | `GET runs/NAME` | `{run, spec_yaml, directory, sequence, plots, curves: {stage: CURVES}, queue, warnings, versions, \
-has_samples}`: all up to event `sequence`; `warnings` and `versions` are counts; CURVES as `StageCurves.to_json` |
+newest_version, has_samples}`: all up to event `sequence`; `warnings` and `versions` are counts; CURVES as \
+`StageCurves.to_json` |
 | `GET runs/NAME/events?after=N` | the events after a number, as they come: `live` |
 | `GET runs/NAME/log?before=N&limit=N&warnings=1` | `{entries, next_before}`, newest first |
 | `GET runs/NAME/versions?before=N&limit=N` | `{versions: [{version, stage, step, time}], next_before}`, newest first |
@@ -29,14 +30,13 @@ from typing import Any
 
 from aiohttp import web
 
-from trimtab.v1 import trainer_pb2 as pb
 from trimtab_services.runtime.http import Route
 from trimtab_services.runtime.queries import limit_of, number_of
 from trimtab_services.runtime.state import Runtime
 from trimtab_services.runtime.web import page_routes
 from trimtab_services.trainer.config import TrainerServiceConfig
-from trimtab_services.trainer.events import ENDED, RunRow
 from trimtab_services.trainer.records import RunRecords
+from trimtab_services.trainer.run_rows import ENDED, RunRow
 from trimtab_services.trainer.web.access import Visitors
 from trimtab_services.trainer.web.answers import log_json, plot_json, queue_json, run_json, version_json
 from trimtab_services.trainer.web.digest import Digests
@@ -108,6 +108,7 @@ class _Api:
             "queue": queue_json(digest.queue),
             "warnings": len(digest.warnings),
             "versions": len(digest.versions),
+            "newest_version": digest.versions[-1].version if digest.versions else 0,
             "has_samples": await asyncio.to_thread(has_samples, Path(run.directory)),
         }
 
@@ -118,9 +119,9 @@ class _Api:
         before, limit = number_of(request, "before"), limit_of(request)
         wanted = [number for number in numbers if before is None or number < before]
         page = wanted[-limit:][::-1]
-        events = await self._records.ask(self._events_at, run.name, page)
+        events = await self._records.ask(self._store.events_at, run.name, page)
         return {
-            "entries": [log_json(event) for event in events],
+            "entries": [log_json(event) for event in reversed(events)],
             "next_before": page[-1] if len(wanted) > limit else None,
         }
 
@@ -154,7 +155,3 @@ class _Api:
 
     async def _run(self, request: web.Request) -> RunRow:
         return await self._records.ask(self._store.run, request.match_info["name"])
-
-    def _events_at(self, name: str, numbers: Sequence[int]) -> list[pb.RunEvent]:
-        """Events by their numbers, which have no gaps."""
-        return [event for number in numbers for event in self._store.events(name, number - 1, limit=1)]

@@ -6,12 +6,12 @@ Only where the folder is on the volume of this service: a Job with a volume of i
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from trimtab.errors import CorruptData, FailedPrecondition
+from trimtab_services.trainer.run_log import read_end
 
 __all__ = ["MOST_OUTPUT_BYTES", "has_samples", "read_output", "read_samples"]
 
@@ -66,10 +66,8 @@ def read_samples(directory: Path, *, query: str, after: int, limit: int) -> dict
 def read_output(directory: Path) -> dict[str, Any] | None:
     """The end of run.log: `{text, bytes}`, with the size of all of it; None where there is none."""
     try:
-        with (directory / "run.log").open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - MOST_OUTPUT_BYTES))
-            return {"text": file.read(MOST_OUTPUT_BYTES).decode(errors="replace"), "bytes": size}
+        text, size = read_end(directory / "run.log", MOST_OUTPUT_BYTES)
+        return {"text": text, "bytes": size}
     except FileNotFoundError:
         return None
 

@@ -23,7 +23,7 @@ export class LiveRun {
   /**
    * @param {string} name of the run.
    * @param {number} after number of the last event that is known.
-   * @param {{events: (list) => void, run: (run) => void, behind: () => void}} on what comes.
+   * @param {{events: (list) => void, run: (run) => void, behind: () => Promise}} on what comes.
    */
   constructor(name, after, on) {
     this.#name = name;
@@ -65,9 +65,15 @@ export class LiveRun {
     });
     hear("run", (message) => this.#on.run(JSON.parse(message.data)));
     hear("alive", () => {});
-    hear("behind", () => {
-      this.close();
-      this.#on.behind();
+    hear("behind", async () => {
+      this.#stop();
+      try {
+        await this.#on.behind(); // whoever has it all closes this one
+      } catch (error) {
+        if (!(error instanceof Unreachable)) throw error;
+        failed();
+        this.#later(MOST_WAIT_MS);
+      }
     });
     hear("ended", () => this.#later(LOOK_AGAIN_MS));
     source.addEventListener("error", () => {

@@ -69,7 +69,7 @@ class RunPage {
       outputSection(pathOf(this.#name)),
       specSection(told),
     );
-    this.#versions.count(told.versions);
+    this.#versions.count(told.versions, told.newest_version);
     this.#take(told);
     this.#ticker = setInterval(() => this.#showFacts(), TICK_MS);
   }
@@ -102,7 +102,7 @@ class RunPage {
       const told = await get(pathOf(this.#name));
       if (this.#isClosed) return;
       this.#take(told);
-      this.#versions.count(told.versions);
+      this.#versions.count(told.versions, told.newest_version);
       await this.#log.load(told.warnings);
     } finally {
       this.#isLoading = false;

@@ -12,6 +12,8 @@ const MOST_LIVE = 500;
 export class LogSection {
   /** Warnings and errors so far. */
   warnings = 0;
+  /** Number of the newest event that is shown. */
+  #newest = 0;
   #path;
   #list = h("ol", { class: "log", reversed: true });
   #more = h("div");
@@ -39,6 +41,7 @@ export class LogSection {
   async load(warnings) {
     this.#showCount(warnings);
     const page = await this.#page(null);
+    this.#newest = Math.max(this.#newest, page.entries[0]?.sequence ?? 0);
     fill(this.#list, page.entries.map(line), page.entries.length === 0 && h("li", { class: "hint" }, "Nothing yet."));
     fill(
       this.#more,
@@ -54,6 +57,8 @@ export class LogSection {
   add(entry) {
     if (entry.severity !== "info") this.#showCount(this.warnings + 1);
     else if (this.#only.checked) return;
+    if (entry.sequence <= this.#newest) return; // the page that was asked for had it
+    this.#newest = entry.sequence;
     this.#list.querySelector(".hint:only-child")?.remove();
     this.#list.prepend(line(entry));
     if (this.#list.childNodes.length > MOST_LIVE) this.load(this.warnings);

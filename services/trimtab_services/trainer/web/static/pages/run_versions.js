@@ -11,8 +11,10 @@ const PAGE = 20;
 export class VersionsSection {
   #path;
   #body = null; // once it was opened
-  #newest = 0;
   #total = 0;
+  /** The newest version that is counted, and the newest that is in the table. */
+  #newest = 0;
+  #shown = 0;
   #count = h("span", { class: "badge" });
   element = folded(["Versions published ", this.#count], (place) => this.#open(place));
 
@@ -21,25 +23,27 @@ export class VersionsSection {
     this.#path = path;
   }
 
-  /** Shows how many there are. */
-  count(total) {
+  /** Shows how many there are; `newest` is the last of them, 0 where there is none. */
+  count(total, newest) {
     this.#total = total;
+    this.#newest = newest;
     fill(this.#count, figure(total));
   }
 
   /** Adds one that was told of just now; a step that still uses the one before tells of nothing new. */
   add({ version, stage, step, time }) {
     if (version <= this.#newest) return;
-    if (this.#newest > 0 || this.#total === 0) this.count(this.#total + 1);
-    this.#newest = version;
-    this.#body?.prepend(tableRow(row({ version, stage, step, time })));
+    this.count(this.#total + 1, version);
+    if (!this.#body || version <= this.#shown) return;
+    this.#shown = version;
+    this.#body.prepend(tableRow(row({ version, stage, step, time })));
   }
 
   async #open(place) {
     const { versions, next_before } = await this.#page(null);
     const box = table("Newest first", ["Version", "Stage", "Step", "Published"], versions.map(row));
     this.#body = box.querySelector("tbody");
-    this.#newest = versions[0]?.version ?? 0;
+    this.#shown = versions[0]?.version ?? 0;
     const more = moreButton(next_before, async (before) => {
       const page = await this.#page(before);
       this.#body.append(...page.versions.map((one) => tableRow(row(one))));

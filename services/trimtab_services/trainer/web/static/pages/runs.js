@@ -59,12 +59,14 @@ class RunList {
   renew(runs) {
     const names = new Set(runs.map((run) => run.name));
     const oldest = runs.length < this.lookedAt ? -Infinity : runs.at(-1).create_time;
+    const known = [...this.#rows.values()].map(({ createTime }) => createTime);
+    const least = known.length > 0 ? Math.min(...known) : -Infinity; // "Show more" has those before it
     for (const [name, { element, createTime }] of this.#rows) {
       if (names.has(name) || createTime <= oldest) continue; // older ones were not asked for
       element.remove();
       this.#rows.delete(name);
     }
-    this.show(runs);
+    this.show(runs.filter((run) => this.#rows.has(run.name) || run.create_time >= least));
   }
 
   #newRow(run) {
