@@ -15,6 +15,7 @@ import pytest
 from trimtab import AsyncClient, Client, GenerateRequest, GenerationPrompt, TLSConfig, Token, rpcs
 from trimtab.channel import MAX_TRIES, is_loopback, retry_delay_s
 from trimtab.errors import (
+    Cancelled,
     ConfigError,
     DeadlineExceeded,
     FailedPrecondition,
@@ -71,7 +72,7 @@ class Everything(grpc.GenericRpcHandler):
     """Answers every rpc of the package: first with the errors it was given, then with an empty reply."""
 
     def __init__(self) -> None:
-        self.errors: list[TrimtabError] = []
+        self.errors: list[TrimtabError | grpc.StatusCode] = []
         self.hang = threading.Event()
         self.hang.set()
         self.reset()
@@ -91,7 +92,10 @@ class Everything(grpc.GenericRpcHandler):
             self.tokens.append(dict(context.invocation_metadata()).get("authorization"))
             context.add_callback(self.ended.set)
             if self.errors:
-                context.abort_with_status(to_status(self.errors.pop(0)))
+                error = self.errors.pop(0)
+                if isinstance(error, grpc.StatusCode):
+                    context.abort(error, error.name)
+                context.abort_with_status(to_status(error))
             self.hang.wait(5)
             return rpc.response()
 
@@ -292,6 +296,48 @@ def test_what_cannot_help_is_not_tried(served, unary, error: TrimtabError) -> No
     with pytest.raises(type(error)):
         unary(target, "list_channels", CHANNELS)
     assert handler.calls[rpcs.LIST_CHANNELS.path] == 1 and time.monotonic() - started < 2
+
+
+@BOTH
+def test_a_call_that_nobody_here_cancelled_is_tried_again(served, unary) -> None:
+    handler, target = served
+    handler.errors = [grpc.StatusCode.CANCELLED]  # what a server that ends gives the calls in flight
+    unary(target, "list_channels", CHANNELS)
+    assert handler.calls[rpcs.LIST_CHANNELS.path] == 2
+
+
+@BOTH
+def test_a_server_that_ends_during_a_call_is_unavailable(unary) -> None:
+    handler = Everything()
+    handler.hang.clear()
+    server = grpc.server(futures.ThreadPoolExecutor(1), handlers=[handler])
+    target = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    with futures.ThreadPoolExecutor(1) as pool:
+        # Publish is not repeated, so it tells of the end itself.
+        call = pool.submit(unary, target, "publish", weights_pb2.PublishRequest())
+        while not handler.calls:
+            time.sleep(0.01)
+        server.stop(None).wait(1)
+        with pytest.raises(Unavailable) as caught:
+            call.result(20)
+    handler.hang.set()
+    assert caught.value.reason is Reason.UNREACHABLE and caught.value.message.startswith(f"{target}: ")
+
+
+def test_closing_a_client_cancels_its_calls(served) -> None:
+    handler, target = served
+    handler.hang.clear()
+    client = Client(target)
+    with futures.ThreadPoolExecutor(1) as pool:
+        call = pool.submit(client.list_channels, CHANNELS)
+        while not handler.calls:
+            time.sleep(0.01)
+        client.close()
+        with pytest.raises(Cancelled):
+            call.result(20)
+    handler.hang.set()
+    assert handler.calls[rpcs.LIST_CHANNELS.path] == 1
 
 
 def test_streams_are_never_repeated_by_the_client(served) -> None:

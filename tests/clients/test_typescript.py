@@ -57,6 +57,8 @@ needs_npm = [pytest.mark.slow, pytest.mark.timeout(600)]  # `npm ci` fetches pac
 class Told:
     """Fails as the request's model says: `REASON`, or `REASON*N` for the first N calls with the same request_id.
 
+    SERVER_ENDS is what gRPC answers the calls in flight of a server that ends.
+
     A call that does not fail answers, as the served version, how many there were with its request_id.
     """
 
@@ -70,6 +72,8 @@ class Told:
             calls = self._calls[request.request_id]
         reason, _, times = request.model.partition("*")
         if not times or calls <= int(times):
+            if reason == "SERVER_ENDS":
+                context.abort(grpc.StatusCode.CANCELLED, "CANCELLED")  # gRPC's own words, without details
             context.abort_with_status(_status(reason))
         return reward_pb2.ScoreResponse(served=types_pb2.ServedModel(version=calls))
 

@@ -14,7 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from trimtab import rpcs
 from trimtab.channel import RenewedChannel, TLSConfig, Token, call_metadata, open_aio_channel, retry_delay_s
-from trimtab.errors import FailedPrecondition
+from trimtab.errors import FailedPrecondition, TrimtabError
 from trimtab.rpc_errors import from_rpc_error
 from trimtab.rpcs import Rpc
 from trimtab.types import (
@@ -98,7 +98,7 @@ class AsyncClient:
         except grpc.RpcError as error:
             if error.code() is grpc.StatusCode.NOT_FOUND:
                 return False
-            raise from_rpc_error(error, target=self.target, method="Check", timeout_s=timeout_s) from None
+            raise self._error(error, "Check", timeout_s) from None
         return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
 
     async def info(self, *, timeout_s: float | None = None) -> ServiceInfo:
@@ -323,6 +323,9 @@ class AsyncClient:
             raise FailedPrecondition(f"{self.target}: this client is closed", field="client", value=self.target)
         return self._channel.now()
 
+    def _error(self, raised: grpc.RpcError, method: str, timeout_s: float) -> TrimtabError:
+        return from_rpc_error(raised, target=self.target, method=method, timeout_s=timeout_s, closed=self._closed)
+
     async def _unary(self, rpc: Rpc[Argument, Result], argument: Argument, timeout_s: float | None) -> Result:
         timeout_s = self.timeout_s if timeout_s is None else timeout_s
         call = self._open.unary_unary(rpc.path, **rpc.serializers)
@@ -336,7 +339,7 @@ class AsyncClient:
                 reply = await call(message, timeout=remaining_s, metadata=call_metadata(self._token))
                 return rpc.from_message(reply)
             except grpc.RpcError as raised:
-                error = from_rpc_error(raised, target=self.target, method=rpc.path, timeout_s=timeout_s)
+                error = self._error(raised, rpc.path, timeout_s)
             delay_s = retry_delay_s(error, tries, give_up - time.monotonic()) if rpc.repeatable else None
             if delay_s is None:
                 raise error
@@ -352,7 +355,7 @@ class AsyncClient:
             async for reply in replies:
                 yield rpc.from_message(reply)
         except grpc.RpcError as error:
-            raise from_rpc_error(error, target=self.target, method=rpc.path, timeout_s=timeout_s) from None
+            raise self._error(error, rpc.path, timeout_s) from None
         finally:
             replies.cancel()  # a caller that stops reading frees the work behind it
 
@@ -365,7 +368,7 @@ class AsyncClient:
         try:
             return rpc.from_message(await call(messages, timeout=timeout_s, metadata=call_metadata(self._token)))
         except grpc.RpcError as error:
-            raise from_rpc_error(error, target=self.target, method=rpc.path, timeout_s=timeout_s) from None
+            raise self._error(error, rpc.path, timeout_s) from None
 
     async def _both_streams(
         self, rpc: Rpc[Argument, Result], arguments: AsyncIterable[Argument], timeout_s: float | None
@@ -378,6 +381,6 @@ class AsyncClient:
             async for reply in replies:
                 yield rpc.from_message(reply)
         except grpc.RpcError as error:
-            raise from_rpc_error(error, target=self.target, method=rpc.path, timeout_s=timeout_s) from None
+            raise self._error(error, rpc.path, timeout_s) from None
         finally:
             replies.cancel()

@@ -12,7 +12,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from trimtab import rpcs
 from trimtab.channel import RenewedChannel, TLSConfig, Token, call_metadata, open_channel, retry_delay_s
-from trimtab.errors import FailedPrecondition
+from trimtab.errors import FailedPrecondition, TrimtabError
 from trimtab.rpc_errors import from_rpc_error
 from trimtab.rpcs import Rpc
 from trimtab.types import (
@@ -96,7 +96,7 @@ class Client:
         except grpc.RpcError as error:
             if error.code() is grpc.StatusCode.NOT_FOUND:
                 return False
-            raise from_rpc_error(error, target=self.target, method="Check", timeout_s=timeout_s) from None
+            raise self._error(error, "Check", timeout_s) from None
         return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
 
     def info(self, *, timeout_s: float | None = None) -> ServiceInfo:
@@ -311,6 +311,9 @@ class Client:
             raise FailedPrecondition(f"{self.target}: this client is closed", field="client", value=self.target)
         return self._channel.now()
 
+    def _error(self, raised: grpc.RpcError, method: str, timeout_s: float) -> TrimtabError:
+        return from_rpc_error(raised, target=self.target, method=method, timeout_s=timeout_s, closed=self._closed)
+
     def _unary(self, rpc: Rpc[Argument, Result], argument: Argument, timeout_s: float | None) -> Result:
         timeout_s = self.timeout_s if timeout_s is None else timeout_s
         call = self._open.unary_unary(rpc.path, **rpc.serializers)
@@ -324,7 +327,7 @@ class Client:
                 reply = call(message, timeout=remaining_s, metadata=call_metadata(self._token))
                 return rpc.from_message(reply)
             except grpc.RpcError as raised:
-                error = from_rpc_error(raised, target=self.target, method=rpc.path, timeout_s=timeout_s)
+                error = self._error(raised, rpc.path, timeout_s)
             delay_s = retry_delay_s(error, tries, give_up - time.monotonic()) if rpc.repeatable else None
             if delay_s is None:
                 raise error
@@ -338,7 +341,7 @@ class Client:
             for reply in replies:
                 yield rpc.from_message(reply)
         except grpc.RpcError as error:
-            raise from_rpc_error(error, target=self.target, method=rpc.path, timeout_s=timeout_s) from None
+            raise self._error(error, rpc.path, timeout_s) from None
         finally:
             replies.cancel()  # a caller that stops reading frees the work behind it
 
@@ -349,7 +352,7 @@ class Client:
         try:
             return rpc.from_message(call(messages, timeout=timeout_s, metadata=call_metadata(self._token)))
         except grpc.RpcError as error:
-            raise from_rpc_error(error, target=self.target, method=rpc.path, timeout_s=timeout_s) from None
+            raise self._error(error, rpc.path, timeout_s) from None
 
     def _both_streams(
         self, rpc: Rpc[Argument, Result], arguments: Iterable[Argument], timeout_s: float | None
@@ -362,6 +365,6 @@ class Client:
             for reply in replies:
                 yield rpc.from_message(reply)
         except grpc.RpcError as error:
-            raise from_rpc_error(error, target=self.target, method=rpc.path, timeout_s=timeout_s) from None
+            raise self._error(error, rpc.path, timeout_s) from None
         finally:
             replies.cancel()

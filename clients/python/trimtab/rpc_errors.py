@@ -52,7 +52,9 @@ def to_status(error: TrimtabError, method: str = "") -> grpc.Status:
     return status
 
 
-def from_rpc_error(error: grpc.RpcError, *, target: str, method: str, timeout_s: float | None) -> TrimtabError:
+def from_rpc_error(
+    error: grpc.RpcError, *, target: str, method: str, timeout_s: float | None, closed: bool = False
+) -> TrimtabError:
     """The exception behind a failed call.
 
     Args:
@@ -60,6 +62,7 @@ def from_rpc_error(error: grpc.RpcError, *, target: str, method: str, timeout_s:
         target: address that was called, for messages.
         method: full name of the method, for messages.
         timeout_s: the deadline it had, for messages.
+        closed: whether the caller has closed the connection itself.
 
     Returns:
         The exception that the server raised; for failures that no server reported (no connection, deadline) one that
@@ -83,8 +86,10 @@ def from_rpc_error(error: grpc.RpcError, *, target: str, method: str, timeout_s:
             )
         case grpc.StatusCode.UNAVAILABLE:
             return Unavailable(f"{target}: cannot be reached: {details}", reason=Reason.UNREACHABLE, field="target")
-        case grpc.StatusCode.CANCELLED:
+        case grpc.StatusCode.CANCELLED if closed:
             return Cancelled(f"{target}: {name} was cancelled: {details}")
+        case grpc.StatusCode.CANCELLED:  # gRPC's answer to the calls in flight of a server that ends
+            return Unavailable(f"{target}: ended during {name}", reason=Reason.UNREACHABLE, field="target")
         case grpc.StatusCode.UNIMPLEMENTED:
             service = method.strip("/").split("/")[0]
             return Unsupported(f"{target}: this is no {service}, or an older one", field="target", value=target)

@@ -169,7 +169,8 @@ export class Calls {
   #call(method: DescMethod, options: CallOptions): CallFacts {
     const timeoutMs = options.timeoutMs === undefined ? this.#timeoutMs : checkTimeoutMs(options.timeoutMs);
     const service = method.parent.typeName;
-    return { target: this.#target, service, method: method.name, timeoutMs, signal: options.signal };
+    const facts = { target: this.#target, service, method: method.name, timeoutMs, signal: options.signal };
+    return { ...facts, isClosed: () => this.#closed };
   }
 
   #once<I extends DescMessage, O extends DescMessage>(

@@ -33,6 +33,8 @@ export interface CallFacts {
   readonly timeoutMs: number;
   /** What could have cancelled it. */
   readonly signal: AbortSignal | undefined;
+  /** Whether its client has been closed by now. */
+  readonly isClosed: () => boolean;
 }
 
 /** Whether gRPC raised it: a status of the server, or of the connection to it. */
@@ -108,9 +110,13 @@ function fromCode(error: ServiceError, call: CallFacts): TrimtabError {
         cause: error,
       });
     case status.CANCELLED:
-      return new Cancelled(`${target}: ${method} was cancelled: ${error.details}`, {
-        cause: call.signal?.aborted ? call.signal.reason : error,
-      });
+      if (call.signal?.aborted || call.isClosed()) {
+        return new Cancelled(`${target}: ${method} was cancelled: ${error.details}`, {
+          cause: call.signal?.aborted ? call.signal.reason : error,
+        });
+      }
+      // gRPC's answer to the calls in flight of a server that ends.
+      return new Unavailable(`${target}: ended during ${method}`, { field: "target", value: target, cause: error });
     case status.UNIMPLEMENTED:
       return new Unsupported(`${target}: this is no ${call.service}, or an older one`, {
         field: "target",

@@ -123,6 +123,14 @@ test("a call that may not be repeated tells of the cut at once", async (t) => {
   assert.deepEqual([error.reason, error.value], ["UNREACHABLE", link.target]);
 });
 
+test("a call that its server's end cut off is sent again", async () => {
+  const request = failing("SERVER_ENDS", 1);
+  const reply = await told.score(request);
+  assert.equal(reply.served?.version, 2n);
+  const error = await failure(told.score(failing("SERVER_ENDS", 100), { timeoutMs: 200 }), Unavailable);
+  assert.equal(error.message, `${targets.told}: ended during Score`);
+});
+
 test("nobody listens", async (t) => {
   const link = await Link.silent();
   link.close();
