@@ -79,9 +79,11 @@ typescript-stubs:
 image:
 	images/build --base "$(BASE)" $(ARGS)
 
-# What the chart has from elsewhere: its README from the comments of values.yaml, the dashboard and the alerts.
+# What the chart has from elsewhere: its README from the comments of values.yaml, what `config` may hold from the classes
+# of the services, the dashboard and the alerts.
 chart-files: setup-dev
 	$(BIN)/python helm/values_readme.py
+	$(BIN)/python helm/config_schema.py
 	cp observability/grafana/trimtab.json helm/trimtab/files/dashboard.json
 	cp observability/prometheus/alerts.yaml helm/trimtab/files/alerts.yaml
 

@@ -19,21 +19,30 @@ from helm.rendering import CHART, render
 ROOT = CHART.parents[1]
 
 
-@pytest.fixture(scope="module")
-def generator() -> ModuleType:
-    """helm/values_readme.py."""
-    spec = importlib.util.spec_from_file_location("values_readme", ROOT / "helm" / "values_readme.py")
+def script(name: str) -> ModuleType:
+    """A script of helm/."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "helm" / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["values_readme"] = module  # dataclasses look their module up
+    sys.modules[name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def generator() -> ModuleType:
+    return script("values_readme")
 
 
 def test_the_readme_has_the_values(generator: ModuleType) -> None:
     readme = (CHART / "README.md").read_text()
     fresh = generator.readme_with_table(readme, (CHART / "values.yaml").read_text())
-    assert readme == fresh, "run `python helm/values_readme.py`"
+    assert readme == fresh, "run `make chart-files`"
+
+
+def test_the_schema_has_the_configurations_of_the_services() -> None:
+    schema = (CHART / "values.schema.json").read_text()
+    assert schema == script("config_schema").schema_with_configs(schema), "run `make chart-files`"
 
 
 def test_the_generator_refuses_a_value_without_a_word(generator: ModuleType) -> None:
@@ -84,13 +93,16 @@ def test_the_chart_has_the_version_of_the_distribution() -> None:
 
 
 def test_the_schema_knows_no_key_that_the_values_do_not_tell() -> None:
-    """Each key of the schema stands in values.yaml: in its own place, or in `common`, whose keys sections repeat."""
+    """Each key of the schema stands in values.yaml: in its own place, or in `common`, whose keys sections repeat.
+
+    Keys of a `config` are the service's own: docs/operate.md tells of them.
+    """
     schema = json.loads((CHART / "values.schema.json").read_text())
     values = yaml.safe_load((CHART / "values.yaml").read_text())
     components = ("weights", "generation", "reward", "reference", "trainer", "labeling")
     by_default = {f"{component}.replicas" for component in components}
     untold = {path for path in missing(schema, values, schema["$defs"], ()) if path not in by_default}
-    untold = {path for path in untold if not path.startswith("tls.certManager.issuerRef.")}
+    untold = {path for path in untold if not path.startswith("tls.certManager.issuerRef.") and ".config." not in path}
     assert {path for path in untold if not in_common(path, values["common"])} == set()
 
 

@@ -29,6 +29,13 @@ from helm.rendering import CHART, render
         ({"labeling": {"database": {"kind": "mysql"}}}, "/labeling/database/kind"),
         ({"labeling": {"database": {"url": "postgresql://a:b@c/d"}}}, "url"),
         ({"labeling": {"gateway": {"grpcHostname": "a"}}}, "grpcHostname"),
+        ({"generation": {"config": {"slotz": 8}}}, "slotz"),
+        ({"generation": {"config": {"slots": "eight"}}}, "/generation/config/slots"),
+        ({"weights": {"config": {"slots": 8}}}, "slots"),
+        ({"common": {"config": {"log": {"level": "loud"}}}}, "/common/config/log/level"),
+        ({"reward": {"config": {"models": {"a": {"kind": "remote", "uri": "http://a/"}}}}}, "uri"),
+        ({"trainer": {"config": {"silence_timeout": 5}}}, "silence_timeout"),
+        ({"labeling": {"config": {"lease": 5}}}, "lease"),
     ],
 )
 def test_the_schema_names_what_is_wrong(values: dict[str, Any], says: str) -> None:
