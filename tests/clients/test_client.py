@@ -12,6 +12,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from certificate_files import make_pair
 from trimtab import AsyncClient, Client, GenerateRequest, GenerationPrompt, TLSConfig, Token, rpcs
 from trimtab.channel import MAX_TRIES, is_loopback, retry_delay_s
 from trimtab.errors import (
@@ -452,3 +453,18 @@ def test_a_closed_client_says_so() -> None:
                 pass
 
     asyncio.run(work())
+
+
+def test_a_connection_that_speaks_another_language_says_so(served, tmp_path: Path) -> None:
+    pair = make_pair(tmp_path, "server")
+    key_and_chain = [(pair.key.read_bytes(), pair.certificate.read_bytes())]
+    server = grpc.server(futures.ThreadPoolExecutor(1), handlers=[served[0]])
+    with_tls = f"localhost:{server.add_secure_port('localhost:0', grpc.ssl_server_credentials(key_and_chain))}"
+    server.start()
+    tls = TLSConfig(ca_file=pair.certificate)
+    sync_unary(with_tls, "list_channels", CHANNELS, tls=tls)
+    with pytest.raises(Unavailable, match="as servers do that want TLS"):
+        sync_unary(with_tls, "list_channels", CHANNELS, timeout_s=2)
+    with pytest.raises(Unavailable, match="it does not speak TLS there"):
+        sync_unary(served[1], "list_channels", CHANNELS, timeout_s=2, tls=tls)
+    server.stop(None).wait()

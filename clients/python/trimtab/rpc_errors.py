@@ -85,7 +85,9 @@ def from_rpc_error(
                 value=timeout_s,
             )
         case grpc.StatusCode.UNAVAILABLE:
-            return Unavailable(f"{target}: cannot be reached: {details}", reason=Reason.UNREACHABLE, field="target")
+            return Unavailable(
+                f"{target}: cannot be reached: {_hint(details)}{details}", reason=Reason.UNREACHABLE, field="target"
+            )
         case grpc.StatusCode.CANCELLED if closed:
             return Cancelled(f"{target}: {name} was cancelled: {details}")
         case grpc.StatusCode.CANCELLED:  # gRPC's answer to the calls in flight of a server that ends
@@ -97,6 +99,15 @@ def from_rpc_error(
             return InvalidRequest(f"{target}: {name}: {details}")
         case _:
             return InternalError(f"{target}: {name} failed with {code.name}: {details}")
+
+
+def _hint(details: str) -> str:
+    """What gRPC's own words about a connection that never came to be mostly mean."""
+    if "failed to connect" in details and "Socket closed" in details:
+        return "it closed the connection at once, as servers do that want TLS or a client's certificate: "
+    if "WRONG_VERSION_NUMBER" in details:
+        return "it does not speak TLS there: "
+    return ""
 
 
 def _from_details(status: status_pb2.Status) -> TrimtabError | None:

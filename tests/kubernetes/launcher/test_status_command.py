@@ -167,6 +167,13 @@ def test_what_the_caller_may_not_do_is_named(place: Place, tmp_path: Path) -> No
     assert {row["scaled_by"] for row in found["components"]} == {""}
 
 
+def test_a_token_that_is_refused_is_an_error(place: Place, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("wrong")
+    refused = call(place, "--json", "--token-file", str(tmp_path / "token"))
+    assert refused.returncode == 1, refused.stderr
+    assert {row["state"] for row in json.loads(refused.stdout)["pods"] if row["ready"]} == {"REFUSED"}
+
+
 def test_no_such_release_cluster_or_kubeconfig(place: Place, tmp_path: Path) -> None:
     absent = call(place, release="absent")
     assert absent.returncode != 0 and "has no Deployment of release 'absent'" in absent.stderr

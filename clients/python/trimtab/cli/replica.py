@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 from trimtab.client import Client
-from trimtab.errors import TrimtabError
+from trimtab.errors import PermissionDenied, TrimtabError, Unauthenticated
 from trimtab.types import ServiceState
 from trimtab.v1 import trainer_pb2 as pb
 
-__all__ = ["NOT_ASKED", "RUN_COLUMNS", "SERVED_COLUMNS", "Connect", "replica_row", "run_rows"]
+__all__ = ["NOT_ASKED", "REFUSED", "RUN_COLUMNS", "SERVED_COLUMNS", "Connect", "replica_row", "run_rows"]
 
 Connect = Callable[[str], Client]
 """Opens a client of an address, with the deadline of its calls."""
@@ -21,6 +21,9 @@ SERVED_COLUMNS = ("state", "version", "newest", "lag", "waiting", "running")
 
 NOT_ASKED: dict[str, Any] = dict.fromkeys((*SERVED_COLUMNS, "note"), "")
 """Row of a replica that was not asked."""
+
+REFUSED = "REFUSED"
+"""State of a replica that does not take the caller's token."""
 
 _MOST_RUNS = 20
 
@@ -34,6 +37,8 @@ def replica_row(address: str, connect: Connect) -> dict[str, Any]:
     try:
         with connect(address) as client:
             info = client.info()
+    except (Unauthenticated, PermissionDenied) as error:
+        return NOT_ASKED | {"state": REFUSED, "note": error.message}
     except TrimtabError as error:
         return NOT_ASKED | {"state": "UNREACHABLE", "note": error.message}
     row = NOT_ASKED | {"state": info.state.value, "note": info.state_reason}

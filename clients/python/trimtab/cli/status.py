@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import click
 from trimtab.cli.connect import credential_options, credentials_of, directory_option
 from trimtab.cli.release import Release, release_options
 from trimtab.cli.release_status import COMPONENT_COLUMNS, POD_COLUMNS, status_of
-from trimtab.cli.replica import RUN_COLUMNS, SERVED_COLUMNS, Connect, replica_row, run_rows
+from trimtab.cli.replica import REFUSED, RUN_COLUMNS, SERVED_COLUMNS, Connect, replica_row, run_rows
 from trimtab.cli.rows import table, table_console
 from trimtab.client import Client
 from trimtab.local import read_endpoints
@@ -39,7 +40,8 @@ def status(
     """Services, replicas, versions, lag and queue; runs and their state. Of local services, or of a release.
 
     A release is read by your kubeconfig, from anywhere: pods by the Kubernetes API, versions and load through its
-    port-forward. Without --token-file the token is read from the Secret that the chart made for clients.
+    port-forward. Without --token-file the token is read from the Secret that the chart made for clients. Ends with 1
+    where a replica refuses the token.
     """
     if release is None:
         found = _local_status(directory, partial(Client, timeout_s=_TIMEOUT_S, **credentials_of(**credentials)))
@@ -53,6 +55,8 @@ def status(
         click.echo(json.dumps(found))
     else:
         _print(found, tables)
+    if any(row["state"] == REFUSED for row in found["replicas" if release is None else "pods"]):
+        sys.exit(1)
 
 
 def _local_status(directory: Path, connect: Connect) -> dict[str, Any]:
