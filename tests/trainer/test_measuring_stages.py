@@ -18,6 +18,7 @@ from trimtab.v1 import weights_pb2
 from trimtab_models.tokenizer import encode_completion, encode_prompt, load_tokenizer
 from trimtab_trainer.config import PPOConfig, RunSpec
 from trimtab_trainer.data import Demonstration
+from trimtab_trainer.eval.compute_run import run_ledger
 from trimtab_trainer.examples import few_shot_prompt
 from trimtab_trainer.ppo_controls import without_kl, without_ptx
 from trimtab_trainer.report import write_report
@@ -151,6 +152,32 @@ def test_the_judge_is_another_model_than_the_one_optimised(finished: tuple[RunSp
         c for c in outcome.results["evaluate"].details["claims"] if c["claim"].endswith("preferred to SFT")
     )
     assert "by a reward model that no policy was optimised against" in preferred["note"]
+
+
+def test_the_ledger_counts_what_every_model_and_the_judge_read(finished: tuple[RunSpec, RunOutcome]) -> None:
+    run, _ = finished
+    by_stage = {
+        cost.stage: {term.work.what: term.work for term in cost.terms} for cost in run_ledger(run.directory).stages
+    }
+    baseline = by_stage["sft_baseline"]
+    assert baseline["policy: sampling"].sequences == 3 * 10 * run.sft_baseline.samples_per_prompt
+    assert baseline["reward model: scores"].tokens == baseline["policy: sampling"].tokens > 0
+
+    evaluated = by_stage["evaluate"]
+    tokenizer = load_tokenizer(run.directory / "models/sft/epoch-1")
+    read = {
+        name: sum(len(encode_prompt(tokenizer, row["prompt"])) + len(row["token_ids"]) for row in rows_of(run, name))
+        for name in run.evaluate.models
+    }
+    for name in ("base", "sft", "ppo_ptx"):
+        assert evaluated[f"{name}: sampling"].tokens == read[name]
+    assert (
+        evaluated["few_shot: sampling"].tokens > read["few_shot"]
+    )  # the sampler reads the demonstrations, no one else
+    judge = evaluated["judge: scores"]
+    assert judge.model == "reward_model/member-2" and judge.sequences == 4 * 16
+    for what in ("judge: scores", "reward model: scores", "reference: log-probs"):
+        assert evaluated[what].tokens == sum(read.values())
 
 
 def test_controls_are_ppo_without_one_of_its_restraints(finished: tuple[RunSpec, RunOutcome]) -> None:

@@ -29,7 +29,7 @@ from trimtab_trainer.evaluation import labeler_agreement
 from trimtab_trainer.miniature.demonstrations import corruptions
 from trimtab_trainer.miniature.labelers import Labeler, labelers_for, make_labelers, oracle, ranking_row, ranks_of
 from trimtab_trainer.miniature.world import parse_prompt
-from trimtab_trainer.rollouts import RolloutPrompt
+from trimtab_trainer.rollouts import Rollout, RolloutPrompt, token_counts
 from trimtab_trainer.services import Services, connect
 
 __all__ = ["collect"]
@@ -55,7 +55,7 @@ def collect(context: StageContext, config: CollectRankingsConfig) -> StageResult
         services.check_tokenizers(tokenizer, ["generation"])
         version = services.publish(load_policy(folder, device=context.spec.device), tokenizer, step=0)
         for number in range(done, len(parts)):
-            answers = _answers(services, config, tokenizer, parts[number], number, version, context.spec.seed)
+            answers, counts = _answers(services, config, tokenizer, parts[number], number, version, context.spec.seed)
             rows = [
                 _rank(prompt, texts, config, labelers, context.spec.seed)
                 for prompt, texts in zip(parts[number], answers, strict=True)
@@ -72,6 +72,7 @@ def collect(context: StageContext, config: CollectRankingsConfig) -> StageResult
                     "labeler_agreement": agree,
                     "agreement_pairs": pairs,
                     "answers": float(np.mean([len(row["answers"]) for row in rows])),
+                    **counts,
                 },
             )
 
@@ -92,9 +93,11 @@ def _answers(
     part: int,
     version: int,
     seed: int,
-) -> list[list[tuple[str, bool]]]:
-    """For each prompt its sampled answers as (text, whether it ended by itself), at each temperature."""
+) -> tuple[list[list[tuple[str, bool]]], dict[str, float]]:
+    """For each prompt its sampled answers as (text, whether it ended by itself), at each temperature; token counts."""
     answers: list[list[tuple[str, bool]]] = [[] for _ in prompts]
+    batch: list[RolloutPrompt] = []
+    sampled: list[Rollout] = []
     for group, at in enumerate(config.answers):
         batch = [
             RolloutPrompt(
@@ -109,7 +112,8 @@ def _answers(
         rollouts = services.rollouts.collect(batch, sampling, VersionRequirement(exactly=version), score=False)
         for rollout in rollouts:
             answers[int(rollout.prompt_id)].append((decode(tokenizer, rollout.token_ids), rollout.ended))
-    return answers
+        sampled += rollouts
+    return answers, token_counts(batch, sampled)  # at every temperature the prompts are the same
 
 
 def _rank(

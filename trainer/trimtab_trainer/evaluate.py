@@ -29,7 +29,7 @@ from trimtab_trainer.context import StageContext, StageResult
 from trimtab_trainer.data import Demonstration, read_demonstrations
 from trimtab_trainer.examples import few_shot_prompt, first_of
 from trimtab_trainer.held_out_answers import AnswerSampler, answer_sampler
-from trimtab_trainer.language_modeling import Example, counted_tokens, example_losses
+from trimtab_trainer.language_modeling import Example, counted_tokens, example_losses, read_tokens
 from trimtab_trainer.miniature.cloze import cloze_accuracy
 from trimtab_trainer.miniature.gold import gold
 from trimtab_trainer.optimization import shuffled
@@ -61,13 +61,13 @@ def evaluate(context: StageContext, config: EvaluateConfig) -> StageResult:
                 continue
             model = load_policy(folder, device=context.spec.device)
             shown = _few_shot(context, config.models[name], sampler, model, prompts, seed)
-            rollouts = sampler.sample(
+            rollouts, counts = sampler.sample(
                 model, prompts, name=name, samples_per_prompt=config.samples_per_prompt, shown=shown
             )
             _save_answers(context, name, _rows(context, rollouts, prompts, sampler.tokenizer, few_shot=bool(shown)))
             if passages:
-                _save_losses(context, name, model, passages)
-            metrics = _save_figures(context, config, name, model, sampler.tokenizer)
+                counts |= _save_losses(context, name, model, passages)
+            metrics = counts | _save_figures(context, config, name, model, sampler.tokenizer)
             context.after_step(number + 1, steps, 1, lambda at=number + 1: Snapshot(at), metrics=metrics)
         if judge is not None and done < steps:
             metrics = _judge(context, config, sampler, judge, prompts)
@@ -209,10 +209,15 @@ def _judge(
     judge: Path,
     prompts: Sequence[PromptExample],
 ) -> dict[str, float]:
-    """Has another reward model served and score every answer by its token ids; adds `judge` to rows and figures."""
+    """Has another reward model served and score every answer by its token ids; adds `judge` to rows and figures.
+
+    Returns:
+        The mean of each model, and `tokens_scored` and `sequences_scored` of all their answers.
+    """
     sampler.services.serve("reward", judge)
     sampler.services.check_tokenizers(sampler.tokenizer, ["reward"])
     means = {}
+    scored: list[Rollout] = []
     for name in config.models:
         rows = _read_answers(context.spec.directory, name)
         asked = [
@@ -232,13 +237,19 @@ def _judge(
         _save_answers(context, name, rows)
         figures = _add_figures(context, config, name, {})
         means[f"judge_{name}"] = figures["judge"]["value"]
-    return means
+        scored += asked
+    read = sum(len(one.prompt_token_ids) + len(one.token_ids) for one in scored)
+    return {**means, "tokens_scored": float(read), "sequences_scored": float(len(scored))}
 
 
-def _save_losses(context: StageContext, name: str, model: PreTrainedModel, passages: Sequence[Example]) -> None:
+def _save_losses(
+    context: StageContext, name: str, model: PreTrainedModel, passages: Sequence[Example]
+) -> dict[str, float]:
+    """Writes samples/NAME.npz; returns `tokens_evaluated` and `sequences_evaluated`."""
     losses = example_losses(model, passages, micro_batch_tokens=context.spec.ppo.micro_batch_tokens)
     tokens = np.array([counted_tokens([passage]) for passage in passages], np.float64)
     np.savez(context.spec.directory / "samples" / f"{name}.npz", losses=losses, tokens=tokens)
+    return {"tokens_evaluated": float(read_tokens(passages)), "sequences_evaluated": float(len(passages))}
 
 
 def _save_figures(

@@ -21,7 +21,7 @@ from trimtab_trainer.context import StageContext
 from trimtab_trainer.optimization import shuffled
 from trimtab_trainer.ppo_data import PPOData
 from trimtab_trainer.prompts import PromptExample
-from trimtab_trainer.rollouts import Rollout, RolloutPrompt
+from trimtab_trainer.rollouts import Rollout, RolloutPrompt, token_counts
 from trimtab_trainer.services import Services, connect
 
 __all__ = ["AnswerSampler", "answer_sampler"]
@@ -73,8 +73,10 @@ class AnswerSampler:
         name: str,
         samples_per_prompt: int,
         shown: Sequence[tuple[int, ...]] = (),
-    ) -> list[Rollout]:
-        """Scored answers of a model, ordered by prompt and sample; `prompt_id` is the position of the prompt.
+    ) -> tuple[list[Rollout], dict[str, float]]:
+        """Scored answers of a model, ordered by prompt and sample, and their `token_counts`.
+
+        `prompt_id` is the position of the prompt.
 
         Args:
             model: published as the policy first.
@@ -98,7 +100,8 @@ class AnswerSampler:
         ]
         ppo = self.context.spec.ppo.sampling
         sampling = SamplingParams(temperature=ppo.temperature, max_new_tokens=ppo.max_new_tokens)
-        return self.services.rollouts.collect(batch, sampling, VersionRequirement(exactly=version), score=True)
+        rollouts = self.services.rollouts.collect(batch, sampling, VersionRequirement(exactly=version), score=True)
+        return rollouts, token_counts(batch, rollouts)
 
 
 @contextmanager

@@ -38,7 +38,7 @@ from trimtab_trainer.fleet import Fleet
 from trimtab_trainer.handout import Handout
 from trimtab_trainer.rollout_work import RolloutPrompt, Sample, most_items
 
-__all__ = ["Rollout", "RolloutDispatcher", "RolloutPrompt", "first_error"]
+__all__ = ["Rollout", "RolloutDispatcher", "RolloutPrompt", "first_error", "token_counts"]
 
 T = TypeVar("T")
 
@@ -84,6 +84,29 @@ class Rollout:
                 f"rollout {self.prompt_id}/{self.sample_index} came without ref_logprobs", field="ref_logprobs"
             )
         return self.ref_logprobs
+
+
+def token_counts(prompts: Sequence[RolloutPrompt], rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """What a collection cost in tokens, for the compute ledger (`eval.compute_run`).
+
+    Args:
+        prompts: that were asked, each `prompt_id` once.
+        rollouts: all that came of them.
+
+    Returns:
+        `tokens_sampled`: read by the sampler, the prompt once for each sample; `tokens_in_answers`: of them, sampled;
+        `sequences_sampled`; and `tokens_scored`, read by the reward model and by the reference, where they were asked.
+    """
+    shown = {prompt.prompt_id: len(prompt.shown or prompt.token_ids) for prompt in prompts}
+    answers = sum(len(rollout.token_ids) for rollout in rollouts)
+    scored = [rollout for rollout in rollouts if rollout.reward is not None]
+    counts = {
+        "tokens_sampled": float(answers + sum(shown[rollout.prompt_id] for rollout in rollouts)),
+        "tokens_in_answers": float(answers),
+        "sequences_sampled": float(len(rollouts)),
+    }
+    read = sum(len(rollout.prompt_token_ids) + len(rollout.token_ids) for rollout in scored)
+    return {**counts, "tokens_scored": float(read)} if scored else counts
 
 
 @dataclass

@@ -37,7 +37,9 @@ def choose(context: StageContext, config: SFTBaselineConfig) -> StageResult:
         for number, name in enumerate(epochs[snapshot.step :], snapshot.step + 1):
             model = load_policy(context.resolve_model(f"sft/{name}", key="epochs"), device=context.spec.device)
             # one name, so that epochs differ by what they learnt and not by luck of the draw
-            answers = sampler.sample(model, prompts, name="sft_baseline", samples_per_prompt=config.samples_per_prompt)
+            answers, counts = sampler.sample(
+                model, prompts, name="sft_baseline", samples_per_prompt=config.samples_per_prompt
+            )
             found = sample_mean(_by_prompt(answers), samples=config.bootstrap_samples, seed=seed)
             rewards[name] = {"value": found.value, "low": found.low, "high": found.high}
             context.after_step(
@@ -45,7 +47,7 @@ def choose(context: StageContext, config: SFTBaselineConfig) -> StageResult:
                 len(epochs),
                 1,
                 lambda at=number: Snapshot(at, state={"rewards": dict(rewards)}),
-                metrics={"reward": found.value},
+                metrics={"reward": found.value, **counts},
             )
     best = max(epochs, key=lambda name: rewards[name]["value"])
     return StageResult(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from trimtab.errors import ConfigError
@@ -16,7 +16,7 @@ __all__ = ["pretraining_of", "run_ledger"]
 
 _PPO = ("ppo", "ppo_without_ptx", "ppo_without_kl")
 _MEASURING = ("collect_rankings", "sft_baseline", "evaluate")
-"""Stages that sample and score and train nothing; their events do not tell how much."""
+"""Stages that sample and score and train nothing."""
 
 
 def run_ledger(directory: Path, *, pretraining: Pretraining | None = None) -> Ledger:
@@ -89,13 +89,13 @@ class _Run:
     def total(self, stage: StageName, name: str) -> float:
         """The sum of a count over the stage's steps and its end."""
         ends = self.outcome.results[stage].metrics.get(name, 0.0) if stage in self.outcome.results else 0.0
-        return sum(step.get(name, 0.0) for step in self.steps(stage)) + ends
+        return _sum(self.steps(stage), name) + ends
 
     def work(self, stage: StageName) -> list[Work]:
         if stage in _PPO:
             return self._ppo(stage)
         if stage in _MEASURING:
-            return []
+            return self._measuring(stage)
         model = self._trained(stage)
         tokens, sequences = self.total(stage, "tokens_trained"), self.total(stage, "sequences_trained")
         predicted = self.total(stage, "tokens")
@@ -147,12 +147,40 @@ class _Run:
         ]
         return [one for one in work if one.tokens]
 
+    def _measuring(self, stage: StageName) -> list[Work]:
+        work, ppo, judge = [], self.spec.ppo, self.spec.evaluate.judge
+        steps = self.metrics.get(stage, {})
+        parts = self._sampled(stage)
+        for name, model, of_model in parts:
+            tokens, passages = _sum(of_model, "tokens_evaluated"), _sum(of_model, "sequences_evaluated")
+            work += [
+                _answers(f"{name}: sampling", model, of_model, "tokens_sampled"),
+                Work(f"{name}: held-out passages", model, "forward", tokens, passages, tokens - passages),
+            ]
+        every = [step for _, _, of_model in parts for step in of_model]
+        referenced = _answers("reference: log-probs", ppo.policy, every, "tokens_scored")
+        work += [replace(referenced, what="reward model: scores", model=ppo.reward_model, predicted=0.0), referenced]
+        judged = steps.get(len(self.spec.evaluate.models) + 1)
+        if stage == "evaluate" and judge is not None and judged is not None:
+            tokens, sequences = (judged.get(name, 0.0) for name in ("tokens_scored", "sequences_scored"))
+            work.append(Work("judge: scores", judge, "forward", tokens, sequences))
+        return [one for one in work if one.tokens]
+
+    def _sampled(self, stage: StageName) -> list[tuple[str, str, list[Mapping[str, float]]]]:
+        """Whose answers a stage that measures sampled: name, model reference, and the steps that did it."""
+        steps = self.metrics.get(stage, {})
+        if stage == "evaluate":  # a step for each model, behind them the judge's
+            models = enumerate(self.spec.evaluate.models.items(), 1)
+            return [(name, one.model, [steps[number]]) for number, (name, one) in models if number in steps]
+        model = self.spec.collect_rankings.model if stage == "collect_rankings" else "sft"
+        return [("policy", model, list(steps.values()))]
+
     def missing(self, stage: StageName, work: Sequence[Work]) -> list[str]:
         """What the stage did that no event tells."""
-        if stage in _MEASURING:
-            return ["what was sampled, scored and referenced, whose tokens no event counts; nothing is trained"]
         if not work:
             return ["its events have no counts of tokens: the run was made before they were written"]
+        if stage == "evaluate" and self.spec.miniature is not None:
+            return ["the cloze test of the miniature"]
         if stage == "reward_model":
             return ["the offset's forwards over demonstrations"] if self.spec.reward_model.demonstrations else []
         if stage == "reward_model_folds":
@@ -188,6 +216,16 @@ class _Run:
             result = self.outcome.results.get(first)
             return self.directory / (result.model if result and result.model else f"models/{first}")
         return self.directory / "models" / reference if first in STAGES else Path(reference)
+
+
+def _sum(steps: Sequence[Mapping[str, float]], name: str) -> float:
+    return sum(step.get(name, 0.0) for step in steps)
+
+
+def _answers(what: str, model: str, steps: Sequence[Mapping[str, float]], tokens: str) -> Work:
+    """A model's forward over all answers of some steps, its `tokens` being prompts and answers."""
+    read, answers = _sum(steps, tokens), _sum(steps, "tokens_in_answers")
+    return Work(what, model, "forward", read, _sum(steps, "sequences_sampled"), answers)
 
 
 def _no_folder(work: Sequence[Work], folders: Mapping[str, Path]) -> list[str]:
