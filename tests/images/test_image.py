@@ -71,6 +71,7 @@ def test_tells_its_version_and_has_it_as_a_label(image: str) -> None:
 
 
 def test_is_not_root_and_has_no_tools_to_build_with(image: str) -> None:
+    assert in_image(image, "id", "-u", "-n").stdout == "trimtab\n"
     assert in_image(image, "id", "-u").stdout == "65532\n"
     assert in_image(image, "sh", "-c", "command -v cc gcc c++ g++ make uv hatchling cyclonedx-py").stdout == ""
     assert "Read-only file system" in in_image(image, "sh", "-c", "echo > /opt/trimtab/x").stderr

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,27 +10,19 @@ from typing import Any
 
 import pytest
 
-from bystanders import IN_PODS, apply, bystander, pod_of, restricted_pod, run_in, stand_by, token_of
-from clusters import KUBECTL
+from bystanders import IN_PODS, bystander, pod_of, run_in, stand_by, token_of
+from guests import start_guest
 from launching import wait_for
 from releases import CHART, READY_S, VALUES, Place, new_place
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 BUCKET = "rlhf"
+TOKEN_IDS = "[5, 6, 7, 8]"
 SERVICES = ("weights", "generation", "reward", "reference", "trainer")
-PACKAGES = ["moto[s3]>=5.2", "flask>=3", "flask-cors>=5"]
-SERVE = """
-until [ -e /packages/complete ]; do sleep 0.2; done
-exec python -m moto.server --host 0.0.0.0 --port 9000
-"""
-UNPACK = """
-import pathlib, sys, tarfile
-tarfile.open(fileobj=sys.stdin.buffer, mode="r|").extractall("/packages")
-pathlib.Path("/packages/complete").touch()
-"""
+PACKAGES = ("moto[s3]>=5.2", "flask>=3", "flask-cors>=5")
+SERVE = "exec python -m moto.server --host 0.0.0.0 --port 9000"
 SETTINGS = {
-    "PYTHONPATH": "/packages",
     "INITIAL_NO_AUTH_ACTION_COUNT": "4",  # calls that it takes from anybody: those of in_pods/make_bucket.py
     "S3_IGNORE_SUBDOMAIN_BUCKETNAME": "true",  # its own name is the host, and no bucket's
 }
@@ -50,9 +39,12 @@ class Bucket:
 
     def values(self, *, name: str = BUCKET, credentials: str = "bucket") -> dict[str, Any]:
         """Of the chart, for a store in the bucket."""
+        return {"store": {"kind": "s3", "s3": self.folder(f"s3://{name}/weights", credentials)}}
+
+    def folder(self, url: str, credentials: str = "bucket") -> dict[str, str]:
+        """Of the chart, for a folder of the server."""
         endpoint = f"http://s3.{self.place.namespace}.svc:9000"
-        s3 = {"url": f"s3://{name}/weights", "endpoint": endpoint, "region": "us-east-1", "existingSecret": credentials}
-        return {"store": {"kind": "s3", "s3": s3}}
+        return {"url": url, "endpoint": endpoint, "region": "us-east-1", "existingSecret": credentials}
 
     def objects(self) -> dict[str, int]:
         """Bytes of each object, by its name without the prefix."""
@@ -67,22 +59,8 @@ def place(kubeconfig: Path) -> Iterator[Place]:
 
 
 @pytest.fixture(scope="module")
-def bucket(place: Place, tmp_path_factory: pytest.TempPathFactory) -> Bucket:
-    pod = restricted_pod(
-        "s3",
-        {"app": "s3"},
-        command=["sh", "-c", SERVE],
-        env=[{"name": name, "value": value} for name, value in SETTINGS.items()],
-        readinessProbe={"tcpSocket": {"port": 9000}, "periodSeconds": 1},
-        volumeMounts=[{"name": name, "mountPath": f"/{name}"} for name in ("tmp", "packages")],
-    )
-    pod["spec"]["volumes"].append({"name": "packages", "emptyDir": {}})
-    service = {"selector": {"app": "s3"}, "ports": [{"port": 9000}]}
-    made = apply(place, pod, {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "s3"}, "spec": service})
-    assert made.returncode == 0, made.stderr
-    place.kubectl("wait", "--for=jsonpath={.status.phase}=Running", "--timeout=110s", "pod/s3")
-    send_packages(place, tmp_path_factory.mktemp("s3"))
-    place.kubectl("wait", "--for=condition=Ready", "--timeout=110s", "pod/s3")
+def bucket(place: Place) -> Bucket:
+    start_guest(place, "s3", PACKAGES, SERVE, 9000, SETTINGS)
     key, secret = run_in(place, "s3", IN_PODS / "make_bucket.py", BUCKET)
     for name, value in {"bucket": secret, "wrong": "x" * len(secret)}.items():
         pairs = {"AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": value}
@@ -91,26 +69,20 @@ def bucket(place: Place, tmp_path_factory: pytest.TempPathFactory) -> Bucket:
     return Bucket(place, key, secret)
 
 
-def send_packages(place: Place, folder: Path) -> None:
-    """Puts the server's packages into its pod, for the Python that is there; skips where pip cannot get them."""
-    version = place.kubectl("exec", "s3", "--", "python", "-c", "import sys; print('%d.%d' % sys.version_info[:2])")
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--only-binary=:all:"]
-    pip += [f"--target={folder / 'packages'}", f"--python-version={version.strip()}", *PACKAGES]
-    installed = subprocess.run(pip, capture_output=True, text=True, timeout=300)
-    if installed.returncode:
-        pytest.skip(f"no S3 server: pip does not get moto: {installed.stderr.strip()[-300:]}")
-    archive = folder / "packages.tar"
-    with tarfile.open(archive, "w") as packed:
-        packed.add(folder / "packages", arcname=".")
-    unpack = [KUBECTL, f"--kubeconfig={place.kubeconfig}", f"--namespace={place.namespace}", "exec", "--stdin", "s3"]
-    with archive.open("rb") as content:
-        subprocess.run([*unpack, "--", "python", "-c", UNPACK], stdin=content, check=True, timeout=120)
+@pytest.fixture(scope="module")
+def frozen(bucket: Bucket) -> list[float]:
+    """Log-probs of TOKEN_IDS by a model, which lies in the pod of the server then."""
+    made: list[float] = run_in(bucket.place, "s3", IN_PODS / "make_model.py", "/tmp/frozen", TOKEN_IDS)
+    return made
 
 
 @pytest.fixture(scope="module")
-def release(bucket: Bucket) -> Bucket:
-    """The release `rl`, every pod Ready, and a pod that may call it."""
-    values = {**VALUES, "weights": bucket.values()}
+def release(bucket: Bucket, frozen: list[float]) -> Bucket:
+    """The release `rl`, its reference with a model from the bucket, every pod Ready, and a pod that may call it."""
+    upload = ("/tmp/frozen", BUCKET, "models/frozen", bucket.key, bucket.secret)
+    assert "model.safetensors" in run_in(bucket.place, "s3", IN_PODS / "upload.py", *upload)
+    reference = {"model": {"s3": bucket.folder(f"s3://{BUCKET}/models/frozen")}}
+    values = {**VALUES, "weights": bucket.values(), "reference": reference}
     bucket.place.helm().install(CHART, "rl", values, wait="watcher", timeout=READY_S)
     stand_by(bucket.place, bystander("client", {"trimtab.dev/client-of": "rl"}))
     return bucket
@@ -134,6 +106,13 @@ def test_every_version_is_objects_of_the_bucket(release: Bucket) -> None:
     assert sum(size for name, size in objects.items() if name.startswith("blobs/")) > 10_000
     claims = release.place.kubectl("get", "persistentvolumeclaims", "--output=name").split()
     assert claims == ["persistentvolumeclaim/rl-trimtab-trainer"]
+
+
+def test_a_service_has_its_model_from_the_bucket(release: Bucket, frozen: list[float]) -> None:
+    place = release.place
+    target, token = f"rl-trimtab-reference.{place.namespace}.svc:50051", token_of(place, "rl-trimtab", "client")
+    told = run_in(place, "client", IN_PODS / "logprobs.py", target, token, TOKEN_IDS)
+    assert told["version"] == 0 and told["logprobs"] == pytest.approx(frozen, abs=1e-4)
 
 
 def stored(objects: dict[str, int]) -> dict[str, int]:
