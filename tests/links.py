@@ -1,4 +1,4 @@
-"""A network link to a local port that can stop passing bytes while its connections stay open."""
+"""A network link to a local port that can stop passing bytes while its connections stay open, or cut them."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ class Link(socketserver.ThreadingTCPServer):
 
     Attributes:
         most_bytes: answers of each connection stand still after so many; None: never.
+        cuts: whether the connection is closed then.
     """
 
     daemon_threads = True
@@ -29,6 +30,7 @@ class Link(socketserver.ThreadingTCPServer):
     def __init__(self, port: int) -> None:
         self.behind = ("127.0.0.1", port)
         self.most_bytes: int | None = None
+        self.cuts = False
         self.closing = threading.Event()
         super().__init__(("127.0.0.1", 0), _Connection)
 
@@ -50,6 +52,8 @@ class _Connection(socketserver.BaseRequestHandler):
             with suppress(OSError):
                 while chunk := behind.recv(_CHUNK):
                     if link.most_bytes is not None and passed + len(chunk) > link.most_bytes:
+                        if link.cuts:
+                            return
                         link.closing.wait()
                     self.request.sendall(chunk)
                     passed += len(chunk)

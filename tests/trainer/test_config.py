@@ -94,6 +94,8 @@ def test_truncated_sampling_is_refused_with_its_reason(tmp_path: Path, override:
         ({"ppo": {"minibatches": 7}}, "a divisor of 512"),
         ({"sft": {"pretraining": None}}, "`pretraining` must name"),
         ({"collect_rankings": {"corrupted_answers": 8}}, "allowed: 4..9"),
+        ({"sft": {"pretraining": "labeling:p"}}, "sft.pretraining is 'labeling:p'; projects of the labeling service"),
+        ({"sft": {"demonstrations": "labeling:../p"}}, "sft.demonstrations is 'labeling:../p'; behind labeling:"),
     ],
 )
 def test_contradictions_are_refused(tmp_path: Path, changes: dict[str, object], said: str) -> None:
@@ -121,6 +123,12 @@ def test_placeholders_of_paths(tmp_path: Path) -> None:
     spec = load_run_spec(write(tmp_path))
     assert spec.path("{data}/a.jsonl") == Path("data/a.jsonl")
     assert spec.path("{directory}/data/b.jsonl") == Path("runs/r/data/b.jsonl")
+
+
+def test_a_labeling_project_stands_for_its_copy_in_the_runs_folder(tmp_path: Path) -> None:
+    spec = load_run_spec(write(tmp_path, sft={"demonstrations": "labeling:answers"}))
+    assert dict(spec.data_paths())["sft.demonstrations"] == "labeling:answers"
+    assert spec.path("labeling:answers") == Path("runs/r/labels/answers.jsonl")
 
 
 def test_every_field_is_documented() -> None:

@@ -81,3 +81,33 @@ def test_of_a_run_elsewhere_no_file_is_looked_for(fields: dict[str, Any], tmp_pa
     check_services(RunSpec.model_validate({**elsewhere, "data_directory": "/data"}))
     with pytest.raises(ConfigError, match="services: not set, but ppo work"):
         check_services(RunSpec.model_validate({**elsewhere, "services": None}))
+
+
+def test_a_labeling_project_needs_the_service_and_no_other(fields: dict[str, Any], tmp_path: Path) -> None:
+    labeled = {**fields, "stages": ["sft"], "sft": {"demonstrations": "labeling:answers"}}
+    check_inputs(RunSpec.model_validate(labeled))
+    check_inputs(RunSpec.model_validate({**labeled, "services": {"labeling": {"addresses": ["h:1"]}}}))
+    with pytest.raises(ConfigError, match="services.labeling: no addresses, but sft.demonstrations is 'labeling:answ"):
+        check_services(RunSpec.model_validate({**labeled, "services": None}))
+    (tmp_path / "endpoints.json").unlink()
+    with pytest.raises(ConfigError, match="services.labeling: .*endpoints.json: no such file"):
+        check_inputs(RunSpec.model_validate(labeled))
+
+
+def test_the_address_of_labeling_alone_is_not_enough_to_sample(fields: dict[str, Any]) -> None:
+    services = {"labeling": {"addresses": ["h:1"]}}
+    with pytest.raises(ConfigError, match="services.generation: no addresses, but ppo work with it"):
+        check_services(RunSpec.model_validate({**fields, "services": services}))
+    pods = {name: {"addresses": ["h:1"]} for name in ("generation", "reward", "reference", "weights")}
+    check_services(RunSpec.model_validate({**fields, "services": pods}))
+    with pytest.raises(ConfigError, match="services.labeling: no addresses, but reward_model.rankings is 'labeling:p'"):
+        check_services(RunSpec.model_validate({**fields, "services": pods, "reward_model": {"rankings": "labeling:p"}}))
+
+
+def test_demonstrations_that_an_evaluation_shows_are_asked_for(fields: dict[str, Any], tmp_path: Path) -> None:
+    models = {"few_shot": {"model": "base", "demonstrations": 3}}
+    spec = RunSpec.model_validate({**fields, "stages": ["evaluate"], "evaluate": {"models": models}})
+    check_inputs(spec)
+    (tmp_path / "demonstrations.jsonl.gz").unlink()
+    with pytest.raises(ConfigError, match="sft.demonstrations: .*no such file"):
+        check_inputs(spec)

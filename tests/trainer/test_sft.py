@@ -231,6 +231,21 @@ def test_a_row_that_is_too_long_is_an_error_or_told(tmp_path: Path, llama_folder
     assert f"{left:.0f} of 24" in (tmp_path / "left" / "events.jsonl").read_text()
 
 
+def test_demonstrations_of_held_out_labelers_are_for_the_held_out_loss(
+    tmp_path: Path, llama_folder: Path, go: Go
+) -> None:
+    rows = [
+        {"prompt": f"say {number}", "completion": "it sleeps", "group": group}
+        for number, group in enumerate(["", "", "", "heldout", "own", "heldout"])
+    ]
+    (tmp_path / "demonstrations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    changes = {"pretraining": None, "epochs": 1}
+    for name, more, counts in (("a", {}, (4, 2)), ("b", {"held_out_groups": ["own"]}, (5, 1))):
+        outcome = go(spec(tmp_path / name, llama_folder, tmp_path, **changes, **more))
+        metrics = outcome.results["sft"].metrics
+        assert (metrics["demonstrations"], metrics["demonstrations_held_out"]) == counts
+
+
 def test_rows_that_are_all_held_out_are_an_error(tmp_path: Path, llama_folder: Path, data: Path, go: Go) -> None:
     with pytest.raises(DataError, match="all 24 are held out.*sft.held_out_fraction, which is 0.99999"):
         go(spec(tmp_path / "run", llama_folder, data, held_out_fraction=0.99999))

@@ -4,7 +4,8 @@
 `ConfigError` with a line for each problem. Models are frozen, unknown keys are errors. This module imports no torch.
 
 A path in a spec is absolute or relative to the working directory, and may hold two placeholders: `{directory}` is the
-run's own folder, `{data}` the folder `data_directory`.
+run's own folder, `{data}` the folder `data_directory`. In place of the path of demonstrations or rankings,
+`labeling:PROJECT` is a project of the labeling service, whose labels are copied into the run's folder when it begins.
 
 A model is named by a *model reference*: `base` (the spec's `model`), the name of an earlier stage (`sft`: what that
 stage hands on), a folder under it (`sft/epoch-1`, `sft/rl_init`), or the path of any Hugging Face folder.
@@ -12,6 +13,7 @@ stage hands on), a folder under it (`sft/epoch-1`, `sft/rl_init`), or the path o
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -59,6 +61,7 @@ __all__ = [
     "SFTConfig",
     "StageName",
     "WandbConfig",
+    "labeling_project",
     "load_run_spec",
     "preset_path",
     "spec_to_yaml",
@@ -91,6 +94,11 @@ _SECTIONS: Mapping[str, str] = {
     "ptx_control": "ppo",
 }
 """Stages that repeat another one with a difference, to tell what it does, and so take its section."""
+
+_LABELED = frozenset({"demonstrations", "rankings", "rankings_held_out"})
+"""Datasets that may be a project of the labeling service."""
+_LABELING = "labeling:"
+_PROJECT = re.compile(r"[A-Za-z0-9_-]{1,63}")
 
 PRESETS = ("tiny", "smollm2", "gemma3", "instructgpt", "tiny_dpo")
 """Run specs inside the package."""
@@ -167,10 +175,10 @@ class RunSpec(Section):
             )
         if self.model == MINIATURE and self.miniature is None:
             raise ValueError(f"model is {MINIATURE}, so the section `miniature` must be there")
-        if self.data_directory is None:
-            for key, path in self.data_paths():
-                if "{data}" in path:
-                    raise ValueError(f"{key} is {path!r}; set `data_directory`, which {{data}} stands for, or {key}")
+        for key, path in self.data_paths():
+            _check_project(key, path)
+            if self.data_directory is None and "{data}" in path:
+                raise ValueError(f"{key} is {path!r}; set `data_directory`, which {{data}} stands for, or {key}")
         for stage, key, reference in self.model_references():
             maker = reference.partition("/")[0]
             if maker in STAGES and maker not in self.stages[: self.stages.index(stage)]:
@@ -206,6 +214,8 @@ class RunSpec(Section):
                 yield from self._rankings()
                 continue
             config = self.stage_config(stage)
+            if isinstance(config, EvaluateConfig) and any(one.demonstrations for one in config.models.values()):
+                yield "sft.demonstrations", self.sft.demonstrations
             mixes = not isinstance(config, SFTConfig) or config.pretraining_mix or config.rl_init is not None
             for key in keys:
                 if isinstance(value := getattr(config, key, None), str) and (mixes or key != "pretraining"):
@@ -219,9 +229,28 @@ class RunSpec(Section):
             yield "reward_model.rankings_held_out", config.rankings_held_out
 
     def path(self, written: str) -> Path:
-        """A data path with its placeholders filled in."""
+        """A data path with its placeholders filled in; of a labeling project the copy in the run's folder."""
+        if (project := labeling_project(written)) is not None:
+            return self.directory / "labels" / f"{project}.jsonl"
         return Path(
             written.replace("{directory}", str(self.directory)).replace("{data}", str(self.data_directory or ""))
+        )
+
+
+def labeling_project(path: str) -> str | None:
+    """The project of the labeling service that stands in place of a data path; None where a path does."""
+    return path.removeprefix(_LABELING) if path.startswith(_LABELING) else None
+
+
+def _check_project(key: str, path: str) -> None:
+    project = labeling_project(path)
+    if project is None:
+        return
+    if key.rpartition(".")[2] not in _LABELED:
+        raise ValueError(f"{key} is {path!r}; projects of the labeling service have demonstrations and rankings only")
+    if _PROJECT.fullmatch(project) is None:
+        raise ValueError(
+            f"{key} is {path!r}; behind {_LABELING} stands the name of a project: 1 to 63 letters, digits, '-' and '_'"
         )
 
 

@@ -187,7 +187,7 @@ def _held_out_figures(
     context: StageContext, config: DPOConfig, model: PreTrainedModel, held_out: Sequence[ReferencedExample]
 ) -> dict[str, float]:
     """Loss, accuracy and margin over the decided pairs of what was held out, of the labelers that are learnt from."""
-    groups = context.spec.reward_model.groups
+    groups = context.spec.reward_model.groups_trained_on
     of_groups = [replace(example, ranking=said_by(example.ranking, groups)) for example in held_out]
     decided = [example for example in of_groups if example.ranking.decided]
     if not decided:

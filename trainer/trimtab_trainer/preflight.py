@@ -1,11 +1,15 @@
-"""What can be known of a run before anything is loaded: that its model, its data and its services' addresses exist."""
+"""What can be known of a run before anything is loaded: that its model, its data and its services' addresses exist.
+
+Whether a labeling project has what a dataset of the run is to be made of is asked when the run begins.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from trimtab.errors import ConfigError
-from trimtab_trainer.config import MINIATURE, STAGES, RunSpec
+from trimtab_trainer.config import MINIATURE, STAGES, RunSpec, labeling_project
+from trimtab_trainer.services_config import OF_SAMPLING, ServiceName
 
 __all__ = ["NEED_SERVICES", "check_inputs", "check_services"]
 
@@ -24,23 +28,23 @@ def check_inputs(spec: RunSpec) -> None:
     check_services(spec)
     _check_models(spec)
     for key, written in spec.data_paths():
-        if "{directory}" in written:
+        if "{directory}" in written or labeling_project(written) is not None:
             continue  # the run writes it
         path = spec.path(written)
         if not path.exists():
             raise _missing(key, path, "no such file")
-    if spec.services is not None and _needy_stages(spec):
-        for name in ("generation", "reward", "reference", "weights"):
+    if spec.services is not None:
+        for name in _needed_services(spec):
             file = spec.services.of(name).endpoints_file
             if file is not None and not Path(file).is_file():
                 raise _missing(f"services.{name}", Path(file), "no such file; `trimtab up` writes it")
 
 
 def check_services(spec: RunSpec) -> None:
-    """Refuses a spec that names no services for stages that work with them; no file is looked for.
+    """Refuses a spec that names no services for stages and datasets that need them; no file is looked for.
 
     Raises:
-        ConfigError: names the stages.
+        ConfigError: names the stages, or the key of the dataset.
     """
     needy = _needy_stages(spec)
     if needy and spec.services is None:
@@ -50,6 +54,25 @@ def check_services(spec: RunSpec) -> None:
             "release",
             field="services",
         )
+    for name in _needed_services(spec):
+        if spec.services is None or not spec.services.knows(name):
+            by = _labeled(spec) if name == "labeling" else f"{', '.join(needy)} work with it"
+            raise ConfigError(
+                f"services.{name}: no addresses, but {by}; give it an entry, or set services.endpoints_file, or "
+                "--endpoints, to the endpoints.json that `trimtab up` writes; the Helm chart gives a run those of its "
+                "release",
+                field=f"services.{name}",
+            )
+
+
+def _needed_services(spec: RunSpec) -> list[ServiceName]:
+    of_stages = OF_SAMPLING if _needy_stages(spec) else ()
+    return [*of_stages, *(["labeling"] if _labeled(spec) else [])]
+
+
+def _labeled(spec: RunSpec) -> str:
+    """The datasets that are labeling projects, in words; empty when there is none."""
+    return ", ".join(f"{key} is {path!r}" for key, path in spec.data_paths() if labeling_project(path) is not None)
 
 
 def _needy_stages(spec: RunSpec) -> list[str]:

@@ -35,7 +35,7 @@ from trimtab_trainer.checkpoint import Snapshot, capture_random_state, restore_r
 from trimtab_trainer.config import RewardModelConfig
 from trimtab_trainer.context import StageContext, StageResult
 from trimtab_trainer.data import Ranking, read_demonstrations, read_rankings
-from trimtab_trainer.data.splits import keep_groups, keep_sources, split_by_prompt
+from trimtab_trainer.data.splits import keep_groups, keep_sources, set_apart, split_by_prompt
 from trimtab_trainer.distributed import joined, on_every_rank, save_whole, shard, sums
 from trimtab_trainer.evaluation import pair_agreement
 from trimtab_trainer.examples import (
@@ -265,6 +265,9 @@ def read_rankings_of(
 ) -> tuple[list[RankingExample], list[RankingExample]]:
     """Rankings to train on, of the groups asked for, and those held out, of every group.
 
+    Without a file of held-out rankings these are `held_out_fraction` of the prompts, and where `groups` names none the
+    prompts that only labelers of held-out groups ranked.
+
     Raises:
         ConfigError: no decided ranking is left to train on.
         DataError: a bad row, a row that is too long, or a filter that names nobody.
@@ -277,7 +280,10 @@ def read_rankings_of(
         held_out_rows = read_sources(context, config, other)
     else:
         train_rows, held_out_rows = split_by_prompt(train_rows, config.held_out_fraction, seed=seed)
-    train = ranking_examples(path, keep_groups(train_rows, config.groups), reading)
+        if config.groups is None:
+            train_rows, theirs = set_apart(train_rows, _groups_of, config.held_out_groups)
+            held_out_rows += theirs
+    train = ranking_examples(path, keep_groups(train_rows, config.groups_trained_on), reading)
     held_out = ranking_examples(other, held_out_rows, reading)
     return (
         first_of(_decided(context, config, path, train), config.limit, seed=seed, name="reward_model/limit"),
@@ -308,6 +314,10 @@ def read_sources(context: StageContext, config: RewardModelConfig, path: Path) -
     return rows if config.sources is None else keep_sources(rows, config.sources)
 
 
+def _groups_of(ranking: Ranking) -> set[str]:
+    return {labeling.group for labeling in ranking.labelings}
+
+
 def _decided(
     context: StageContext, config: RewardModelConfig, path: Path, examples: Sequence[RankingExample]
 ) -> list[RankingExample]:
@@ -322,7 +332,7 @@ def _decided(
     if not decided:
         raise ConfigError(
             f"{path}: no decided ranking is left to train on; reward_model.groups is {config.groups}, "
-            f"reward_model.sources is {config.sources}",
+            f"held_out_groups {config.held_out_groups}, sources {config.sources}",
             field="reward_model.groups",
             value=config.groups,
         )

@@ -115,7 +115,7 @@ def measure_scores(
     metrics: dict[str, float] = {}
     details: dict[str, Any] = {}
     lengths = [[float(len(answer)) for answer in example.answers] for example in held_out]
-    said = (said_by(example, config.groups).rankings for example in held_out)
+    said = (said_by(example, config.groups_trained_on).rankings for example in held_out)
     agreement, decisions = labeler_agreement([ranks for _, ranks in rankings] for rankings in said)
     if decisions:
         metrics |= {"labeler_agreement": agreement, "labeler_agreement_pairs": float(decisions)}
@@ -170,6 +170,6 @@ def _ranked(
         for group, ranks in example.rankings:
             label = " ".join(filter(None, (example.source, group)))
             ranked.append(RankedAnswers(example.prompt_id, label, ranks, score))
-            if in_groups(example.source, group, config.groups):
+            if in_groups(example.source, group, config.groups_trained_on):
                 of_trained_groups.append(RankedAnswers(example.prompt_id, example.source, ranks, score))
     return ranked, of_trained_groups

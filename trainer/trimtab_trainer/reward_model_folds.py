@@ -37,7 +37,7 @@ def train(context: StageContext, config: RewardModelConfig) -> StageResult:
     setup = RewardModelSetup.of(context, config)
     seed = context.seed(config.seed)
     path = context.spec.path(config.rankings)
-    rows = keep_groups(read_sources(context, config, path), config.groups)
+    rows = keep_groups(read_sources(context, config, path), config.groups_trained_on)
     folds = labeler_folds(rows, config.folds, seed=seed)
     train_rows, held_out_rows = split_by_prompt(rows, config.held_out_fraction, seed=seed)
 

@@ -8,6 +8,7 @@ The run's folder:
     checkpoints/STAGE/         checkpoints of a stage (`checkpoint`)
     models/STAGE/...           Hugging Face folders that a stage made; models/untrained is the miniature's base
     data/                      the miniature's datasets
+    labels/                    copies of labeling projects that are datasets of the run
     diverged/                  batches that ended a run with a value that is not finite
 
 A stage is a function `(context, config) -> StageResult`, found by name in `STAGE_FUNCTIONS` and imported when its turn
@@ -37,6 +38,7 @@ from trimtab.errors import ConfigError, CorruptData, FailedPrecondition, Mismatc
 from trimtab_trainer.checkpoint import CheckpointStore, write_file_atomically
 from trimtab_trainer.config import MINIATURE, RunSpec, StageName, load_run_spec, spec_to_yaml
 from trimtab_trainer.context import Orders, StageContext, StageResult, StageStopped
+from trimtab_trainer.data.labeling import copy_labels
 from trimtab_trainer.distributed import ranks
 from trimtab_trainer.optimization import compute_environment
 from trimtab_trainer.reporter import Reporter, RunState
@@ -193,7 +195,7 @@ def _execute(
 ) -> RunOutcome:
     directory = spec.directory
     try:
-        _prepare(spec, reporter)
+        _prepare(spec, reporter, orders)
         for stage in spec.stages:
             if stage in outcome.results:
                 continue
@@ -259,6 +261,7 @@ def _begin(spec: RunSpec) -> RunOutcome:
             field="directory",
             value=spec.directory,
         )
+    shutil.rmtree(spec.directory / "labels", ignore_errors=True)  # of a run that failed before it had anything to lose
     outcome = RunOutcome(environment=_environment(spec))
     write_file_atomically(spec.directory / "spec.yaml", spec_to_yaml(spec))
     _write(spec.directory, outcome)
@@ -325,8 +328,15 @@ def _write(directory: Path, outcome: RunOutcome) -> None:
     write_file_atomically(directory / "state.json", json.dumps(record, indent=1, allow_nan=False) + "\n")
 
 
-def _prepare(spec: RunSpec, reporter: Reporter) -> None:
-    """Writes what the miniature's part of the spec asks for, unless it is there."""
+def _prepare(spec: RunSpec, reporter: Reporter, orders: Orders) -> None:
+    """Copies labels and writes what the miniature's part of the spec asks for, unless they are there."""
+
+    def pause(seconds: float) -> None:
+        if orders.stop_asked:
+            raise StageStopped("asked to stop while the run waited for the labeling service")
+        time.sleep(seconds)
+
+    copy_labels(spec, tell=reporter.message, pause=pause)
     if spec.miniature is None:
         return
     from trimtab_trainer.miniature.files import Sizes, write_datasets

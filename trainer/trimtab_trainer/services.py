@@ -18,10 +18,8 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trimtab import AsyncClient, Client, TLSConfig, Token
-from trimtab.endpoint_slices import EndpointSliceResolver
 from trimtab.errors import ConfigError, Mismatch, Unavailable
 from trimtab.local import CHANNELS
-from trimtab.resolver import DNSResolver, FileResolver, Resolver, StaticResolver
 from trimtab.types import ServiceInfo, ServiceState
 from trimtab.v1 import weights_pb2
 from trimtab.weights import Publication, TensorData
@@ -31,7 +29,7 @@ from trimtab_trainer.channels import Name, RunChannels
 from trimtab_trainer.context import StageContext, StageStopped
 from trimtab_trainer.fleet import Fleet
 from trimtab_trainer.rollouts import RolloutDispatcher
-from trimtab_trainer.services_config import ServiceAddresses, ServicesConfig
+from trimtab_trainer.services_config import ServicesConfig
 
 __all__ = ["Services", "connect"]
 
@@ -280,7 +278,7 @@ class Services:
     def _weights_address(self) -> str:
         """Waits for one: a service that is being started again has none for a moment."""
         give_up = time.monotonic() + self._config.start_timeout_s
-        with closing(_resolver(self._config.of("weights"), "weights")) as resolver:
+        with closing(self._config.of("weights").resolver("weights")) as resolver:
             while not (addresses := resolver.addresses()):
                 if time.monotonic() > give_up:
                     raise Unavailable(
@@ -323,7 +321,7 @@ class Services:
         def fleet(name: str) -> Fleet:
             where = self._config.of(name)  # type: ignore[arg-type]  # one of the four names
             connect = partial(self._connect, server_name=where.server_name)
-            return Fleet(name, _resolver(where, name), connect, patience_s=self._config.patience_s, tell=self._tell)
+            return Fleet(name, where.resolver(name), connect, patience_s=self._config.patience_s, tell=self._tell)
 
         return fleet("generation"), fleet("reward"), fleet("reference")
 
@@ -358,16 +356,6 @@ class Services:
                     field=f"services.{fleet.name}",
                 )
             self._pause(0.1)
-
-
-def _resolver(addresses: ServiceAddresses, service: str) -> Resolver:
-    if addresses.endpoints_file is not None:
-        return FileResolver(addresses.endpoints_file, service)
-    if addresses.dns is not None:
-        return DNSResolver.of(addresses.dns)
-    if addresses.endpoint_slices is not None:
-        return EndpointSliceResolver.of(addresses.endpoint_slices)
-    return StaticResolver(addresses.addresses)
 
 
 def _serves(info: ServiceInfo, weights_digest: str) -> bool:

@@ -7,9 +7,11 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from trimtab.endpoint_slices import EndpointSliceResolver
+from trimtab.resolver import DNSResolver, FileResolver, Resolver, StaticResolver
 from trimtab_trainer.stage_configs import Section
 
-__all__ = ["ServiceAddresses", "ServicesConfig", "TLSFiles"]
+__all__ = ["OF_SAMPLING", "ServiceAddresses", "ServiceName", "ServicesConfig", "TLSFiles"]
 
 
 class TLSFiles(Section):
@@ -52,9 +54,31 @@ class ServiceAddresses(Section):
             return f"{service}.{namespace}.svc"
         return self.dns.rpartition(":")[0] if self.dns is not None else ""
 
+    def resolver(self, service: str) -> Resolver:
+        """Says which replicas there are now; to be closed.
+
+        Args:
+            service: the entry of the endpoints file.
+
+        Raises:
+            ConfigError: no such file, or it is not what `trimtab up` writes.
+        """
+        if self.endpoints_file is not None:
+            return FileResolver(self.endpoints_file, service)
+        if self.dns is not None:
+            return DNSResolver.of(self.dns)
+        if self.endpoint_slices is not None:
+            return EndpointSliceResolver.of(self.endpoint_slices)
+        return StaticResolver(self.addresses)
+
+
+ServiceName = Literal["generation", "reward", "reference", "weights", "labeling"]
+OF_SAMPLING: tuple[ServiceName, ...] = ("generation", "reward", "reference", "weights")
+"""Services that every stage works with that samples."""
+
 
 class ServicesConfig(Section):
-    """The services that every stage works with that samples."""
+    """The services that every stage works with that samples, and the one that has the labels of people."""
 
     endpoints_file: Path | None = Field(
         default=None, description="endpoints.json for every service that has no own entry; what `trimtab up` writes."
@@ -63,6 +87,10 @@ class ServicesConfig(Section):
     reward: ServiceAddresses | None = Field(default=None, description="null: `endpoints_file`.")
     reference: ServiceAddresses | None = Field(default=None, description="null: `endpoints_file`.")
     weights: ServiceAddresses | None = Field(default=None, description="null: `endpoints_file`.")
+    labeling: ServiceAddresses | None = Field(
+        default=None,
+        description="Only for datasets that are projects of it, `labeling:PROJECT`. null: `endpoints_file`.",
+    )
     token_file: Path | None = Field(default=None, description="File with the bearer token, read again when it changes.")
     tls: TLSFiles | None = Field(default=None, description="null: plaintext.")
     insecure: bool = Field(default=False, description="Allows the token in plaintext beyond this host.")
@@ -73,12 +101,17 @@ class ServicesConfig(Section):
 
     @model_validator(mode="after")
     def _all_found(self) -> ServicesConfig:
-        missing = [n for n in ("generation", "reward", "reference", "weights") if getattr(self, n) is None]
-        if missing and self.endpoints_file is None:
+        missing = [name for name in OF_SAMPLING if getattr(self, name) is None]
+        only_labels = self.labeling is not None and len(missing) == len(OF_SAMPLING)
+        if missing and self.endpoints_file is None and not only_labels:
             raise ValueError(f"no addresses for {', '.join(missing)}: give each an entry, or set `endpoints_file`")
         return self
 
-    def of(self, service: Literal["generation", "reward", "reference", "weights"]) -> ServiceAddresses:
-        """Where a service is: its own entry, or the common file."""
+    def knows(self, service: ServiceName) -> bool:
+        """Whether it says where a service is."""
+        return getattr(self, service) is not None or self.endpoints_file is not None
+
+    def of(self, service: ServiceName) -> ServiceAddresses:
+        """Where a service is that it knows: its own entry, or the common file."""
         own: ServiceAddresses | None = getattr(self, service)
         return own or ServiceAddresses(endpoints_file=self.endpoints_file)

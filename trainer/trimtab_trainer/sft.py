@@ -24,7 +24,7 @@ from trimtab_trainer.checkpoint import Snapshot, capture_random_state, restore_r
 from trimtab_trainer.config import OptimizerConfig, SFTConfig
 from trimtab_trainer.context import StageContext, StageResult
 from trimtab_trainer.data import read_demonstrations, read_pretraining
-from trimtab_trainer.data.splits import split_by_prompt
+from trimtab_trainer.data.splits import set_apart, split_by_prompt
 from trimtab_trainer.distributed import save_whole, shard
 from trimtab_trainer.examples import Reading, demonstration_examples, document_examples, first_of
 from trimtab_trainer.language_modeling import (
@@ -197,16 +197,18 @@ def _read(context: StageContext, config: SFTConfig, tokenizer: PreTrainedTokeniz
     reading = Reading.of(context, config, tokenizer, most)
     path = context.spec.path(config.demonstrations)
     rows = read_demonstrations(path, skip_bad_rows=config.skip_bad_rows, warn=context.warn)
-    sides = split_by_prompt(rows, config.held_out_fraction, seed=seed)
-    if not sides[0]:
+    train_rows, held_out_rows = split_by_prompt(rows, config.held_out_fraction, seed=seed)
+    train_rows, theirs = set_apart(train_rows, lambda row: {row.group}, config.held_out_groups)
+    if not train_rows:
         raise DataError(
             f"{path}: no row is left to train on: all {len(rows)} are held out, a prompt with all of its rows; lower "
-            f"sft.held_out_fraction, which is {config.held_out_fraction}",
+            f"sft.held_out_fraction, which is {config.held_out_fraction}; sft.held_out_groups is "
+            f"{config.held_out_groups}",
             field="sft.held_out_fraction",
             value=config.held_out_fraction,
             limit="at least 1 row to train on",
         )
-    train, held_out = (demonstration_examples(path, side, reading) for side in sides)
+    train, held_out = (demonstration_examples(path, side, reading) for side in (train_rows, [*held_out_rows, *theirs]))
     pretraining = []
     if config.pretraining is not None and (
         config.pretraining_mix or (config.rl_init and config.rl_init.pretraining_mix)

@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from trimtab_trainer.data.splits import AllBut, Groups
+
 __all__ = [
     "AnswersAt",
     "CollectRankingsConfig",
@@ -123,7 +125,12 @@ class SFTConfig(TrainingStage):
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=9.65e-6)
     initial_model: str = Field(default="base", description="Model reference: what to start from.")
     demonstrations: str = Field(
-        default="{data}/demonstrations.jsonl.gz", description="Rows with prompt and completion."
+        default="{data}/demonstrations.jsonl.gz",
+        description="Rows with prompt and completion, or `labeling:PROJECT`.",
+    )
+    held_out_groups: tuple[str, ...] = Field(
+        default=("heldout",),
+        description="Labeler groups whose demonstrations are for the held-out loss only.",
     )
     limit: int | None = Field(default=None, ge=1, description="Only the first rows of the seeded order. null: all.")
     held_out_fraction: float = Field(
@@ -208,7 +215,9 @@ class RewardModelConfig(TrainingStage):
         default="sft/epoch-1",
         description="Model reference: any folder with the same tokenizer. A causal model gets a new head.",
     )
-    rankings: str = Field(default="{data}/rankings.jsonl.gz", description="Rows with answers and rankings.")
+    rankings: str = Field(
+        default="{data}/rankings.jsonl.gz", description="Rows with answers and rankings, or `labeling:PROJECT`."
+    )
     rankings_held_out: str | None = Field(
         default=None, description="Rows for the accuracy. null: `held_out_fraction` of the prompts of `rankings`."
     )
@@ -222,6 +231,11 @@ class RewardModelConfig(TrainingStage):
         default=None,
         description="Labeler groups to train on: a list, or a list for some values of `source`. null: all. The others "
         "still measure.",
+    )
+    held_out_groups: tuple[str, ...] = Field(
+        default=("heldout",),
+        description="Labeler groups never trained on where `groups` is null. They measure, on held-out prompts and on "
+        "those that nobody else ranked.",
     )
     sources: tuple[str, ...] | None = Field(
         default=None,
@@ -258,6 +272,11 @@ class RewardModelConfig(TrainingStage):
     bootstrap_samples: int = Field(
         default=1000, ge=100, le=100_000, description="Resamples of the prompts for the interval of the accuracy."
     )
+
+    @property
+    def groups_trained_on(self) -> Groups:
+        """The labeler groups whose labels are learnt."""
+        return AllBut(self.held_out_groups) if self.groups is None else self.groups
 
 
 class SFTBaselineConfig(Section):

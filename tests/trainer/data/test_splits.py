@@ -13,12 +13,14 @@ from trimtab.types import ChatMessage
 from trimtab_trainer.data import Demonstration, Labeling, PromptRow, Ranking
 from trimtab_trainer.data.records import prompt_key
 from trimtab_trainer.data.splits import (
+    AllBut,
     hold_out_labelers,
     in_groups,
     keep_categories,
     keep_groups,
     keep_sources,
     labeler_folds,
+    set_apart,
     split_by_prompt,
 )
 
@@ -139,3 +141,22 @@ def test_folds_cover_every_labeler_once() -> None:
         labeler_folds(rankings, 1, seed=0)
     with pytest.raises(DataError, match="3 known labelers cannot make 4 folds"):
         labeler_folds(LABELLED, 4, seed=0)
+
+
+def test_every_group_but_one() -> None:
+    rankings = [ranking("a", "", ("ann", ""), ("cat", "heldout")), ranking("b", "", ("cat", "heldout"))]
+    assert labels(keep_groups(rankings, AllBut(("heldout",)))) == [("a", ["ann"])]
+    assert keep_groups(rankings, AllBut(("nobody",))) == rankings
+
+
+def test_rows_of_held_out_groups_are_set_apart_where_nothing_else_has_their_prompt() -> None:
+    ann, cat = ("ann", ""), ("cat", "heldout")
+    both, theirs, seen = ranking("a", "", ann, cat), ranking("b", "", cat), ranking("a", "", cat)
+    joined, by_id = ranking("c", "1", ann), ranking("d", "1", cat)
+
+    def groups(row: Ranking) -> set[str]:
+        return {one.group for one in row.labelings}
+
+    kept, apart = set_apart([both, theirs, seen, joined, by_id], groups, ["heldout"])
+    assert kept == [both, joined] and apart == [theirs]
+    assert set_apart([both, theirs], groups, []) == ([both, theirs], [])

@@ -1,6 +1,7 @@
 """Datasets: demonstrations, rankings, prompts and pretraining text, every row checked before any model sees it.
 
-`records` is a row of each kind and the forms it is read from, `readers` the files, `splits` who learns from which rows.
+`records` is a row of each kind and the forms it is read from, `readers` the files, `splits` who learns from which rows,
+`labeling` makes files of projects of the labeling service.
 
 What `trimtab data` does (`commands`) holds one row at a time: `check` says what is in a file, `cleaning` leaves rows
 out by the `rules` on prompts and for `personal_data`, `user_split` splits, `file_statistics` has the figures

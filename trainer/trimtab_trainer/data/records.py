@@ -34,12 +34,13 @@ _HH_HUMAN, _HH_ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 
 @dataclass(frozen=True)
 class Demonstration:
-    """A prompt with the ideal answer that a labeler wrote."""
+    """A prompt with the ideal answer that a labeler wrote, and that labeler's group; empty when not known."""
 
     prompt: PromptText
     completion: str
     category: str = ""
     source: str = ""
+    group: str = ""
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Demonstration:
@@ -48,7 +49,13 @@ class Demonstration:
         Raises:
             DataError: names the field and what is wrong with it.
         """
-        return cls(_prompt(row), _text(row, "completion"), _optional(row, "category"), _source(row))
+        return cls(
+            prompt=_prompt(row),
+            completion=_text(row, "completion"),
+            category=_optional(row, "category"),
+            source=_source(row),
+            group=_optional(row, "group"),
+        )
 
 
 @dataclass(frozen=True)

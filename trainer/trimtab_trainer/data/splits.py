@@ -7,14 +7,15 @@ leave out; a name that no row has is an error, since a misspelt one would otherw
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 from trimtab.errors import ConfigError, DataError
 from trimtab_trainer.data.records import Demonstration, PromptRow, PromptText, Ranking, prompt_key
 
 __all__ = [
+    "AllBut",
     "Groups",
     "hold_out_labelers",
     "in_groups",
@@ -22,6 +23,7 @@ __all__ = [
     "keep_groups",
     "keep_sources",
     "labeler_folds",
+    "set_apart",
     "split_by_prompt",
 ]
 
@@ -34,7 +36,19 @@ class _Prompted(Protocol):
 Prompted = TypeVar("Prompted", bound=_Prompted)
 Row = TypeVar("Row", Demonstration, Ranking, PromptRow)
 
-Groups = Collection[str] | Mapping[str, Collection[str]]
+
+@dataclass(frozen=True)
+class AllBut:
+    """Every labeler group but some, of any source.
+
+    Attributes:
+        names: of the groups left out; whether any row has them does not matter.
+    """
+
+    names: Collection[str]
+
+
+Groups = Collection[str] | Mapping[str, Collection[str]] | AllBut
 """Labeler groups: of any source, or for some sources theirs, such as {"Yale-LILY/SummEval": ["expert"]}; a source that
 is not named there has all of its labels. A name stands for its subsets too, "anthropics/hh-rlhf" for
 "anthropics/hh-rlhf/helpful-base", unless a subset is named itself."""
@@ -54,7 +68,7 @@ def split_by_prompt(rows: Sequence[Prompted], share: float, *, seed: int) -> tup
     leaders = _Leaders()
     for row in rows:
         if isinstance(row, Ranking):
-            leaders.join(prompt_key(row.prompt), f"id {row.prompt_id}")  # a key is hexadecimal: no id can look like one
+            leaders.join(*_keys(row))  # a key is hexadecimal: no id can look like one
     train: list[Prompted] = []
     held_out: list[Prompted] = []
     for row in rows:
@@ -82,6 +96,24 @@ def hold_out_labelers(rankings: Iterable[Ranking], labelers: Collection[str]) ->
             if kept:
                 side.append(replace(ranking, labelings=kept))
     return sides
+
+
+def set_apart(
+    train: Sequence[Prompted], groups_of: Callable[[Prompted], Collection[str]], names: Collection[str]
+) -> tuple[list[Prompted], list[Prompted]]:
+    """Training rows, and of those that only labelers of held-out groups made the ones with a prompt of their own.
+
+    A row of theirs whose prompt, or `prompt_id`, a training row has is in neither list: it would measure what was seen.
+
+    Args:
+        train: the training side of a split.
+        groups_of: the labeler groups of a row.
+        names: of the groups held out.
+    """
+    kept = [row for row in train if not set(groups_of(row)) <= set(names)]
+    seen = {key for row in kept for key in _keys(row)}
+    theirs = (row for row in train if set(groups_of(row)) <= set(names))
+    return kept, [row for row in theirs if seen.isdisjoint(_keys(row))]
 
 
 def labeler_folds(rankings: Iterable[Ranking], folds: int, *, seed: int) -> list[frozenset[str]]:
@@ -119,10 +151,11 @@ def keep_groups(rankings: Sequence[Ranking], groups: Groups | None) -> list[Rank
     """
     if groups is None:
         return list(rankings)
+    asked: dict[str | None, tuple[str, Collection[str]]] = {}
     if isinstance(groups, Mapping):
         _check_known("sources", groups, _names({ranking.source for ranking in rankings}))
         asked = {source: (f"groups of {source}", names) for source, names in groups.items()}
-    else:
+    elif not isinstance(groups, AllBut):
         asked = {None: ("groups", groups)}
     for source, (field, names) in asked.items():
         of_source = (ranking for ranking in rankings if source is None or _within(ranking.source, source))
@@ -136,6 +169,8 @@ def keep_groups(rankings: Sequence[Ranking], groups: Groups | None) -> list[Rank
 
 def in_groups(source: str, group: str, groups: Groups | None) -> bool:
     """Whether a label of that group, of a ranking of that source, is among `groups`."""
+    if isinstance(groups, AllBut):
+        return group not in groups.names
     if not isinstance(groups, Mapping):
         return groups is None or group in groups
     named = max((name for name in groups if _within(source, name)), key=len, default=None)
@@ -191,6 +226,11 @@ class _Leaders:
         least = min(leaders)
         for name in (*leaders, identity):
             self._parents[name] = least
+
+
+def _keys(row: _Prompted) -> list[str]:
+    """By what rows are taken for those of one prompt."""
+    return [prompt_key(row.prompt), *([f"id {row.prompt_id}"] if isinstance(row, Ranking) else [])]
 
 
 def _labelers(rankings: Iterable[Ranking]) -> set[str]:
