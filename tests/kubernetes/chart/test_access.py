@@ -17,8 +17,7 @@ from releases import CHART, READY_S, VALUES, Place, new_place
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 GRPC, HEALTH, HTTP, METRICS, SCALER = PORTS = (50051, 50052, 8080, 9090, 50061)
-OF_RUNS = ("weights", "generation", "reward", "reference", "trainer")
-SERVICES = (*OF_RUNS, "labeling")
+SERVICES = ("weights", "generation", "reward", "reference", "trainer", "labeling")
 OTHERS = ("run", "bootstrap", "test")
 COMPONENTS = (*SERVICES, *OTHERS)
 
@@ -29,7 +28,7 @@ CALLS = {
     "reference": ("weights",),
     "trainer": (),
     "labeling": (),
-    "run": OF_RUNS,
+    "run": SERVICES,
     "bootstrap": ("weights",),
     "test": ("trainer",),
     "client": SERVICES,  # a pod with the label trimtab.dev/client-of
@@ -158,9 +157,7 @@ def test_a_call_needs_a_token_with_its_scope(neighborhood: Neighborhood) -> None
     assert found["nobody"].keys() == found["client"].keys() >= publishing | reading
     assert set(found["nobody"].values()) == {"Unauthenticated"}
     assert set(found["wrong"].values()) == {"Unauthenticated"}
-    labeling = {"label", "info of labeling", "info of labeling over HTTP"}
-    assert {call for call, outcome in found["run"].items() if outcome != "OK"} == labeling
-    assert {found["run"][call] for call in labeling} == {"Unauthenticated"}
+    assert {call: outcome for call, outcome in found["run"].items() if outcome != "OK"} == {"label": "PermissionDenied"}
     for call, outcome in found["client"].items():
         assert outcome == ("PermissionDenied" if call in publishing else "OK"), call
     for call, outcome in found["replica"].items():

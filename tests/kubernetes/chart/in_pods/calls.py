@@ -47,7 +47,8 @@ WORK: Calls = {
     "score": ("reward", lambda client: client.score(ScoreRequest(items=(ScoreItem(token_ids=(1, 2)),)))),
     "logprobs": ("reference", lambda client: client.logprobs(LogProbsRequest(items=(LogProbsItem(token_ids=(1, 2)),)))),
     "runs": ("trainer", lambda client: client.list_runs(trainer_pb2.ListRunsRequest())),
-    "label": ("labeling", lambda client: client.list_projects(labeling_pb2.ListProjectsRequest())),
+    "label": ("labeling", lambda client: client.list_accounts(labeling_pb2.ListAccountsRequest())),
+    "label.read": ("labeling", lambda client: client.list_projects(labeling_pb2.ListProjectsRequest())),
     "weights.read": ("weights", lambda client: client.list_channels(weights_pb2.ListChannelsRequest())),
     "weights.publish": ("weights", publish),
 }
