@@ -37,10 +37,13 @@ async def check_spec(spec_file: Path, *options: str) -> None:
         async with asyncio.timeout(_CHECK_TIMEOUT_S):
             _, stderr = await process.communicate()
     except TimeoutError:
-        process.kill()
         raise InvalidRequest(
             f"spec_yaml: checking it took longer than {_CHECK_TIMEOUT_S:.0f} s", field="spec_yaml"
         ) from None
+    finally:
+        if process.returncode is None:  # too slow, or whoever asked has gone
+            process.kill()
+            await process.wait()
     if process.returncode:
         text = stderr.decode(errors="replace").strip().removeprefix("error: ").replace(f"{spec_file}: ", "")
         raise InvalidRequest(f"spec_yaml: {text}", field="spec_yaml")
