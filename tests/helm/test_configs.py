@@ -123,6 +123,9 @@ def test_a_run_finds_the_services(name: str, tmp_path: Path) -> None:
         assert services is not None and services.weights is not None
         named = {s: getattr(services, s).server_name.partition(".")[0] for s in ("generation", "reward", "reference")}
         named["weights"] = services.weights.addresses[0].partition(".")[0]
+        if services.labeling is not None:
+            named["labeling"] = services.labeling.addresses[0].partition(".")[0]
+        assert (services.labeling is not None) == ("rl-trimtab-labeling" in manifests.of("Service"))
         assert set(named.values()) <= manifests.of("Service").keys()
         assert bool(services.token_file) == bool([a for a in arguments if a.startswith("--report-token-file=")])
 

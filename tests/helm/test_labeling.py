@@ -35,11 +35,13 @@ def test_by_default_there_is_none_of_it() -> None:
     assert "labeling.yaml" not in manifests["Secret", "rl-trimtab-tokens"]["data"]
 
 
-def test_turning_it_on_restarts_nothing_else() -> None:
+def test_turning_it_on_restarts_the_trainer_alone_which_tells_runs_of_it() -> None:
     before, after = render({}).of("Deployment"), labeling().of("Deployment")
-    assert {name: after[name]["spec"]["template"] for name in before} == {
-        name: one["spec"]["template"] for name, one in before.items()
-    }
+    changed = [name for name, one in before.items() if after[name]["spec"]["template"] != one["spec"]["template"]]
+    assert changed == ["rl-trimtab-trainer"]
+    old, new = (one["rl-trimtab-trainer"]["spec"]["template"]["metadata"].pop("annotations") for one in (before, after))
+    assert before["rl-trimtab-trainer"]["spec"]["template"] == after["rl-trimtab-trainer"]["spec"]["template"]
+    assert {key for key in old if old[key] != new[key]} == {"checksum/run-template"}
 
 
 def test_sqlite_is_a_file_on_a_claim_that_outlives_the_release_and_has_one_writer() -> None:
@@ -79,12 +81,17 @@ def test_postgresql_can_be_scaled_by_figures() -> None:
     assert "replicas" not in manifests["Deployment", NAME]["spec"]
 
 
-def test_only_clients_by_label_and_peers_of_ones_own_may_connect() -> None:
-    """Nothing of the release calls it, and it calls nothing of the release."""
+def test_only_runs_clients_by_label_and_peers_of_ones_own_may_connect() -> None:
+    """Of the release only runs call it, for their datasets, and it calls nothing of the release."""
     manifests = labeling(networkPolicy=FROM)
     calls, metrics = manifests["NetworkPolicy", NAME]["spec"]["ingress"]
     client = {"podSelector": {"matchLabels": {"trimtab.dev/client-of": "rl"}}}
-    assert calls["from"] == [client, *FROM["from"]]
+    run = {
+        "app.kubernetes.io/name": "trimtab",
+        "app.kubernetes.io/instance": "rl",
+        "app.kubernetes.io/component": "run",
+    }
+    assert calls["from"] == [{"podSelector": {"matchLabels": run}}, client, *FROM["from"]]
     assert [one["port"] for one in calls["ports"]] == [50051, 8080]
     assert [one["port"] for one in metrics["ports"]] == [9090]
     for name, policy in manifests.of("NetworkPolicy").items():
@@ -93,10 +100,11 @@ def test_only_clients_by_label_and_peers_of_ones_own_may_connect() -> None:
     assert not pod(manifests)["automountServiceAccountToken"]
 
 
-def test_the_clients_token_alone_may_label() -> None:
+def test_the_clients_token_alone_may_label_and_that_of_runs_reads() -> None:
     data = labeling().of("Secret")["rl-trimtab-tokens"]["data"]
     table = yaml.safe_load(base64.b64decode(data["labeling.yaml"]))
-    assert list(table.values()) == [{"name": "client", "scopes": ["label"]}]
+    scopes = {one["name"]: one["scopes"] for one in table.values()}
+    assert scopes == {"client": ["label"], "run": ["label.read"]}
 
 
 @pytest.mark.parametrize(

@@ -245,7 +245,8 @@ def test_a_copy_goes_on_where_its_connection_was_cut(service: Service, tmp_path:
 
 def test_the_token_of_the_run_is_asked_for_its_scope(tmp_path: Path, llama_folder: Path) -> None:
     tokens = tmp_path / "tokens.yaml"
-    table = {"a" * 20: {"name": "program", "scopes": ["label"]}, "b" * 20: {"name": "run", "scopes": ["runs"]}}
+    scopes = {"a": ["label"], "b": ["runs"], "c": ["label.read"]}  # the last is what the chart gives to runs
+    table = {20 * name: {"name": name, "scopes": one} for name, one in scopes.items()}
     tokens.write_text(yaml.safe_dump(table))
     mine = tmp_path / "token"
     mine.write_text("b" * 20)
@@ -254,7 +255,7 @@ def test_the_token_of_the_run_is_asked_for_its_scope(tmp_path: Path, llama_folde
         spec = spec_of(tmp_path, llama_folder, "", services=services)
         with pytest.raises(PermissionDenied, match="reward_model.rankings: labeling at .* lacks scope"):
             copy_labels(spec, tell=print)
-        mine.write_text("a" * 20)
+        mine.write_text("c" * 20)
         with Client(service.server.target, token="a" * 20) as program:
             project = pb.Project(name="p", kind=pb.TASK_KIND_COMPARE)
             program.create_project(pb.CreateProjectRequest(project=project))

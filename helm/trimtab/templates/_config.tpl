@@ -105,7 +105,7 @@ secure_cookies: {{ include "trimtab.isOverHTTPS" . | eq "true" }}
 {{- or .root.Values.tls.enabled (and .values.ingress.enabled (ne .values.ingress.tlsSecret "")) (and .values.gateway.enabled .values.gateway.tls) -}}
 {{- end -}}
 
-{{/* `services` of a run's spec: every replica behind a headless Service, and weights behind an address that stays. */}}
+{{/* `services` of a run's spec: every replica behind a headless Service; weights and labeling behind an address that stays. */}}
 {{- define "trimtab.config.runServices" -}}
 {{- $root := . -}}
 {{- range $component := list "generation" "reward" "reference" }}
@@ -118,6 +118,10 @@ secure_cookies: {{ include "trimtab.isOverHTTPS" . | eq "true" }}
 {{- end }}
 weights:
   addresses: ["{{ include "trimtab.host" (dict "root" . "component" "weights") }}:50051"]
+{{- if .Values.labeling.enabled }}
+labeling:
+  addresses: ["{{ include "trimtab.host" (dict "root" . "component" "labeling") }}:50051"]
+{{- end }}
 patience_s: {{ .Values.trainer.run.patienceSeconds }}
 start_timeout_s: {{ .Values.trainer.run.patienceSeconds }}
 {{- if .Values.auth.enabled }}

@@ -8,7 +8,7 @@ The tokens file is a YAML or JSON mapping, usually a mounted Secret:
 
 The keys of a token's `quota` lie over those of the service's configuration; null lifts a limit. The file is re-read
 when it changes. One that has become unreadable or wrong leaves the last good table in force and is reported in the log.
-Scope `admin` includes every other one.
+Scope `admin` includes every other one, `label` includes `label.read`.
 """
 
 from __future__ import annotations
@@ -31,8 +31,11 @@ __all__ = ["METHODS", "SCOPES", "Identity", "MethodPolicy", "TokenTable", "check
 
 _log = logging.getLogger(__name__)
 
-SCOPES = ("generate", "score", "logprobs", "weights.read", "weights.publish", "runs", "label", "admin")
+SCOPES = ("generate", "score", "logprobs", "weights.read", "weights.publish", "runs", "label", "label.read", "admin")
 """Every scope that a token can have."""
+
+_INCLUDED_IN = {"label.read": "label"}
+"""Scopes that another one includes, besides `admin`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +97,11 @@ METHODS: Mapping[str, MethodPolicy] = {
     **_methods(
         "trimtab.v1.LabelingService",
         "label",
-        "CreateProject GetProject ListProjects UpdateProject GetAgreement CreateAccount UpdateAccount ListAccounts "
-        "ListAuditEvents",
+        "CreateProject UpdateProject CreateAccount UpdateAccount ListAccounts ListAuditEvents",
     ),
-    **_methods("trimtab.v1.LabelingService", "label", "ImportTasks ExportLabels", has_default_deadline=False),
+    **_methods("trimtab.v1.LabelingService", "label", "ImportTasks", has_default_deadline=False),
+    **_methods("trimtab.v1.LabelingService", "label.read", "GetProject ListProjects GetAgreement"),
+    **_methods("trimtab.v1.LabelingService", "label.read", "ExportLabels", has_default_deadline=False),
 }
 """Policy of every gRPC method by its full name. A method that is not here is refused: it fails closed."""
 
@@ -128,7 +132,7 @@ def check_scope(identity: Identity, scope: str) -> None:
     Raises:
         PermissionDenied: it has not; `limit` names the scope.
     """
-    if not scope or identity.scopes is None or scope in identity.scopes or "admin" in identity.scopes:
+    if not scope or identity.scopes is None or {scope, _INCLUDED_IN.get(scope), "admin"} & identity.scopes:
         return
     raise PermissionDenied(
         f"token {identity.name!r} lacks scope {scope!r}; it has {', '.join(sorted(identity.scopes)) or 'none'}",

@@ -83,6 +83,9 @@ def test_scopes():
     check_scope(Identity("a", frozenset({"admin"})), "score")
     check_scope(Identity("a"), "score")
     check_scope(Identity("a", frozenset()), "")
+    check_scope(Identity("a", frozenset({"label"})), "label.read")
     with pytest.raises(PermissionDenied) as caught:
         check_scope(Identity("a", frozenset({"logprobs"})), "score")
     assert caught.value.limit == "score"
+    with pytest.raises(PermissionDenied):
+        check_scope(Identity("a", frozenset({"label.read"})), "label")

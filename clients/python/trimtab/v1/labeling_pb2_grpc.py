@@ -28,7 +28,7 @@ if _version_not_supported:
 class LabelingServiceStub(object):
     """LabelingService keeps projects, tasks, accounts and labels in one database. What was acknowledged is on disk, and
     every change but that of a draft has an entry in an append-only audit. While the database is away every call answers
-    UNAVAILABLE / UNREACHABLE with google.rpc.RetryInfo. Scope: label.
+    UNAVAILABLE / UNREACHABLE with google.rpc.RetryInfo. Scope: label; label.read to read projects and labels.
     """
 
     def __init__(self, channel):
@@ -97,7 +97,7 @@ class LabelingServiceStub(object):
 class LabelingServiceServicer(object):
     """LabelingService keeps projects, tasks, accounts and labels in one database. What was acknowledged is on disk, and
     every change but that of a draft has an entry in an append-only audit. While the database is away every call answers
-    UNAVAILABLE / UNREACHABLE with google.rpc.RetryInfo. Scope: label.
+    UNAVAILABLE / UNREACHABLE with google.rpc.RetryInfo. Scope: label; label.read to read projects and labels.
     """
 
     def CreateProject(self, request, context):
@@ -262,7 +262,7 @@ def add_LabelingServiceServicer_to_server(servicer, server):
 class LabelingService(object):
     """LabelingService keeps projects, tasks, accounts and labels in one database. What was acknowledged is on disk, and
     every change but that of a draft has an entry in an append-only audit. While the database is away every call answers
-    UNAVAILABLE / UNREACHABLE with google.rpc.RetryInfo. Scope: label.
+    UNAVAILABLE / UNREACHABLE with google.rpc.RetryInfo. Scope: label; label.read to read projects and labels.
     """
 
     @staticmethod

@@ -31,7 +31,7 @@ GRPC_VERSION: str
 class LabelingServiceStub:
     """LabelingService keeps projects, tasks, accounts and labels in one database. What was acknowledged is on disk, and
     every change but that of a draft has an entry in an append-only audit. While the database is away every call answers
-    UNAVAILABLE / UNREACHABLE with google.rpc.RetryInfo. Scope: label.
+    UNAVAILABLE / UNREACHABLE with google.rpc.RetryInfo. Scope: label; label.read to read projects and labels.
     """
 
     @_typing.overload
@@ -90,7 +90,7 @@ class LabelingServiceStub:
 class LabelingServiceAsyncStub(LabelingServiceStub):
     """LabelingService keeps projects, tasks, accounts and labels in one database. What was acknowledged is on disk, and
     every change but that of a draft has an entry in an append-only audit. While the database is away every call answers
-    UNAVAILABLE / UNREACHABLE with google.rpc.RetryInfo. Scope: label.
+    UNAVAILABLE / UNREACHABLE with google.rpc.RetryInfo. Scope: label; label.read to read projects and labels.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -145,7 +145,7 @@ class LabelingServiceAsyncStub(LabelingServiceStub):
 class LabelingServiceServicer(metaclass=_abc_1.ABCMeta):
     """LabelingService keeps projects, tasks, accounts and labels in one database. What was acknowledged is on disk, and
     every change but that of a draft has an entry in an append-only audit. While the database is away every call answers
-    UNAVAILABLE / UNREACHABLE with google.rpc.RetryInfo. Scope: label.
+    UNAVAILABLE / UNREACHABLE with google.rpc.RetryInfo. Scope: label; label.read to read projects and labels.
     """
 
     @_abc_1.abstractmethod

@@ -1367,7 +1367,7 @@ export const AccountRoleSchema: GenEnum<AccountRole> = /*@__PURE__*/
 /**
  * LabelingService keeps projects, tasks, accounts and labels in one database. What was acknowledged is on disk, and
  * every change but that of a draft has an entry in an append-only audit. While the database is away every call answers
- * UNAVAILABLE / UNREACHABLE with google.rpc.RetryInfo. Scope: label.
+ * UNAVAILABLE / UNREACHABLE with google.rpc.RetryInfo. Scope: label; label.read to read projects and labels.
  *
  * @generated from service trimtab.v1.LabelingService
  */
