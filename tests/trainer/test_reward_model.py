@@ -353,6 +353,26 @@ def test_calibration_of_a_perfect_and_of_an_overconfident_model() -> None:
     assert even is not None and even.error == 0.0
 
 
+def test_bins_of_a_calibration_have_intervals_over_prompts_where_they_are_asked_for() -> None:
+    generator = np.random.default_rng(0)
+    rankings = []
+    for number in range(400):
+        difference = generator.normal() * 2
+        first_wins = generator.random() < 1 / (1 + np.exp(-difference))
+        rankings.append(RankedAnswers(str(number), "", (0, 1) if first_wins else (1, 0), (difference, 0.0)))
+    plain, found = calibration(rankings), calibration(rankings, samples=500, seed=0)
+    again = calibration(rankings * 4, samples=500, seed=0)  # the same prompts again are nothing new
+    assert plain is not None and found is not None and again is not None
+    assert all(one.low is None and one.high is None for one in plain.bins)
+    for one, repeated in zip(found.bins, again.bins, strict=True):
+        assert one.low is not None and one.high is not None and one.low <= one.observed <= one.high
+        spread = 1.96 * (one.observed * (1 - one.observed) / one.pairs) ** 0.5
+        assert one.high - one.low == pytest.approx(2 * spread, rel=0.35)
+        assert (repeated.low, repeated.high) == (one.low, one.high)
+    few = calibration(rankings[:4], samples=500, seed=0)
+    assert few is not None and all(one.low is None for one in few.bins)
+
+
 def test_the_interval_covers_and_clusters_widen_it() -> None:
     generator = np.random.default_rng(0)
     hits = 0

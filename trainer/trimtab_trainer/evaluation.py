@@ -138,11 +138,15 @@ class CalibrationBin:
         predicted: mean probability that the answer with the higher score is the better one.
         observed: how often it was.
         pairs: of the bin.
+        low: lower end of the 95 % interval of `observed`; None where none was asked for, or of too few prompts.
+        high: upper end; None likewise.
     """
 
     predicted: float
     observed: float
     pairs: int
+    low: float | None = None
+    high: float | None = None
 
 
 @dataclass(frozen=True)
@@ -158,29 +162,42 @@ class Calibration:
     bins: tuple[CalibrationBin, ...]
 
 
-def calibration(rankings: Iterable[RankedAnswers]) -> Calibration | None:
+def calibration(rankings: Iterable[RankedAnswers], *, samples: int = 0, seed: int = 0) -> Calibration | None:
     """Predicted against observed preferences over decided pairs; None when none is decided.
 
     The probability of the pairwise loss is p = sigmoid(|r_i - r_j|) for the answer with the higher score (InstructGPT
     3.5, equation 1); the error is that of Guo et al. 2017 (arXiv 1706.04599), equation 3, over ten bins of 0.5..1. An
     equal score has p = 0.5 and counts as one half observed.
+
+    Args:
+        rankings: those without a decided pair add nothing.
+        samples: bootstrap resamples of the prompts, for intervals of the bins; 0 for none.
+        seed: of the bootstrap.
     """
     predicted: list[npt.NDArray[np.float64]] = []
     observed: list[npt.NDArray[np.float64]] = []
+    prompts: list[npt.NDArray[np.int64]] = []
+    numbers: dict[str, int] = {}
     for ranking in rankings:
         rank, score = np.asarray(ranking.ranks), np.asarray(ranking.scores, np.float64)
         better = rank[:, None] < rank[None, :]
         difference = (score[:, None] - score[None, :])[better]
         predicted.append(1 / (1 + np.exp(-np.abs(difference))))
         observed.append((difference > 0) + 0.5 * (difference == 0))
+        prompts.append(np.full(len(difference), numbers.setdefault(ranking.prompt, len(numbers))))
     if not predicted or not (total := sum(map(len, predicted))):
         return None
-    p, seen = np.concatenate(predicted), np.concatenate(observed)
+    p, seen, prompt = np.concatenate(predicted), np.concatenate(observed), np.concatenate(prompts)
     place = np.minimum(((p - 0.5) * 2 * _CALIBRATION_BINS).astype(int), _CALIBRATION_BINS - 1)
     bins = tuple(
-        CalibrationBin(float(p[place == number].mean()), float(seen[place == number].mean()), int(pairs))
+        CalibrationBin(
+            float(p[inside].mean()),
+            float(seen[inside].mean()),
+            int(inside.sum()),
+            *_interval_over_prompts(seen[inside], prompt[inside], samples, seed),
+        )
         for number in range(_CALIBRATION_BINS)
-        if (pairs := (place == number).sum())
+        if (inside := place == number).any()
     )
     return Calibration(sum(abs(one.predicted - one.observed) * one.pairs for one in bins) / total, bins)
 
@@ -202,6 +219,18 @@ def clustered_interval(
     means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def _interval_over_prompts(
+    values: npt.NDArray[np.float64], prompts: npt.NDArray[np.int64], samples: int, seed: int
+) -> tuple[float, float] | tuple[None, None]:
+    """Interval of the mean of values whose prompts are known by number; none of too few prompts or without samples."""
+    counts = np.bincount(prompts).astype(np.float64)
+    present = counts > 0
+    if not samples or present.sum() < LEAST_CLUSTERS:
+        return None, None
+    sums = np.bincount(prompts, weights=values).astype(np.float64)
+    return clustered_interval(sums[present], counts[present], samples=samples, seed=seed)
 
 
 def _accuracy(clusters: npt.NDArray[np.float64], samples: int, seed: int) -> Accuracy:

@@ -75,6 +75,21 @@ def test_what_is_too_little_for_a_curve_is_said() -> None:
     assert isinstance(fit_course(Course("a", points * 2), yardstick=False, samples=100, seed=0), Curve)
 
 
+def test_the_curve_has_an_interval_at_every_height() -> None:
+    distances = np.linspace(0, 6, 40)
+    noise = np.random.default_rng(0).normal(0, 0.1, 40)
+    found = fit_curve(
+        distances, np.array([START + gain_at(d, ALPHA, BETA) for d in distances]) + noise, samples=300, seed=0
+    )
+    assert found.heights[0][0] == 0 and found.heights[-1][0] == found.farthest == 6
+    assert found.heights[0][1] == found.start
+    for d, height in found.heights:
+        assert height.low < height.value < height.high
+        assert height.value == pytest.approx(found.start.value + gain_at(d, found.alpha.value, found.beta.value))
+    inside = [at.low <= START + gain_at(d, ALPHA, BETA) <= at.high for d, at in found.heights]
+    assert np.mean(inside) > 0.8
+
+
 @pytest.mark.timeout(300)
 def test_a_run_is_read_from_its_events_and_samples(finished_run: RunSpec) -> None:
     directory = finished_run.directory
@@ -102,7 +117,8 @@ def test_the_command_writes_figures_plots_and_what_is_missing(finished_run: RunS
     course = saved["figures"]["courses"]["ppo"]
     assert len(course["points"]) == finished_run.ppo.iterations and {"alpha", "beta"} <= course["gold"].keys()
     page = (tmp_path / "over-optimization.html").read_text()
-    assert page.count("<svg") == 2 and "fitted curve" in page
+    # proxy and gold along the training, and of the models on held-out prompts
+    assert page.count("<svg") == 4 and "fitted curve" in page and "gold of models on held-out prompts" in page
     again = CliRunner().invoke(evaluations, arguments)
     assert "is there already" in str(again.exception)
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import yaml
 from click.testing import CliRunner
+from scipy.stats import mannwhitneyu
 
 from running import running
 from trimtab.errors import ConfigError, DataError
@@ -25,10 +26,12 @@ from trimtab_trainer.data.records import Ranking
 from trimtab_trainer.eval.contestants import Connection, Contestant, served
 from trimtab_trainer.eval.toxicity import (
     SCORED_PROMPT,
+    TOXIC,
     ToxicityPrompt,
     known_toxicity,
     read_toxicity_prompts,
     scorer_accuracy,
+    scorer_auc,
     toxicity_figures,
     toxicity_rankings,
 )
@@ -67,6 +70,22 @@ class TestRankings:
         blind = scorer_accuracy(rows, [1.0] * 90, samples=100, seed=0)
         assert perfect and wrong and blind and perfect.prompts == 10
         assert (perfect.value, wrong.value, blind.value) == (1.0, 0.0, 0.5)
+
+    def test_the_area_under_the_curve_is_that_of_the_rank_test(self) -> None:
+        rows = prompts(90)
+        known = np.array([row.toxicity for row in rows], np.float64)
+        for noise in (0.0, 0.5, 100.0):
+            scores = np.round(known + np.random.default_rng(1).normal(size=90) * noise, 1)  # with equal scores
+            found = scorer_auc(rows, scores.tolist(), samples=200, seed=0)
+            wins = mannwhitneyu(scores[known >= TOXIC], scores[known < TOXIC]).statistic
+            toxic = int((known >= TOXIC).sum())
+            assert found and found.value == pytest.approx(wins / (toxic * (90 - toxic)))
+            assert found.low is not None and found.high is not None and found.low <= found.value <= found.high
+        assert scorer_auc([row for row in rows if (row.toxicity or 0) < TOXIC], [0.0] * 90, samples=100, seed=0) is None
+        few = scorer_auc(
+            [row for row, at in zip(rows, known, strict=True) if at > 0.9 or at < 0.1][:3], [1, 2, 3], samples=9, seed=0
+        )
+        assert few is not None and few.low is None
 
 
 class TestFigures:

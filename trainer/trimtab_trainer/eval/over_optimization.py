@@ -31,6 +31,7 @@ _LEAST_POINTS = 8
 _LEAST_DISTANCES = 3
 """As many as coefficients."""
 _LEVEL = 0.95
+_CURVE_POINTS = 61
 _FARTHEST_EXPONENT = 50.0
 """A curve that bends by next to nothing has its peak beyond any policy; just how far is no figure."""
 
@@ -84,6 +85,7 @@ class Curve:
         start, alpha, beta: coefficients with 95 % intervals.
         explained: share of the variance, at most 1.
         farthest: largest d of a point; beyond it the curve says nothing.
+        heights: (d, R(d)) from 0 to there, each R with its own 95 % interval.
         peak: None where no peak can be told, and then
         why_no_peak: says why.
     """
@@ -93,6 +95,7 @@ class Curve:
     beta: Estimate
     explained: float
     farthest: float
+    heights: Sequence[tuple[float, Estimate]]
     peak: Peak | None
     why_no_peak: str = ""
 
@@ -144,9 +147,22 @@ def fit_curve(distances: npt.NDArray[np.float64], values: npt.NDArray[np.float64
         beta=_estimate(beta, resampled[:, 2]),
         explained=1 - float((residuals**2).sum()) / spread if spread else 1.0,
         farthest=farthest,
+        heights=_heights((start, alpha, beta), resampled, farthest),
         peak=peak if isinstance(peak, Peak) else None,
         why_no_peak=peak if isinstance(peak, str) else "",
     )
+
+
+def _heights(
+    fitted: tuple[float, float, float], resampled: npt.NDArray[np.float64], farthest: float
+) -> list[tuple[float, Estimate]]:
+    start, alpha, beta = fitted
+    distances = np.linspace(0.0, farthest, _CURVE_POINTS)
+    of_resamples = _design(distances) @ resampled.T
+    return [
+        (d, _estimate(start + gain_at(d, alpha, beta), heights))
+        for d, heights in zip(distances.tolist(), of_resamples, strict=True)
+    ]
 
 
 def _peak(alpha: float, beta: float, resampled: npt.NDArray[np.float64], nearest: float, farthest: float) -> Peak | str:

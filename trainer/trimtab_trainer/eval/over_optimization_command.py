@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,14 +13,15 @@ import click
 from trimtab_trainer.eval.options import Output, findings_options
 
 if TYPE_CHECKING:
+    from trimtab_trainer.eval.clusters import Measure
     from trimtab_trainer.eval.over_optimization import Course, Curve
     from trimtab_trainer.eval.over_optimization_runs import SampledModel
-    from trimtab_trainer.report_plots import Plot
+    from trimtab_trainer.report_plots import Interval, Plot
     from trimtab_trainer.tables import Table
 
 __all__ = ["command"]
 
-_CURVE_POINTS = 60
+_X_LABEL = "square root of the KL, nats"
 _NOTES = (
     "d is the square root of the KL from PPO's start, in nats of a sequence, estimated on the batch itself (k1); an "
     "estimate below 0 counts as 0. Proxy is the reward model that was optimised.",
@@ -71,7 +74,10 @@ def command(directories: tuple[Path, ...], resamples: int, seed: int, output: Ou
             "models": {str(path): [asdict(model) for model in of_run] for path, of_run in models.items()},
         },
         tables=_tables(courses, fits, models, several=several),
-        plots=[plot for course in courses for plot in _plots(course, fits)],
+        plots=[
+            *(plot for course in courses for plot in _plots(course, fits)),
+            *(plot for path in directories for plot in _model_plots(models[path], run=str(path) if several else "")),
+        ],
         notes=[*_NOTES, *_missing(directories, courses, fits, models)],
     )
     output.tell(findings)
@@ -139,7 +145,6 @@ def _tables(
 
 def _plots(course: Course, fits: dict[tuple[str, str], Curve | str]) -> list[Plot]:
     """One plot for each side: scales of rewards and of gold scores have nothing to do with each other."""
-    from trimtab_trainer.eval.over_optimization import gain_at
     from trimtab_trainer.report_plots import Line, draw
 
     plots = []
@@ -147,11 +152,37 @@ def _plots(course: Course, fits: dict[tuple[str, str], Curve | str]) -> list[Plo
         values = [(point.distance, point.proxy if side == "proxy" else point.yardstick) for point in course.points]
         lines = [Line("iterations", [(d, value) for d, value in values if value is not None], dots=True)]
         if not isinstance(fit := fits[course.name, side], str):
-            places = [fit.farthest * step / _CURVE_POINTS for step in range(_CURVE_POINTS + 1)]
-            curve = [(d, fit.start.value + gain_at(d, fit.alpha.value, fit.beta.value)) for d in places]
-            lines.append(Line("fitted curve", curve))
-        plots.append(draw(f"{course.name}: {side} reward", "square root of the KL, nats", lines))
+            curve = [(d, height.value) for d, height in fit.heights]
+            band = [(height.low, height.high) for _, height in fit.heights]
+            lines.append(Line("fitted curve", curve, intervals=band))
+        plots.append(draw(f"{course.name}: {side} reward", _X_LABEL, lines))
     return [plot for plot in plots if plot is not None]
+
+
+def _model_plots(models: Sequence[SampledModel], *, run: str) -> list[Plot]:
+    """The models of a run that have a KL: one plot for the proxy and one for each yardstick."""
+    from trimtab_trainer.report_plots import Line, draw
+
+    plots = []
+    for side in ("proxy", "gold", "judge"):
+        lines = []
+        for model in models:
+            found = model.proxy if side == "proxy" else model.yardsticks.get(side)
+            if found is None or model.kl is None:
+                continue
+            point = [(_distance(model.kl.value), found.value)]
+            of_x, of_y = _ends(model.kl, _distance), _ends(found, float)
+            lines.append(Line(model.name, point, dots=True, intervals=[of_y], x_intervals=[of_x]))
+        plots.append(draw(f"{run}: {side} of models on held-out prompts".removeprefix(": "), _X_LABEL, lines))
+    return [plot for plot in plots if plot is not None]
+
+
+def _ends(found: Measure, scale: Callable[[float], float]) -> Interval:
+    return None if found.low is None or found.high is None else (scale(found.low), scale(found.high))
+
+
+def _distance(kl: float) -> float:
+    return math.sqrt(max(kl, 0.0))
 
 
 def _missing(

@@ -133,7 +133,11 @@ def measure(
             whose: _difference(ours, [other for other in longer if whose in (ALL, other.group)], samples, seed)
             for whose, ours in sides.items()
         },
-        calibration={whose: found for whose, ours in sides.items() if (found := calibration(ours)) is not None},
+        calibration={
+            whose: found
+            for whose, ours in sides.items()
+            if (found := calibration(ours, samples=samples, seed=seed)) is not None
+        },
         agreements=labelings.agreements(samples=samples, seed=seed),
         rankings=len(rankings),
         tied=sum(all(len(set(one.ranks)) == 1 for one in ranking.labelings) for ranking in rankings),

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from trimtab_trainer.claims import Estimate
+from trimtab_trainer.eval.clusters import Measure
 from trimtab_trainer.eval.findings import Findings, interval
 from trimtab_trainer.eval.reward_model import ALL, LONGER, MODEL, ORACLE, Measured
 from trimtab_trainer.eval.reward_model_training import PAPER, Folds
@@ -121,7 +122,10 @@ def _agreement(found: Measured) -> list[Table]:
 
 
 def _calibration(calibrated: Calibration) -> Table:
-    rows = [[f"{one.predicted:.3f}", f"{one.observed:.3f}", str(one.pairs)] for one in calibrated.bins]
+    rows = [
+        [f"{one.predicted:.3f}", interval(Measure(one.observed, one.low, one.high)), str(one.pairs)]
+        for one in calibrated.bins
+    ]
     return Table("Calibration over the pairs of all labelers", ["predicted", "observed", "pairs"], rows, names=0)
 
 

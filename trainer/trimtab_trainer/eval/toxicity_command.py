@@ -20,10 +20,12 @@ from trimtab_trainer.eval.instructions import INSTRUCTIONS, instructed
 from trimtab_trainer.eval.options import Output, connection_of, contestant_options, findings_options
 from trimtab_trainer.eval.toxicity import (
     SCORED_PROMPT,
+    TOXIC,
     ToxicityPrompt,
     known_toxicity,
     read_toxicity_prompts,
     scorer_accuracy,
+    scorer_auc,
     toxicity_figures,
 )
 from trimtab_trainer.eval.toxicity_services import complete, scorer, scores_of
@@ -38,8 +40,9 @@ _NOTES = (
     "human: share of completions scored as more toxic than what the person wrote after the same prompt. Intervals of "
     "95 % by bootstrap over prompts, differences paired by prompt.",
     "The scorer is right where it orders two people's continuations as their known toxicity (Perspective) does, "
-    "toxicities of one tenth left out; that is a held-out accuracy only if it was not trained on these rows. A figure "
-    "is no better than its scorer, and differences that are small beside its errors say nothing.",
+    "toxicities of one tenth left out; its AUC is of those of 0.5 and more against the others. Both are held-out "
+    "figures only if it was not trained on these rows. A figure is no better than its scorer, and differences that are "
+    "small beside its errors say nothing.",
     "Empty completions are not scored: a model that says nothing is not toxic, and of no use either.",
 )
 
@@ -118,9 +121,10 @@ def command(
         described_scorer = judge.described()
         human = scores_of(judge, [row.human for row in rows])
         found = {key: _score(judge, of_key) for key, of_key in texts.items()}
-    accuracy = _accuracy(rows, human, resamples, seed)
+    accuracy, auc = _right(rows, human, resamples, seed)
     figures: dict[str, Any] = {
         "scorer_accuracy": asdict(accuracy) if accuracy is not None else None,
+        "scorer_auc": asdict(auc) if auc is not None else None,
         "models": {
             contestant.name: {
                 instruction: toxicity_figures(
@@ -153,7 +157,7 @@ def command(
             "seed": seed,
         },
         figures=figures,
-        tables=_tables(figures["models"], accuracy, reference),
+        tables=_tables(figures["models"], accuracy, auc, reference),
         notes=_NOTES,
     )
     if completions is not None:
@@ -187,11 +191,17 @@ def _score(judge: Any, texts: Sequence[Sequence[str]]) -> _Scored:
     return _Scored(kept, [[next(scores) for _ in of_prompt] for of_prompt in kept])
 
 
-def _accuracy(rows: Sequence[ToxicityPrompt], human: Sequence[float], resamples: int, seed: int) -> Accuracy | None:
+def _right(
+    rows: Sequence[ToxicityPrompt], human: Sequence[float], resamples: int, seed: int
+) -> tuple[Accuracy | None, Measure | None]:
+    """How often the scorer orders people's texts rightly, and the area under its ROC curve."""
     known = known_toxicity(rows)
     by_row = {row.number: score for row, score in zip(rows, human, strict=True)}
     scores = [by_row[row.number] for row in known]
-    return scorer_accuracy(known, scores, samples=resamples, seed=seed) if len(known) > 1 else None
+    if len(known) < 2:
+        return None, None
+    accuracy = scorer_accuracy(known, scores, samples=resamples, seed=seed)
+    return accuracy, scorer_auc(known, scores, samples=resamples, seed=seed)
 
 
 def _write(path: Path, rows: Sequence[ToxicityPrompt], found: Mapping[tuple[str, str], _Scored]) -> None:
@@ -203,7 +213,7 @@ def _write(path: Path, rows: Sequence[ToxicityPrompt], found: Mapping[tuple[str,
                     lines.write(json_line({"model": model, "instruction": instruction, **of_row}))
 
 
-def _tables(figures: Mapping[str, Any], accuracy: Accuracy | None, baseline: str) -> list[Table]:
+def _tables(figures: Mapping[str, Any], accuracy: Accuracy | None, auc: Measure | None, baseline: str) -> list[Table]:
     right = percent(accuracy.value) if accuracy is not None else "unknown"
     rows = []
     for model, by_instruction in figures.items():
@@ -215,8 +225,10 @@ def _tables(figures: Mapping[str, Any], accuracy: Accuracy | None, baseline: str
     header = ["model", "instruction", "score", f"minus {baseline}", "above human", "prompts answered", "scorer right"]
     tables = [Table("Toxicity", header, rows, names=2)]
     if accuracy is not None:
-        row = [interval(accuracy, percent), str(accuracy.pairs), str(accuracy.prompts)]
-        tables.append(Table("The scorer on what people wrote", ["right", "pairs", "groups of texts"], [row], names=0))
+        area = interval(auc) if auc is not None else "not known"
+        row = [interval(accuracy, percent), str(accuracy.pairs), str(accuracy.prompts), area]
+        header = ["right", "pairs", "groups of texts", f"AUC, toxic from {TOXIC} on"]
+        tables.append(Table("The scorer on what people wrote", header, [row], names=0))
     return tables
 
 
