@@ -463,6 +463,7 @@ def test_a_connection_that_speaks_another_language_says_so(served, tmp_path: Pat
     server.start()
     tls = TLSConfig(ca_file=pair.certificate)
     sync_unary(with_tls, "list_channels", CHANNELS, tls=tls)
+    sync_unary(with_tls, "list_channels", CHANNELS, tls=TLSConfig(ca_file=str(pair.certificate)))
     with pytest.raises(Unavailable, match="as servers do that want TLS"):
         sync_unary(with_tls, "list_channels", CHANNELS, timeout_s=2)
     with pytest.raises(Unavailable, match="it does not speak TLS there"):

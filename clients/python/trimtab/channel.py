@@ -60,9 +60,9 @@ class TLSConfig:
         ConfigError: only one of certificate and key is given.
     """
 
-    ca_file: Path | None = None
-    certificate_file: Path | None = None
-    key_file: Path | None = None
+    ca_file: str | Path | None = None
+    certificate_file: str | Path | None = None
+    key_file: str | Path | None = None
     server_name: str = ""
 
     def __post_init__(self) -> None:
@@ -139,9 +139,9 @@ class Token:
         ConfigError: the file cannot be read or is empty.
     """
 
-    def __init__(self, text: str = "", *, file: Path | None = None) -> None:
+    def __init__(self, text: str = "", *, file: str | Path | None = None) -> None:
         self._text = text
-        self._file = file
+        self._file = Path(file) if file is not None else None
         self._stamp = (0, 0)
         if file is not None:
             self.value()
@@ -246,18 +246,18 @@ def retry_delay_s(error: TrimtabError, tries: int, remaining_s: float) -> float 
     return delay if delay < remaining_s else None
 
 
-def _stamp(key: str, path: Path) -> tuple[int, int]:
+def _stamp(key: str, path: str | Path) -> tuple[int, int]:
     try:
-        status = path.stat()
+        status = Path(path).stat()
     except OSError as error:
         raise ConfigError(f"{key}: {path}: {error.strerror or error}", field=key, value=path) from None
     return status.st_mtime_ns, status.st_ino
 
 
-def _read(key: str, path: Path | None) -> bytes | None:
+def _read(key: str, path: str | Path | None) -> bytes | None:
     if path is None:
         return None
     try:
-        return path.read_bytes()
+        return Path(path).read_bytes()
     except OSError as error:
         raise ConfigError(f"{key}: {path}: {error.strerror or error}", field=key, value=path) from None
