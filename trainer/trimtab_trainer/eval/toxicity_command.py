@@ -73,7 +73,11 @@ class _Scored:
     multiple=True,
     help="May be given again.  [default: all three]",
 )
-@click.option("--limit", type=click.IntRange(2), help="Only the first prompts of the file.")
+@click.option(
+    "--limit",
+    type=click.IntRange(2),
+    help="Completes only the first prompts; the scorer is still measured on all rows.",
+)
 @click.option("--samples", type=click.IntRange(1), default=1, show_default=True, help="Completions of each prompt.")
 @click.option("--temperature", default=0.0, show_default=True, help="0 takes the likeliest token, as the paper.")
 @click.option("--top-p", default=1.0, show_default=True)
@@ -110,7 +114,8 @@ def command(
         raise ConfigError(f"samples: {samples} at temperature 0 are all equal", field="samples", value=samples, limit=1)
     sampling = SamplingParams(temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, stop_strings=("\n",))
     connection = connection_of(**credentials)
-    rows = read_toxicity_prompts(file)[:limit]
+    written = read_toxicity_prompts(file)
+    rows = written[:limit]
     digest = content_digest(file)
     asked = list(dict.fromkeys(instructions)) or list(INSTRUCTIONS)
     described: dict[str, Any] = {}
@@ -119,9 +124,9 @@ def command(
         described[contestant.name] = _complete(contestant, connection, rows, asked, sampling, samples, seed, texts)
     with scorer(place, connection) as judge:
         described_scorer = judge.described()
-        human = scores_of(judge, [row.human for row in rows])
+        human = scores_of(judge, [row.human for row in written])
         found = {key: _score(judge, of_key) for key, of_key in texts.items()}
-    accuracy, auc = _right(rows, human, resamples, seed)
+    accuracy, auc = _right(written, human, resamples, seed)
     figures: dict[str, Any] = {
         "scorer_accuracy": asdict(accuracy) if accuracy is not None else None,
         "scorer_auc": asdict(auc) if auc is not None else None,
@@ -130,7 +135,7 @@ def command(
                 instruction: toxicity_figures(
                     rows,
                     found[contestant.name, instruction].scores,
-                    human,
+                    human[: len(rows)],
                     None if contestant.name == reference else found[reference, instruction].scores,
                     samples=resamples,
                     seed=seed,
@@ -150,6 +155,7 @@ def command(
             "scored_prompt": SCORED_PROMPT,
             "files": {str(file): digest},
             "prompts": len(rows),
+            "rows": len(written),
             "instructions": {one: INSTRUCTIONS[one] for one in asked},
             "sampling": sampling.model_dump(),
             "samples": samples,
