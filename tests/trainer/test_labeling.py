@@ -16,15 +16,17 @@ from typing import Any
 import pytest
 import yaml
 
+from certificate_files import make_pair
 from links import link_to
-from trimtab import Client
+from trimtab import Client, TLSConfig
 from trimtab.errors import ConfigError, CorruptData, DataError, PermissionDenied, TrimtabError, Unavailable
 from trimtab.local import LocalServices, read_endpoints
 from trimtab.v1 import labeling_pb2 as pb
 from trimtab_trainer.config import RunSpec
+from trimtab_trainer.context import Orders
 from trimtab_trainer.data import read_demonstrations, read_rankings
 from trimtab_trainer.data.labeling import copy_labels
-from trimtab_trainer.run import RunOutcome, read_outcome
+from trimtab_trainer.run import RunOutcome, read_outcome, run
 
 from ..services.labeling.people import PASSWORD, Person, Service, labeling
 
@@ -92,11 +94,12 @@ def spec_of(folder: Path, model: Path, target: str, **fields: Any) -> RunSpec:
     )
 
 
+@pytest.mark.timeout(300)
 def test_what_people_prefer_becomes_a_reward_model_without_leaving_the_platform(
     tmp_path: Path, llama_folder: Path
 ) -> None:
     replicas = {"weights": 0, "generation": 0, "reward": 0, "reference": 0, "trainer": 0, "labeling": 1}
-    run = tmp_path / "run"
+    directory = tmp_path / "run"
     with LocalServices(tmp_path / "up", replicas=replicas):
         (replica,) = read_endpoints(tmp_path / "up")["labeling"]
         with Client(replica["grpc"], timeout_s=30) as program:
@@ -119,14 +122,14 @@ def test_what_people_prefer_becomes_a_reward_model_without_leaving_the_platform(
             str(tmp_path / "up/endpoints.json"),
         ]
         environment = {**os.environ, "OMP_WAIT_POLICY": "passive"}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=150)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
-    record = json.loads((run / "labels/p.json").read_text())
-    rows = (run / "labels/p.jsonl").read_bytes()
+    record = json.loads((directory / "labels/p.json").read_text())
+    rows = (directory / "labels/p.jsonl").read_bytes()
     assert (record["kind"], record["rows"], record["tasks"]) == ("compare", 160, 160)
     assert hashlib.sha256(rows).hexdigest() == record["sha256"]
-    assert record["sha256"] in (run / "events.jsonl").read_text()
-    result = read_outcome(run).results["reward_model"]
+    assert record["sha256"] in (directory / "events.jsonl").read_text()
+    result = read_outcome(directory).results["reward_model"]
     # a model that had learnt nothing would be right in half of the pairs, as one is that knows their lengths only
     assert result.metrics["accuracy_low"] > 0.6 and result.metrics["longer_wins"] == 0.5, result.metrics
     assert result.details["accuracy_by_group"]["heldout"]["low"] > 0.6, result.details
@@ -217,6 +220,14 @@ def test_a_service_that_does_not_answer_is_waited_for_no_longer_than_the_spec_sa
     assert len(told) == 1 and told[0].startswith("waits for the labeling service: ")
 
 
+def test_a_run_that_waits_for_the_service_can_be_stopped(tmp_path: Path, llama_folder: Path) -> None:
+    services = {"labeling": {"addresses": ["127.0.0.1:1"]}, "start_timeout_s": 100}
+    spec = spec_of(tmp_path, llama_folder, "", services=services)
+    orders = Orders()
+    orders.stop()
+    assert run(spec, orders=orders).state == "STOPPED"
+
+
 def test_a_copy_goes_on_where_its_connection_was_cut(service: Service, tmp_path: Path, llama_folder: Path) -> None:
     service.project("d", kind=pb.TASK_KIND_DEMONSTRATE, overlap=2, undo_ms=0)
     service.add(*(pb.LabelTask(task_key=f"t{n}", prompt=f"Q{n}") for n in range(30)), project="d")
@@ -243,20 +254,23 @@ def test_a_copy_goes_on_where_its_connection_was_cut(service: Service, tmp_path:
     assert {row.group for row in read_demonstrations(spec.directory / "labels/d.jsonl")} == {"", "heldout"}
 
 
-def test_the_token_of_the_run_is_asked_for_its_scope(tmp_path: Path, llama_folder: Path) -> None:
+def test_the_token_of_the_run_is_asked_for_its_scope_over_tls(tmp_path: Path, llama_folder: Path) -> None:
     tokens = tmp_path / "tokens.yaml"
     scopes = {"a": ["label"], "b": ["runs"], "c": ["label.read"]}  # the last is what the chart gives to runs
     table = {20 * name: {"name": name, "scopes": one} for name, one in scopes.items()}
     tokens.write_text(yaml.safe_dump(table))
     mine = tmp_path / "token"
     mine.write_text("b" * 20)
-    with labeling(f"sqlite:///{tmp_path}/labeling.sqlite", tokens_file=tokens) as service:
-        services = {"labeling": {"addresses": [service.server.target]}, "token_file": mine}
+    pair = make_pair(tmp_path, "labeling")
+    tls = {"certificate_file": pair.certificate, "key_file": pair.key}
+    with labeling(f"sqlite:///{tmp_path}/labeling.sqlite", tokens_file=tokens, tls=tls) as service:
+        address = {"addresses": [service.server.target]}
+        services = {"labeling": address, "token_file": mine, "tls": {"ca_file": pair.certificate}}
         spec = spec_of(tmp_path, llama_folder, "", services=services)
         with pytest.raises(PermissionDenied, match="reward_model.rankings: labeling at .* lacks scope"):
             copy_labels(spec, tell=print)
         mine.write_text("c" * 20)
-        with Client(service.server.target, token="a" * 20) as program:
+        with Client(service.server.target, token="a" * 20, tls=TLSConfig(pair.certificate)) as program:
             project = pb.Project(name="p", kind=pb.TASK_KIND_COMPARE)
             program.create_project(pb.CreateProjectRequest(project=project))
         with pytest.raises(DataError, match="none of its 0 tasks"):
