@@ -67,7 +67,7 @@ def evaluate(context: StageContext, config: EvaluateConfig) -> StageResult:
             _save_answers(context, name, _rows(context, rollouts, prompts, sampler.tokenizer, few_shot=bool(shown)))
             if passages:
                 counts |= _save_losses(context, name, model, passages)
-            metrics = counts | _save_figures(context, config, name, model, sampler.tokenizer)
+            metrics = _save_figures(context, config, name, model, sampler.tokenizer) | counts
             context.after_step(number + 1, steps, 1, lambda at=number + 1: Snapshot(at), metrics=metrics)
         if judge is not None and done < steps:
             metrics = _judge(context, config, sampler, judge, prompts)
