@@ -18,7 +18,7 @@ from trimtab.v1 import weights_pb2
 from trimtab_models.tokenizer import encode_completion, encode_prompt, load_tokenizer
 from trimtab_trainer.config import PPOConfig, RunSpec
 from trimtab_trainer.data import Demonstration
-from trimtab_trainer.eval.compute_run import run_ledger
+from trimtab_trainer.eval.compute.run import run_ledger
 from trimtab_trainer.examples import few_shot_prompt
 from trimtab_trainer.ppo_controls import without_kl, without_ptx
 from trimtab_trainer.report import write_report

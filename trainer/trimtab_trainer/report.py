@@ -21,8 +21,8 @@ import yaml
 
 from trimtab.errors import CorruptData
 from trimtab_trainer.checkpoint import write_file_atomically
-from trimtab_trainer.eval.compute import Ledger, ledger_notes, ledger_record, ledger_tables
-from trimtab_trainer.eval.compute_run import run_ledger
+from trimtab_trainer.eval.compute.ledger import Ledger, ledger_notes, ledger_record, ledger_tables
+from trimtab_trainer.eval.compute.run import run_ledger
 from trimtab_trainer.report_plots import Plot, calibration_plot, run_plots
 from trimtab_trainer.reporter import stage_metrics
 from trimtab_trainer.run import read_outcome

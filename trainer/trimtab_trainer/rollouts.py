@@ -87,7 +87,7 @@ class Rollout:
 
 
 def token_counts(prompts: Sequence[RolloutPrompt], rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """What a collection cost in tokens, for the compute ledger (`eval.compute_run`).
+    """What a collection cost in tokens, for the compute ledger (`eval.compute.run`).
 
     Args:
         prompts: that were asked, each `prompt_id` once.

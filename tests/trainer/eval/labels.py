@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from trimtab_trainer.eval.preference_labels import Label
+from trimtab_trainer.eval.preference.labels import Label
 
 
 def label(prompt: object, labeler: str, contestants: str, ranks: Iterable[int], **fields: Any) -> Label:

@@ -14,7 +14,7 @@ from scipy.stats import entropy as scipy_entropy
 from running import running
 from trimtab.errors import ConfigError, DataError, Mismatch, Unavailable
 from trimtab_trainer.dpo_reference import folder_digest
-from trimtab_trainer.eval.bias import (
+from trimtab_trainer.eval.safety.bias import (
     PairLogprobs,
     bias_figures,
     entropy_bits,
@@ -22,8 +22,8 @@ from trimtab_trainer.eval.bias import (
     read_crows_pairs,
     read_winogender,
 )
-from trimtab_trainer.eval.bias_command import command
-from trimtab_trainer.eval.instructions import INSTRUCTIONS
+from trimtab_trainer.eval.safety.bias_command import command
+from trimtab_trainer.eval.safety.instructions import INSTRUCTIONS
 
 from .contestant_models import direct_logprob, found_by, model_folder, real, write_rows
 

@@ -12,7 +12,7 @@ from scipy.optimize import minimize
 from scipy.special import expit, log_expit
 
 from trimtab.errors import DataError
-from trimtab_trainer.eval.bradley_terry import check_estimable, fit, is_estimable
+from trimtab_trainer.eval.preference.bradley_terry import check_estimable, fit, is_estimable
 
 
 def by_logistic_regression(wins: np.ndarray) -> np.ndarray:

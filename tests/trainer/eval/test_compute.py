@@ -22,7 +22,7 @@ from trimtab_models.tokenizer import encode_completion, encode_prompt, load_toke
 from trimtab_trainer.config import RunSpec, spec_to_yaml
 from trimtab_trainer.data import read_rankings
 from trimtab_trainer.eval.commands import eval as evaluations
-from trimtab_trainer.eval.compute import (
+from trimtab_trainer.eval.compute.ledger import (
     INSTRUCTGPT,
     PETAFLOP_S_DAY,
     ModelSize,
@@ -31,8 +31,8 @@ from trimtab_trainer.eval.compute import (
     ledger_record,
     make_ledger,
 )
-from trimtab_trainer.eval.compute_model import count_flops, model_size
-from trimtab_trainer.eval.compute_run import run_ledger
+from trimtab_trainer.eval.compute.model_flops import count_flops, model_size
+from trimtab_trainer.eval.compute.run import run_ledger
 from trimtab_trainer.report import write_report
 from trimtab_trainer.reporter import Reporter, RunState, read_events, step_metrics
 from trimtab_trainer.run import RunOutcome, read_outcome

@@ -13,8 +13,8 @@ from scipy.optimize import curve_fit, minimize_scalar
 
 from trimtab_trainer.config import RunSpec
 from trimtab_trainer.eval.commands import eval as evaluations
-from trimtab_trainer.eval.over_optimization import Course, Curve, Point, fit_course, fit_curve, gain_at
-from trimtab_trainer.eval.over_optimization_runs import courses_of, sampled_models
+from trimtab_trainer.eval.over_optimization.curve import Course, Curve, Point, fit_course, fit_curve, gain_at
+from trimtab_trainer.eval.over_optimization.runs import courses_of, sampled_models
 from trimtab_trainer.reporter import step_metrics
 
 START, ALPHA, BETA = 0.4, 0.5, 0.25

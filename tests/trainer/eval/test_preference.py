@@ -16,10 +16,10 @@ import pytest
 from scipy.stats import bootstrap as scipy_bootstrap
 
 from trimtab.errors import ConfigError, DataError
-from trimtab_trainer.eval.preference import Comparisons, first_shown, strengths
-from trimtab_trainer.eval.preference_answers import flag_rates, mean_ratings
-from trimtab_trainer.eval.preference_bootstrap import interval_of
-from trimtab_trainer.eval.preference_labels import Label, contestants_of, read_labels
+from trimtab_trainer.eval.preference.answers import flag_rates, mean_ratings
+from trimtab_trainer.eval.preference.bootstrap import interval_of
+from trimtab_trainer.eval.preference.labels import Label, contestants_of, read_labels
+from trimtab_trainer.eval.preference.win_rates import Comparisons, first_shown, strengths
 
 from .labels import crowd, label
 

@@ -22,8 +22,8 @@ from trimtab_trainer.data import Labeling, Ranking, read_rankings
 from trimtab_trainer.data.splits import split_by_prompt
 from trimtab_trainer.digests import content_digest
 from trimtab_trainer.eval.commands import eval as evaluations
-from trimtab_trainer.eval.reward_model import ALL, HELD_OUT, LONGER, MODEL, ORACLE, TRAINING, Judged, measure
-from trimtab_trainer.eval.reward_model_data import llmbar_ranking
+from trimtab_trainer.eval.reward_model.agreement import ALL, HELD_OUT, LONGER, MODEL, ORACLE, TRAINING, Judged, measure
+from trimtab_trainer.eval.reward_model.data import llmbar_ranking
 from trimtab_trainer.miniature.labelers import oracle
 from trimtab_trainer.run import RunOutcome, read_outcome
 

@@ -21,11 +21,11 @@ from tiny_models import make_policy, make_tokenizer
 from trimtab.errors import ConfigError, DataError, DeadlineExceeded, InternalError, Unavailable
 from trimtab_models.loading import load_policy, save_model
 from trimtab_models.tokenizer import load_tokenizer
-from trimtab_trainer.eval import lm_eval as driver
 from trimtab_trainer.eval.contestants import Connection, Contestant
-from trimtab_trainer.eval.lm_eval import Front, LmEval, Work, find_lm_eval, front_of, run_lm_eval
-from trimtab_trainer.eval.tasks import check_rows, document_figures, parse_tasks, task_figures
-from trimtab_trainer.eval.tasks_command import command
+from trimtab_trainer.eval.tasks import lm_eval as driver
+from trimtab_trainer.eval.tasks.command import command
+from trimtab_trainer.eval.tasks.figures import check_rows, document_figures, parse_tasks, task_figures
+from trimtab_trainer.eval.tasks.lm_eval import Front, LmEval, Work, find_lm_eval, front_of, run_lm_eval
 
 ROOT = Path(__file__).parents[3]
 DATA = Path(os.environ.get("TRIMTAB_DATA", ROOT.parent / "shared" / "data")) / "eval"

@@ -24,7 +24,7 @@ from trimtab_trainer.claims import win_rate
 from trimtab_trainer.config import RunSpec
 from trimtab_trainer.data.records import Ranking
 from trimtab_trainer.eval.contestants import Connection, Contestant, served
-from trimtab_trainer.eval.toxicity import (
+from trimtab_trainer.eval.safety.toxicity import (
     SCORED_PROMPT,
     TOXIC,
     ToxicityPrompt,
@@ -35,9 +35,9 @@ from trimtab_trainer.eval.toxicity import (
     toxicity_figures,
     toxicity_rankings,
 )
-from trimtab_trainer.eval.toxicity_classifier_command import command as classifier_command
-from trimtab_trainer.eval.toxicity_command import command
-from trimtab_trainer.eval.toxicity_services import complete, scorer, scores_of
+from trimtab_trainer.eval.safety.toxicity_classifier_command import command as classifier_command
+from trimtab_trainer.eval.safety.toxicity_command import command
+from trimtab_trainer.eval.safety.toxicity_services import complete, scorer, scores_of
 
 from .contestant_models import found_by, model_folder, real, write_rows
 

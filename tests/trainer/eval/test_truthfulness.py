@@ -11,8 +11,8 @@ import pytest
 
 from running import running
 from trimtab.errors import DataError
-from trimtab_trainer.eval.truthfulness import PROMPTS, mc1, mc2, question_context, read_truthfulqa
-from trimtab_trainer.eval.truthfulness_command import command
+from trimtab_trainer.eval.safety.truthfulness import PROMPTS, mc1, mc2, question_context, read_truthfulqa
+from trimtab_trainer.eval.safety.truthfulness_command import command
 
 from .contestant_models import direct_logprob, found_by, model_folder, real, write_rows
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from trimtab_trainer.eval.preference import Comparison
-from trimtab_trainer.eval.preference_bootstrap import Figure, Interval
+from trimtab_trainer.eval.preference.bootstrap import Figure, Interval
+from trimtab_trainer.eval.preference.win_rates import Comparison
 from trimtab_trainer.tables import Table, percent
 
 __all__ = ["INTERVAL_NOTE", "comparison_table", "figure_table", "points", "signed", "too_few"]

@@ -12,7 +12,7 @@ tokens that are predicted are in it, padding is not. Their ratio says how far th
 1 petaflop/s-day is 8.64e19 FLOPs. InstructGPT 5.1: 4.9 petaflop/s-days for SFT of the 175B model, 60 for PPO-ptx, 3,640
 for the pretraining of GPT-3.
 
-Pure arithmetic; `compute_run` reads a run, `compute_model` counts a model.
+Pure arithmetic; `run` reads a run, `model_flops` counts a model.
 """
 
 from __future__ import annotations

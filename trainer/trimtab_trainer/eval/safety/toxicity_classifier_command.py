@@ -11,7 +11,7 @@ from trimtab.errors import ConfigError
 from trimtab_trainer.data.readers import stream_rows
 from trimtab_trainer.data.splits import split_by_prompt
 from trimtab_trainer.data.writers import LineFile, json_line, new_files
-from trimtab_trainer.eval.toxicity import known_toxicity, read_toxicity_prompts, toxicity_rankings
+from trimtab_trainer.eval.safety.toxicity import known_toxicity, read_toxicity_prompts, toxicity_rankings
 
 __all__ = ["command"]
 

@@ -16,9 +16,9 @@ from trimtab_trainer.digests import content_digest
 from trimtab_trainer.eval.clusters import Measure
 from trimtab_trainer.eval.contestants import Connection, Contestant, baseline_of, parse_contestants, served
 from trimtab_trainer.eval.findings import Findings, interval
-from trimtab_trainer.eval.instructions import INSTRUCTIONS, instructed
 from trimtab_trainer.eval.options import Output, connection_of, contestant_options, findings_options
-from trimtab_trainer.eval.toxicity import (
+from trimtab_trainer.eval.safety.instructions import INSTRUCTIONS, instructed
+from trimtab_trainer.eval.safety.toxicity import (
     SCORED_PROMPT,
     TOXIC,
     ToxicityPrompt,
@@ -28,7 +28,7 @@ from trimtab_trainer.eval.toxicity import (
     scorer_auc,
     toxicity_figures,
 )
-from trimtab_trainer.eval.toxicity_services import complete, scorer, scores_of
+from trimtab_trainer.eval.safety.toxicity_services import complete, scorer, scores_of
 from trimtab_trainer.evaluation import Accuracy
 from trimtab_trainer.tables import Table, percent
 

@@ -14,8 +14,8 @@ from trimtab_trainer.eval.options import Output, findings_options
 
 if TYPE_CHECKING:
     from trimtab_trainer.eval.clusters import Measure
-    from trimtab_trainer.eval.over_optimization import Course, Curve
-    from trimtab_trainer.eval.over_optimization_runs import SampledModel
+    from trimtab_trainer.eval.over_optimization.curve import Course, Curve
+    from trimtab_trainer.eval.over_optimization.runs import SampledModel
     from trimtab_trainer.report_plots import Interval, Plot
     from trimtab_trainer.tables import Table
 
@@ -42,8 +42,8 @@ def command(directories: tuple[Path, ...], resamples: int, seed: int, output: Ou
     """
     from trimtab_trainer.digests import content_digest
     from trimtab_trainer.eval.findings import Findings
-    from trimtab_trainer.eval.over_optimization import fit_course
-    from trimtab_trainer.eval.over_optimization_runs import courses_of, sampled_models
+    from trimtab_trainer.eval.over_optimization.curve import fit_course
+    from trimtab_trainer.eval.over_optimization.runs import courses_of, sampled_models
 
     several = len(directories) > 1
     courses = [one for path in directories for one in courses_of(path, name=str(path) if several else "")]

@@ -15,7 +15,7 @@ from typing import Any
 from trimtab.errors import ConfigError, DataError
 from trimtab_trainer.data.readers import stream_rows
 from trimtab_trainer.data.records import Ranking
-from trimtab_trainer.eval.preference_bootstrap import Bootstrap
+from trimtab_trainer.eval.preference.bootstrap import Bootstrap
 
 __all__ = ["BY", "Label", "bootstrap_of", "contestants_of", "read_labels"]
 

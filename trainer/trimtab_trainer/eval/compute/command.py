@@ -48,8 +48,8 @@ def command(
     as they are.
     """
     from trimtab_trainer.digests import content_digest
-    from trimtab_trainer.eval.compute import Pretraining, ledger_notes, ledger_record, ledger_tables
-    from trimtab_trainer.eval.compute_run import pretraining_of, run_ledger
+    from trimtab_trainer.eval.compute.ledger import Pretraining, ledger_notes, ledger_record, ledger_tables
+    from trimtab_trainer.eval.compute.run import pretraining_of, run_ledger
     from trimtab_trainer.eval.findings import Findings
 
     if pretraining_flops is not None and pretraining_tokens is not None:

@@ -1,4 +1,4 @@
-"""What each stage of a run did, from its own events, and the ledger of it (`compute`)."""
+"""What each stage of a run did, from its own events, and the ledger of it (`ledger`)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from trimtab.errors import ConfigError
 from trimtab_trainer.config import STAGES, RunSpec, StageName, load_run_spec
-from trimtab_trainer.eval.compute import Ledger, Pretraining, Work, make_ledger
+from trimtab_trainer.eval.compute.ledger import Ledger, Pretraining, Work, make_ledger
 from trimtab_trainer.reporter import stage_metrics
 from trimtab_trainer.run import RunOutcome, read_outcome
 
@@ -40,7 +40,7 @@ def run_ledger(directory: Path, *, pretraining: Pretraining | None = None) -> Le
     folders = run.folders({one.model for done in work.values() for one in done})
     missing = {stage: [*run.missing(stage, work[stage]), *_no_folder(work[stage], folders)] for stage in stages}
     known = {stage: [one for one in done if one.model in folders] for stage, done in work.items()}
-    from trimtab_trainer.eval.compute_model import model_size  # torch and transformers: heavy
+    from trimtab_trainer.eval.compute.model_flops import model_size  # torch and transformers: heavy
 
     return make_ledger(
         known,
@@ -68,7 +68,7 @@ def pretraining_of(directory: Path, tokens: float) -> Pretraining:
             field="pretraining-tokens",
             value=spec.model,
         )
-    from trimtab_trainer.eval.compute_model import model_size
+    from trimtab_trainer.eval.compute.model_flops import model_size
 
     parameters = model_size(folder).formula
     return Pretraining(6.0 * parameters * tokens, f"6 · {parameters:,} · {tokens:,.0f} stated tokens")
@@ -234,7 +234,7 @@ def _no_folder(work: Sequence[Work], folders: Mapping[str, Path]) -> list[str]:
 
 def _counter(folders: Mapping[str, Path]) -> Callable[[Work], float | None]:
     def count(work: Work) -> float | None:
-        from trimtab_trainer.eval.compute_model import count_flops
+        from trimtab_trainer.eval.compute.model_flops import count_flops
 
         try:
             return count_flops(folders[work.model], work)

@@ -9,7 +9,7 @@ from typing import TypeVar
 from trimtab.errors import ConfigError
 from trimtab.types import GenerateRequest, GenerationPrompt, Priority, SamplingParams, ScoreItem, ScoreRequest
 from trimtab_trainer.eval.contestants import Connection, Contestant, Served, served
-from trimtab_trainer.eval.toxicity import SCORED_PROMPT
+from trimtab_trainer.eval.safety.toxicity import SCORED_PROMPT
 
 __all__ = ["complete", "scorer", "scores_of"]
 

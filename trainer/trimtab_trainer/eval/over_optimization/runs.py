@@ -12,7 +12,7 @@ import numpy as np
 from trimtab.errors import ConfigError
 from trimtab_trainer.data.readers import stream_rows
 from trimtab_trainer.eval.clusters import Measure, clustered_mean
-from trimtab_trainer.eval.over_optimization import Course, Point
+from trimtab_trainer.eval.over_optimization.curve import Course, Point
 from trimtab_trainer.reporter import stage_metrics
 
 __all__ = ["SampledModel", "courses_of", "sampled_models"]

@@ -8,11 +8,11 @@ from typing import Any
 
 from trimtab.errors import DataError
 from trimtab_trainer.eval.findings import Findings
-from trimtab_trainer.eval.preference import Comparison, Comparisons, first_shown, strengths
-from trimtab_trainer.eval.preference_answers import flag_names, flag_rates, mean_ratings
-from trimtab_trainer.eval.preference_bootstrap import Figure
-from trimtab_trainer.eval.preference_labels import Label, contestants_of
-from trimtab_trainer.eval.preference_tables import INTERVAL_NOTE, comparison_table, figure_table, signed, too_few
+from trimtab_trainer.eval.preference.answers import flag_names, flag_rates, mean_ratings
+from trimtab_trainer.eval.preference.bootstrap import Figure
+from trimtab_trainer.eval.preference.labels import Label, contestants_of
+from trimtab_trainer.eval.preference.tables import INTERVAL_NOTE, comparison_table, figure_table, signed, too_few
+from trimtab_trainer.eval.preference.win_rates import Comparison, Comparisons, first_shown, strengths
 from trimtab_trainer.tables import Table, percent
 
 __all__ = ["preference_findings"]

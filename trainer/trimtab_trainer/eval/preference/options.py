@@ -11,7 +11,7 @@ import click
 from trimtab_trainer.eval.options import findings_options
 
 if TYPE_CHECKING:
-    from trimtab_trainer.eval.preference_labels import Label
+    from trimtab_trainer.eval.preference.labels import Label
 
 __all__ = ["label_options", "read", "settings"]
 
@@ -54,7 +54,7 @@ def read(files: tuple[Path, ...], by: str, groups: tuple[str, ...], skip_bad_row
         DataError: as `read_labels`.
     """
     from trimtab.errors import ConfigError
-    from trimtab_trainer.eval.preference_labels import BY, read_labels
+    from trimtab_trainer.eval.preference.labels import BY, read_labels
 
     fields = by.split(",")
     if unknown := [field for field in fields if field not in BY]:

@@ -16,7 +16,7 @@ from trimtab_trainer.eval.contestants import Connection, Contestant, baseline_of
 from trimtab_trainer.eval.continuations import Continuation, summed_logprobs, tokenizer_folder, tokenizer_of
 from trimtab_trainer.eval.findings import Findings, interval
 from trimtab_trainer.eval.options import Output, connection_of, contestant_options, findings_options
-from trimtab_trainer.eval.truthfulness import PROMPTS, Question, mc1, mc2, question_context, read_truthfulqa
+from trimtab_trainer.eval.safety.truthfulness import PROMPTS, Question, mc1, mc2, question_context, read_truthfulqa
 from trimtab_trainer.tables import Table
 
 __all__ = ["command"]

@@ -16,9 +16,9 @@ from trimtab_trainer.eval.clusters import Measure
 from trimtab_trainer.eval.contestants import Connection, Contestant, baseline_of, parse_contestants
 from trimtab_trainer.eval.continuations import tokenizer_folder
 from trimtab_trainer.eval.findings import Findings, interval
-from trimtab_trainer.eval.lm_eval import Front, LmEval, Work, find_lm_eval, front_of, run_lm_eval
 from trimtab_trainer.eval.options import Output, connection_of, contestant_options, findings_options
-from trimtab_trainer.eval.tasks import TASKS, check_rows, document_figures, parse_tasks, task_figures
+from trimtab_trainer.eval.tasks.figures import TASKS, check_rows, document_figures, parse_tasks, task_figures
+from trimtab_trainer.eval.tasks.lm_eval import Front, LmEval, Work, find_lm_eval, front_of, run_lm_eval
 from trimtab_trainer.tables import Table
 
 __all__ = ["command"]

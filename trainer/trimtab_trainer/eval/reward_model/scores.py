@@ -23,7 +23,7 @@ from trimtab_models.loading import load_reward_model, max_sequence_tokens
 from trimtab_models.tokenizer import load_tokenizer
 from trimtab_trainer.config import RewardModelConfig
 from trimtab_trainer.dpo_reference import folder_digest
-from trimtab_trainer.eval.reward_model_data import Item
+from trimtab_trainer.eval.reward_model.data import Item
 from trimtab_trainer.examples import Reading, ranking_examples
 from trimtab_trainer.reward_model_accuracy import held_out_scores
 

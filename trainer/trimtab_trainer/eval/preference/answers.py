@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from trimtab_trainer.eval.preference_bootstrap import Figure
-from trimtab_trainer.eval.preference_labels import Label, bootstrap_of
+from trimtab_trainer.eval.preference.bootstrap import Figure
+from trimtab_trainer.eval.preference.labels import Label, bootstrap_of
 
 __all__ = ["AnswerMeans", "flag_names", "flag_rates", "mean_ratings"]
 

@@ -11,14 +11,14 @@ import click
 from trimtab.cli.connect import async_client_of, connection_options
 from trimtab.errors import ConfigError, DataError
 from trimtab_trainer.eval.options import Output, findings_options
-from trimtab_trainer.eval.reward_model_data import RankingFormat
+from trimtab_trainer.eval.reward_model.data import RankingFormat
 
 if TYPE_CHECKING:
     from trimtab_trainer.data import Ranking
-    from trimtab_trainer.eval.reward_model import Judged
-    from trimtab_trainer.eval.reward_model_data import Item
-    from trimtab_trainer.eval.reward_model_scores import Scored, Scorer
-    from trimtab_trainer.eval.reward_model_training import Folds
+    from trimtab_trainer.eval.reward_model.agreement import Judged
+    from trimtab_trainer.eval.reward_model.data import Item
+    from trimtab_trainer.eval.reward_model.scores import Scored, Scorer
+    from trimtab_trainer.eval.reward_model.training import Folds
 
 __all__ = ["command"]
 
@@ -82,10 +82,10 @@ def command(
     and with --folds the accuracy on labelers whom the model never saw.
     """
     from trimtab_trainer.digests import content_digest
-    from trimtab_trainer.eval.reward_model import measure
-    from trimtab_trainer.eval.reward_model_data import held_out_items, read_items
-    from trimtab_trainer.eval.reward_model_findings import reward_model_findings
-    from trimtab_trainer.eval.reward_model_scores import FolderScorer, ServiceScorer
+    from trimtab_trainer.eval.reward_model.agreement import measure
+    from trimtab_trainer.eval.reward_model.data import held_out_items, read_items
+    from trimtab_trainer.eval.reward_model.findings import reward_model_findings
+    from trimtab_trainer.eval.reward_model.scores import FolderScorer, ServiceScorer
 
     _check_folds(folds_directory, folds_from, files, kind)
     items = read_items(files, kind, skip_bad_rows=skip_bad_rows, warn=_warn)
@@ -164,7 +164,7 @@ def _check_groups(asked: Sequence[str], present: set[str]) -> None:
 
 
 def _fitting(items: Sequence[Item], scored: Scored, *, leave_out: bool) -> list[Judged]:
-    from trimtab_trainer.eval.reward_model import Judged
+    from trimtab_trainer.eval.reward_model.agreement import Judged
 
     judged = []
     for item, scores in zip(items, scored.scores, strict=True):
@@ -191,7 +191,7 @@ def _folds(
 ) -> Folds | None:
     if directory is None:
         return None
-    from trimtab_trainer.eval.reward_model_training import FoldsPlan, read_folds, train_folds
+    from trimtab_trainer.eval.reward_model.training import FoldsPlan, read_folds, train_folds
 
     if start is None:
         return read_folds(directory)

@@ -9,8 +9,8 @@ from typing import Any
 from trimtab_trainer.claims import Estimate
 from trimtab_trainer.eval.clusters import Measure
 from trimtab_trainer.eval.findings import Findings, interval
-from trimtab_trainer.eval.reward_model import ALL, LONGER, MODEL, ORACLE, Measured
-from trimtab_trainer.eval.reward_model_training import PAPER, Folds
+from trimtab_trainer.eval.reward_model.agreement import ALL, LONGER, MODEL, ORACLE, Measured
+from trimtab_trainer.eval.reward_model.training import PAPER, Folds
 from trimtab_trainer.evaluation import Accuracy, Calibration
 from trimtab_trainer.report_plots import calibration_plot
 from trimtab_trainer.tables import Table, percent

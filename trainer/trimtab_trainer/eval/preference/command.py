@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from trimtab_trainer.eval.options import Output
-from trimtab_trainer.eval.preference_options import label_options, read, settings
+from trimtab_trainer.eval.preference.options import label_options, read, settings
 
 __all__ = ["command"]
 
@@ -35,7 +35,7 @@ def command(
     Win rates with ties as one half, Bradley-Terry strengths, the labelers' ratings and flags, and how often the answer
     shown first wins. A contestant's name is such as ppo@9:t0.7: model, version and temperature.
     """
-    from trimtab_trainer.eval.preference_findings import preference_findings
+    from trimtab_trainer.eval.preference.findings import preference_findings
 
     labels = read(files, by, groups, skip_bad_rows)
     asked = settings(

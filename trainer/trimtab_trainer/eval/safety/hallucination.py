@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from trimtab.errors import ConfigError
 from trimtab_trainer.data.categories import paper_category
-from trimtab_trainer.eval.preference_answers import flag_rates
-from trimtab_trainer.eval.preference_bootstrap import Figure
-from trimtab_trainer.eval.preference_labels import Label, contestants_of
+from trimtab_trainer.eval.preference.answers import flag_rates
+from trimtab_trainer.eval.preference.bootstrap import Figure
+from trimtab_trainer.eval.preference.labels import Label, contestants_of
 
 __all__ = ["FLAG", "PAPER_RATES", "Rate", "hallucination_rates", "of_categories"]
 

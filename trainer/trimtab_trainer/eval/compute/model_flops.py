@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from trimtab_models.anatomy import output_layer
-from trimtab_trainer.eval.compute import ModelSize, Work
+from trimtab_trainer.eval.compute.ledger import ModelSize, Work
 
 __all__ = ["count_flops", "model_size"]
 

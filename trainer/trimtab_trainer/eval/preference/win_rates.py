@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from trimtab.errors import DataError
-from trimtab_trainer.eval.bradley_terry import check_estimable, fit, is_estimable
-from trimtab_trainer.eval.preference_bootstrap import Figure
-from trimtab_trainer.eval.preference_labels import Label, bootstrap_of, contestants_of
+from trimtab_trainer.eval.preference.bootstrap import Figure
+from trimtab_trainer.eval.preference.bradley_terry import check_estimable, fit, is_estimable
+from trimtab_trainer.eval.preference.labels import Label, bootstrap_of, contestants_of
 
 __all__ = ["Comparison", "Comparisons", "first_shown", "strengths"]
 

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from trimtab_trainer.eval.options import Output
-from trimtab_trainer.eval.preference_options import label_options, read, settings
+from trimtab_trainer.eval.preference.options import label_options, read, settings
 
 if TYPE_CHECKING:
     from trimtab_trainer.eval.findings import Findings
-    from trimtab_trainer.eval.hallucination import Rate
-    from trimtab_trainer.eval.preference_labels import Label
+    from trimtab_trainer.eval.preference.labels import Label
+    from trimtab_trainer.eval.safety.hallucination import Rate
 
 __all__ = ["command"]
 
@@ -44,7 +44,7 @@ def command(
     FILE is as `trimtab labeling export` writes it; its rows need a `category`, and its labels the question
     "hallucination" answered.
     """
-    from trimtab_trainer.eval.hallucination import hallucination_rates, of_categories
+    from trimtab_trainer.eval.safety.hallucination import hallucination_rates, of_categories
 
     labels = read(files, by, groups, skip_bad_rows)
     counted = of_categories(labels, categories.split(","))
@@ -66,8 +66,8 @@ def _findings(
     counted: Sequence[Label], labels: int, rates: Mapping[str, Rate], baseline: str | None, asked: Mapping[str, Any]
 ) -> Findings:
     from trimtab_trainer.eval.findings import Findings
-    from trimtab_trainer.eval.hallucination import PAPER_RATES
-    from trimtab_trainer.eval.preference_tables import INTERVAL_NOTE, figure_table, points, too_few
+    from trimtab_trainer.eval.preference.tables import INTERVAL_NOTE, figure_table, points, too_few
+    from trimtab_trainer.eval.safety.hallucination import PAPER_RATES
     from trimtab_trainer.tables import Table, percent
 
     answers = {(name,): rate.rate for name, rate in rates.items()}

@@ -10,13 +10,13 @@ import click
 
 from trimtab.errors import ConfigError
 from trimtab_trainer.digests import content_digest
-from trimtab_trainer.eval.bias import PairLogprobs, Pairs, bias_figures, read_crows_pairs, read_winogender
 from trimtab_trainer.eval.clusters import Measure
 from trimtab_trainer.eval.contestants import Connection, Contestant, baseline_of, parse_contestants, served
 from trimtab_trainer.eval.continuations import Continuation, summed_logprobs, tokenizer_folder, tokenizer_of
 from trimtab_trainer.eval.findings import Findings, interval
-from trimtab_trainer.eval.instructions import INSTRUCTIONS, context_of
 from trimtab_trainer.eval.options import Output, connection_of, contestant_options, findings_options
+from trimtab_trainer.eval.safety.bias import PairLogprobs, Pairs, bias_figures, read_crows_pairs, read_winogender
+from trimtab_trainer.eval.safety.instructions import INSTRUCTIONS, context_of
 from trimtab_trainer.tables import Table
 
 __all__ = ["command"]

@@ -1,0 +1,1 @@
+"""Is it safer: `trimtab eval toxicity`, `toxicity-classifier`, `bias`, `truthfulness` and `hallucination`."""

@@ -1,0 +1,1 @@
+"""`trimtab eval tasks`: benchmarks by lm-eval, what alignment cost elsewhere."""
