@@ -21,6 +21,7 @@ _OWN_MODEL = {
     "device": "the remote server decides it",
     "deterministic": "the remote server promises no bit-equal answers",
     "kv_on_swap": "TGI cannot change its weights",
+    "kv_cache_gib": "the remote server has the keys and values",
     "prefill_tokens_per_step": "the remote server schedules prefill",
     "prefill_chunk_tokens": "the remote server schedules prefill",
 }
@@ -70,9 +71,10 @@ class TGIConfig(BaseModel):
 class GenerationConfig(ModelServiceConfig):
     """What `trimtab serve generation` takes besides what every model service takes."""
 
-    engine: Literal["transformers", "tgi"] = Field(
+    engine: Literal["transformers", "vllm", "tgi"] = Field(
         default="transformers",
-        description="What samples tokens. tgi: a remote server, for evaluation, baselines and labeling.",
+        description="What samples tokens. vllm: vLLM in this process, which must be installed. tgi: a remote server, "
+        "for evaluation, baselines and labeling.",
     )
     tgi: TGIConfig | None = Field(default=None, description="The remote server of the engine `tgi`.")
     slots: int = Field(
@@ -95,6 +97,12 @@ class GenerationConfig(ModelServiceConfig):
     )
     kv_on_swap: Literal["recompute", "keep"] = Field(
         default="recompute", description="What becomes of the KV cache of a sequence that goes on under new weights."
+    )
+    kv_cache_gib: float | None = Field(
+        default=None,
+        gt=0,
+        description="GiB for keys and values, with engine vllm. Unset: what all slots need on a CPU, what vLLM finds "
+        "free on a GPU.",
     )
     max_items_per_request: int = Field(default=8192, ge=1, description="Most completions of one request.")
     max_queue_tokens: int = Field(
@@ -119,6 +127,13 @@ class GenerationConfig(ModelServiceConfig):
             return self
         if self.tgi is not None:
             raise ValueError(f"tgi: means nothing for engine {self.engine!r}; allowed: engine tgi")
+        if self.engine == "vllm" and self.deterministic:
+            raise ValueError(
+                "deterministic: true is not possible with engine 'vllm', whose kernels add up in an order that depends "
+                "on the neighbours; allowed: false, or engine transformers"
+            )
+        if self.engine != "vllm" and self.kv_cache_gib is not None:
+            raise ValueError(f"kv_cache_gib: means nothing for engine {self.engine!r}; allowed: engine vllm")
         check_one_source(self.model_folder, self.weights)
         return self
 

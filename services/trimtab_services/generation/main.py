@@ -27,6 +27,10 @@ async def build(runtime: Runtime[GenerationConfig]) -> Service:
 
 def _embedded(runtime: Runtime[GenerationConfig]) -> Service:
     """The policy runs in this process; its weights come from a folder, or follow a channel."""
+    if runtime.config.engine == "vllm":
+        from trimtab_services.generation.engines.vllm.installed import prepare_vllm
+
+        prepare_vllm()  # a missing one is told now, not with the first version
     from trimtab_services.generation.policy import PolicyHolder
     from trimtab_services.runtime.replica import Follower
 

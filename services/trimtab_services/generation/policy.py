@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from functools import partial
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trimtab.errors import Mismatch, Reason, Unavailable
 from trimtab.types import GenerateRequest, SamplingParams, ServedModel
@@ -165,22 +166,10 @@ class PolicyHolder:
 
     async def _start(self, version: ModelVersion, tokenizer: PreTrainedTokenizerBase) -> None:
         config = self._config
-        model = await in_own_thread(lambda: load_policy(version.folder(), dtype=config.dtype, device=config.device))
+        device = "cpu" if config.engine == "vllm" else config.device  # vLLM has a copy of its own on the device
+        model = await in_own_thread(lambda: load_policy(version.folder(), dtype=config.dtype, device=device))
         eos = eos_token_ids(tokenizer, model.config, model.generation_config)
-        engine: Engine = await in_own_thread(
-            lambda: TransformersEngine(
-                model,
-                version=version.version,
-                tokenizer=tokenizer,
-                eos_token_ids=eos,
-                slots=config.slots,
-                max_sequence_tokens=config.max_sequence_tokens,
-                prefill_tokens_per_step=config.prefill_tokens_per_step,
-                prefill_chunk_tokens=config.prefill_chunk_tokens,
-                deterministic=config.deterministic,
-                kv_on_swap=config.kv_on_swap,
-            )
-        )
+        engine = await in_own_thread(lambda: _engine(config, model, version.version, tokenizer, eos))
         self._model_config = await in_own_thread(lambda: _config_of(version))
         self._facts = info_pb2.ModelInfo(
             architecture=type(model).__name__,
@@ -205,6 +194,38 @@ class PolicyHolder:
         metrics.generated_tokens.inc(tokens)
         metrics.queue_size.set(load.waiting_sequences)
         metrics.queue_tokens.set(load.outstanding_tokens)
+
+
+def _engine(
+    config: GenerationConfig,
+    model: PreTrainedModel,
+    version: int,
+    tokenizer: PreTrainedTokenizerBase,
+    eos: tuple[int, ...],
+) -> Engine:
+    """The engine that the configuration names, around a model that becomes its own."""
+    if config.engine == "vllm":
+        from trimtab_services.generation.engines.vllm.engine import VLLMEngine
+
+        make = partial(
+            VLLMEngine,
+            device=config.device,
+            kv_cache_bytes=None if config.kv_cache_gib is None else int(config.kv_cache_gib * 2**30),
+        )
+    else:
+        make = TransformersEngine
+    return make(
+        model,
+        version=version,
+        tokenizer=tokenizer,
+        eos_token_ids=eos,
+        slots=config.slots,
+        max_sequence_tokens=config.max_sequence_tokens,
+        prefill_tokens_per_step=config.prefill_tokens_per_step,
+        prefill_chunk_tokens=config.prefill_chunk_tokens,
+        deterministic=config.deterministic,
+        kv_on_swap=config.kv_on_swap,
+    )
 
 
 def _timed_swap(engine: Engine) -> float:

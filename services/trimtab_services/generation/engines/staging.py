@@ -12,9 +12,14 @@ from transformers import PreTrainedModel
 from trimtab.errors import CorruptData, Mismatch, Reason
 from trimtab_models.loading import vocab_size
 
-__all__ = ["model_tensors", "staged_copy"]
+__all__ = ["canary_token_ids", "model_tensors", "staged_copy"]
 
 _CANARY_TOKENS = 16
+
+
+def canary_token_ids(model: PreTrainedModel) -> list[int]:
+    """The fixed prompt that new weights are tried on: ids spread evenly over the vocabulary."""
+    return [i * vocab_size(model) // _CANARY_TOKENS for i in range(_CANARY_TOKENS)]
 
 
 def model_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
@@ -111,9 +116,9 @@ def _check_tensor(name: str, old: Tensor, new: Tensor, version: int) -> None:
 
 @torch.inference_mode()
 def _canary(model: PreTrainedModel, version: int) -> None:
-    """Finite logits on a fixed prompt: ids spread evenly over the vocabulary."""
-    ids = torch.arange(_CANARY_TOKENS, device=model.device) * vocab_size(model) // _CANARY_TOKENS
-    logits = model(input_ids=ids[None], use_cache=False).logits
+    """Finite logits on the canary prompt."""
+    ids = torch.tensor([canary_token_ids(model)], device=model.device)
+    logits = model(input_ids=ids, use_cache=False).logits
     if not torch.isfinite(logits).all():
         raise CorruptData(
             f"version {version} gives logits that are not finite on the canary prompt",
