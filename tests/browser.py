@@ -22,14 +22,19 @@ SERIOUS = {"serious", "critical"}
 
 
 @contextmanager
-def chromium() -> Iterator[Any]:
-    """A browser, which each window has a profile of its own in; skips where there is none."""
+def chromium(*options: str) -> Iterator[Any]:
+    """A browser, which each window has a profile of its own in; skips where there is none.
+
+    Args:
+        options: of its command line, besides those that it always gets.
+    """
     program = shutil.which("chromium") or shutil.which("google-chrome")
     if program is None:
         pytest.skip("no browser: apt-get install chromium")
     api = pytest.importorskip("playwright.sync_api", reason="no browser: playwright is not installed")
     with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-dev-shm-usage"])
+        args = ["--no-sandbox", "--disable-dev-shm-usage", *options]
+        browser = playwright.chromium.launch(executable_path=program, args=args)
         try:
             yield browser
         finally:

@@ -13,9 +13,10 @@ many tries, 503 the database is away; the last two have `Retry-After` in seconds
 
 | request | who | does |
 | --- | --- | --- |
-| `POST login` `{name, password}` | anybody | `{account, csrf_token}` and the cookie |
+| `POST login` `{name, password}` | anybody | as `GET me`, and the cookie |
 | `POST logout` | labeler | ends the session |
-| `GET me` | labeler | `{account: {name, role, group, enabled}, csrf_token}` |
+| `GET me` | labeler | `{account: {name, role, group, enabled}, csrf_token, idle_ms}`; the session ends after so \
+long without a request |
 | `POST me/password` `{password, new_password}` | labeler | ends the account's sessions, begins one as `login` |
 | `GET projects?after=NAME` | labeler | `{projects: [PROJECT], next_after}` |
 | `GET projects/NAME` | labeler | PROJECT, with `instructions_tree` |

@@ -124,10 +124,13 @@ class People:
         async with self._hashing:
             await self._database.change(accounts.update, account_actor(account.name), account.name, password=password)
 
-    @staticmethod
-    def told(session: Session) -> dict[str, Any]:
-        """What a page is told of its session."""
-        return {"account": account_json(session.account), "csrf_token": session.csrf_token}
+    def told(self, session: Session) -> dict[str, Any]:
+        """What a page is told of its session; `idle_ms` is how long it lasts without a request."""
+        return {
+            "account": account_json(session.account),
+            "csrf_token": session.csrf_token,
+            "idle_ms": round(1000 * self._config.session_idle_s),
+        }
 
 
 def account_json(account: Account) -> dict[str, Any]:

@@ -8,6 +8,9 @@ from browser import BrowserWindow
 
 from ..people import PASSWORD, Service
 
+OTHER_NAME = "labels.test"
+"""Another name of this machine, known to the browser of these tests alone."""
+
 
 class Window(BrowserWindow):
     """A window in which one person works."""
@@ -15,6 +18,10 @@ class Window(BrowserWindow):
     def __init__(self, browser: Any, service: Service, **options: Any) -> None:
         super().__init__(browser, **options)
         self._url = service.url
+
+    def is_at(self, url: str) -> None:
+        """Goes by another address of the service from now on."""
+        self._url = url
 
     def sign_in(self, name: str) -> None:
         """Signs in by the page."""

@@ -8,12 +8,12 @@ import pytest
 from browser import chromium
 
 from ..people import Service
-from .browsers import Window
+from .browsers import OTHER_NAME, Window
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with chromium() as running:
+    with chromium(f"--host-resolver-rules=MAP {OTHER_NAME} 127.0.0.1") as running:
         yield running
 
 

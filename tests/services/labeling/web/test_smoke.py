@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 
@@ -23,7 +24,7 @@ def test_the_page_lets_nothing_else_in_and_its_files_are_kept_for_ever(service: 
         assert answer.headers["cache-control"] == "public, max-age=31536000, immutable"
         for one in (page, answer):
             policy = one.headers["content-security-policy"].split("; ")
-            assert {"default-src 'none'", "script-src 'self'", "frame-ancestors 'none'", "trusted-types 'none'"} <= set(
+            assert {"default-src 'none'", "script-src 'self'", "frame-ancestors 'none'", "trusted-types worker"} <= set(
                 policy
             )
             assert "unsafe" not in one.headers["content-security-policy"]
@@ -32,6 +33,13 @@ def test_the_page_lets_nothing_else_in_and_its_files_are_kept_for_ever(service: 
     folder = addresses[0].rsplit("/", 1)[0]
     for name in ("index.html", "nothing.js", "../assets.py", "..%2fassets.py", "%2e%2e/__init__.py"):
         assert httpx.get(f"{service.url}/labeling/{folder}/{name}", trust_env=False).status_code == 404
+    worker = httpx.get(f"{service.url}/labeling/worker.js", trust_env=False)
+    assert worker.headers["cache-control"] == "no-cache" and folder.rsplit("/", 1)[1] in worker.text
+    assert worker.headers["content-security-policy"] == page.headers["content-security-policy"]
+    names = json.loads(worker.text.split("const FILES = ")[1].split(";")[0])
+    assert {address.rsplit("/", 1)[1] for address in addresses} < set(names)
+    for name in names:
+        assert httpx.get(f"{service.url}/labeling/{folder}/{name}", trust_env=False).status_code == 200
 
 
 def test_a_label_by_mouse(service: Service, window: Callable[..., Window]) -> None:

@@ -1,27 +1,12 @@
-// Calls of the HTTP API. Each has a deadline; what came of it is a value, an `ApiError` or `Unreachable`.
+// Calls of the HTTP API, and the session that they belong to.
 
-import { AWAY, connection } from "./connection.js";
+import { connection } from "./connection.js";
+import { AWAY, ApiError, Unreachable, ask } from "./http.js";
 
 const BASE = "/labeling/api/";
-const DEADLINE_MS = 30000;
 
-/** The service refused; `reason`, `field` and `limit` are those of its error. */
-export class ApiError extends Error {
-  constructor(status, body) {
-    super(body.message ?? `The service answered with status ${status}.`);
-    this.status = status;
-    this.reason = body.reason ?? "";
-    this.field = body.field ?? "";
-    this.value = body.value ?? null;
-    this.limit = body.limit ?? null;
-  }
-}
-
-/** No answer came, or the service or its database is away or too busy: the same call may work later. */
-export class Unreachable extends Error {}
-
-/** The session, as the service told it last; both null while nobody is signed in. */
-export const session = { account: null, csrfToken: null };
+/** The session, as the service told it last; null while nobody is signed in. `idleMs` it lasts without a request. */
+export const session = { account: null, csrfToken: null, idleMs: 0 };
 
 let askToSignIn = null;
 
@@ -39,6 +24,7 @@ export async function begin(method, path, body) {
   const told = await request(method, path, body);
   session.account = told.account;
   session.csrfToken = told.csrf_token;
+  session.idleMs = told.idle_ms;
 }
 
 /** A path of names that may have any character. */
@@ -58,39 +44,25 @@ async function call(method, where, body) {
   }
 }
 
-/** Another tab has signed in again since: same cookie, another token. */
+/** Another tab has signed in again since: same cookie, another token. Or the page was loaded without a connection. */
 async function renewToken() {
   const name = session.account.name;
   await begin("GET", "me");
-  if (session.account.name !== name) location.reload();
+  if (session.account.name === name) return;
+  location.reload();
+  await new Promise(() => {}); // nothing more of what another person began
 }
 
 async function request(method, where, body) {
-  const answer = await send(method, where, body);
-  const isLogin = where === "login";
-  if (AWAY.has(answer.status) && !(isLogin && answer.status === 429)) {
-    connection.failed();
-    throw new Unreachable("The service is not ready.");
-  }
-  connection.worked();
-  const told = await answer.json().catch(() => ({}));
-  if (!answer.ok) throw new ApiError(answer.status, told);
-  return told;
-}
-
-async function send(method, where, body) {
+  const isAway = (status) => AWAY.has(status) && !(where === "login" && status === 429);
+  const headers = { "x-csrf-token": session.csrfToken ?? "" };
   try {
-    return await fetch(BASE + where, {
-      method,
-      headers: body ? { "content-type": "application/json", "x-csrf-token": session.csrfToken ?? "" } : {},
-      body: body ? JSON.stringify(body) : undefined,
-      cache: "no-store",
-      credentials: "same-origin",
-      redirect: "error",
-      signal: AbortSignal.timeout(DEADLINE_MS),
-    });
-  } catch {
-    connection.failed();
-    throw new Unreachable("The service does not answer.");
+    const told = await ask(method, BASE + where, body, { headers, isAway });
+    connection.worked();
+    return told;
+  } catch (error) {
+    if (error instanceof Unreachable) connection.failed();
+    else connection.worked();
+    throw error;
   }
 }

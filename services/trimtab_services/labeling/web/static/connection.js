@@ -1,9 +1,7 @@
 // Whether the service answers. While it does not, it is asked again and again, and who waits is told when it does.
 
+import { AWAY } from "./http.js";
 import { notice, withdraw } from "./notices.js";
-
-/** What a service says that is away for a while: too busy, or without its database. */
-export const AWAY = new Set([429, 502, 503, 504]);
 
 const ASKED = "/labeling/api/me";
 const DEADLINE_MS = 15000;

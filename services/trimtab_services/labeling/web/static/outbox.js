@@ -1,9 +1,10 @@
 // Labels and skips on their way. Each is in the store before it is sent and until its answer has come, so that a
 // connection that drops or a page that is closed loses none; the service takes the same `submission_id` once.
 
-import { Unreachable, path, post, session } from "./api.js";
+import { path, post, session } from "./api.js";
 import { connection } from "./connection.js";
 import { randomId } from "./dom.js";
+import { Unreachable } from "./http.js";
 import { notice } from "./notices.js";
 import { forget, keep, records } from "./store.js";
 
@@ -37,15 +38,30 @@ export async function sendOut(assignment, action, body, onWait) {
   }
 }
 
+/** Whether a label or a skip of an assignment waits to be sent. */
+export async function isOnItsWay(assignment) {
+  return (await mine()).some((item) => item.assignment === assignment);
+}
+
+let sending = null;
+
 /** Sends what an earlier page left, once each; what the service refuses becomes a draft of its task again. */
-export async function sendLeftovers() {
-  const left = (await records("outbox")).filter((item) => item.account === session.account.name);
-  for (const item of left) {
+export function sendLeftovers() {
+  sending ??= sendAll().finally(() => {
+    sending = null;
+  });
+  return sending;
+}
+
+async function sendAll() {
+  for (const item of await mine()) {
     try {
       await deliver(item);
       notice("leftovers", "A label that waited in this browser has been sent.", { kind: "good", canClose: true });
     } catch (error) {
-      if (error instanceof Unreachable) return;
+      if (error instanceof Unreachable) {
+        return notice("leftovers", "A label waits in this browser. It is sent as soon as the connection is back.");
+      }
       if (item.action === "submit") await keepAsDraft(item);
       notice("leftovers", `A label that waited in this browser was not taken: ${error.message}`, {
         kind: "error",
@@ -53,6 +69,10 @@ export async function sendLeftovers() {
       });
     }
   }
+}
+
+async function mine() {
+  return (await records("outbox")).filter((item) => item.account === session.account.name);
 }
 
 async function deliver(item) {

@@ -1,14 +1,16 @@
 // The page on which a task is done: what it asks, its editor, and a bar to send, skip, and see what is saved.
 
 import { announce } from "../announce.js";
-import { Unreachable, get, path, post } from "../api.js";
+import { get, path, post } from "../api.js";
 import { connection } from "../connection.js";
 import { ask, askReason, showHelp } from "../dialogs.js";
 import { fill, h } from "../dom.js";
+import { Unreachable } from "../http.js";
+import { forgetTask, keepTask, keptTask } from "../kept.js";
 import { notice, withdraw } from "../notices.js";
-import { sendLeftovers, sendOut } from "../outbox.js";
+import { isOnItsWay, sendLeftovers, sendOut } from "../outbox.js";
 import { isSingleKey } from "../shortcuts.js";
-import { Draft, forgetLeft, leftBehind } from "../task_state/draft.js";
+import { Draft, leftBehind } from "../task_state/draft.js";
 import { Lease } from "../task_state/lease.js";
 import { Stopwatch } from "../task_state/stopwatch.js";
 import { CompareEditor } from "../tasks/compare.js";
@@ -56,8 +58,20 @@ class WorkPage {
 
   async open(assignmentId) {
     await sendLeftovers();
+    try {
+      await this.#load(assignmentId);
+    } catch (error) {
+      if (!(error instanceof Unreachable)) throw error;
+      const kept = await keptTask(this.#projectName, assignmentId);
+      if (!kept || (await isOnItsWay(kept.task.id))) throw error;
+      this.#project = kept.project;
+      await this.#show(kept.task);
+    }
+  }
+
+  async #load(assignmentId) {
     this.#project = await get(`projects/${path(this.#projectName)}`);
-    if (assignmentId !== null) return await this.#show(await get(`assignments/${path(assignmentId)}`));
+    if (assignmentId !== null) return await this.#showNew(await get(`assignments/${path(assignmentId)}`));
     await this.#next();
   }
 
@@ -74,8 +88,15 @@ class WorkPage {
       if (error.status !== 409) throw error;
       return this.#showNothing(error.message);
     }
-    if (!given) return this.#showNothing("There is no task for you now. Come back later, or look at another project.");
-    await this.#show(given);
+    if (given) return await this.#showNew(given);
+    await forgetTask(this.#projectName);
+    this.#showNothing("There is no task for you now. Come back later, or look at another project.");
+  }
+
+  /** Shows a task as the service told it, and keeps it for a page that is loaded without a connection. */
+  async #showNew(task) {
+    await keepTask(this.#project, task);
+    await this.#show(task);
   }
 
   /** Lets go of a task that is not finished: what is not saved yet goes on being saved. */
@@ -112,6 +133,7 @@ class WorkPage {
     const stopwatch = new Stopwatch(task.draft?.content.active_ms ?? 0);
     const draft = new Draft(task, () => ({ label: this.#editor.draft(), active_ms: stopwatch.activeMs }));
     const lease = new Lease(task, this.#project.lease_ms);
+    this.#keepUpToDate(task, draft, lease);
     const bar = new WorkBar({ draft, lease, stopwatch, onSubmit: () => this.#submit(), onSkip: () => this.#skip() });
     const notices = new TaskNotices({
       draft,
@@ -125,6 +147,20 @@ class WorkPage {
     this.#build(task, bar);
     this.#restore(task, left, notices);
     this.#focusTitle(`${KIND_NAMES[task.kind]}. Task loaded.`);
+  }
+
+  /** What is kept of the task stays as the service has it. */
+  #keepUpToDate(task, draft, lease) {
+    let saved = task.draft;
+    const keep = () => {
+      if (this.#task !== task) return;
+      keepTask(this.#project, { ...task, draft: saved, lease_left_ms: lease.leftMs });
+    };
+    draft.addEventListener("saved", ({ detail }) => {
+      saved = detail;
+      keep();
+    });
+    lease.addEventListener("told", keep);
   }
 
   #build(task, bar) {
@@ -148,8 +184,7 @@ class WorkPage {
     if (task.draft?.content.label) this.#editor.restore(task.draft.content.label);
     if (left.next) {
       this.#editor.restore(left.next.pending.content.label);
-      this.#parts.draft.changed();
-      this.#parts.draft.save().then(() => forgetLeft(left.next));
+      this.#parts.draft.goOn(left.next);
     }
     for (const record of left.others) notices.offer(record);
   }

@@ -80,7 +80,7 @@ export class TaskNotices {
   async #takeOther() {
     const task = await this.#parts.reload();
     if (task.state !== "leased") return this.closed({ message: `This task is ${task.state} already` });
-    await this.#parts.draft.adopt(task.draft?.draft_id ?? "");
+    await this.#parts.draft.adopt(task.draft);
     this.#replace(task.draft?.content.label ?? {});
   }
 

@@ -3,9 +3,10 @@
 // A draft that is on its way has an id and is sent, unchanged, until the service has it; a change made meanwhile goes
 // into the next one. The service takes a draft only over the one that it was made from, which is how another tab shows.
 
-import { ApiError, Unreachable, path, put, session } from "../api.js";
+import { path, put, session } from "../api.js";
 import { connection } from "../connection.js";
 import { randomId } from "../dom.js";
+import { ApiError, Unreachable } from "../http.js";
 import { forget, keep, records } from "../store.js";
 
 const LOCAL_MS = 250;
@@ -55,6 +56,14 @@ export class Draft extends EventTarget {
     this.#remoteTimer ??= setTimeout(() => this.save(), REMOTE_MS);
   }
 
+  /** Goes on from what an earlier page kept, and this one shows: first what was on its way then, if it did not come. */
+  async goOn({ key, on_its_way }) {
+    if (on_its_way?.base_draft_id === this.#known) this.#pending = on_its_way;
+    this.changed();
+    await this.#keepLocally({ inPlaceOf: key });
+    await this.save();
+  }
+
   /** Sends what is not saved yet; ends when that has come to something. */
   async save() {
     clearTimeout(this.#remoteTimer);
@@ -74,13 +83,14 @@ export class Draft extends EventTarget {
     await this.save();
   }
 
-  /** Goes on from a draft that the service has and the page shows now. */
-  async adopt(draftId) {
-    this.#known = draftId;
+  /** Goes on from the draft that the service has, null for none, and the page shows now. */
+  async adopt(draft) {
+    this.#known = draft?.draft_id ?? "";
     this.#pending = null;
     this.#isDirty = false;
     await forget("drafts", this.#key);
     this.#become("saved");
+    this.dispatchEvent(new CustomEvent("saved", { detail: draft }));
   }
 
   /** Sends nothing more while the label is on its way: it has all of it, and the service refuses a draft after it. */
@@ -127,6 +137,7 @@ export class Draft extends EventTarget {
       this.#pending = null;
       this.#become(this.#isDirty ? "changed" : "saved");
       this.dispatchEvent(new CustomEvent("lease", { detail: answer.lease_left_ms }));
+      this.dispatchEvent(new CustomEvent("saved", { detail: sent }));
       if (!this.#isDirty) await forget("drafts", this.#key);
       return true;
     } catch (error) {
@@ -155,12 +166,12 @@ export class Draft extends EventTarget {
     this.#isDirty = false;
   }
 
-  async #keepLocally() {
+  async #keepLocally({ inPlaceOf = null } = {}) {
     if (this.#isOver || (!this.#pending && !this.#isDirty && this.state === "saved")) return;
     const pending = { draft_id: randomId(), base_draft_id: this.#known, content: this.#read() };
-    const on_its_way = this.#pending?.draft_id ?? null;
-    const record = { key: this.#key, account: session.account.name, assignment: this.#assignment, on_its_way, pending };
-    await keep("drafts", record);
+    const { name } = session.account;
+    const record = { key: this.#key, account: name, assignment: this.#assignment, on_its_way: this.#pending, pending };
+    await keep("drafts", record, inPlaceOf);
   }
 
   #become(state) {
@@ -180,7 +191,7 @@ export async function leftBehind(assignment) {
   const mine = (await records("drafts")).filter(
     (record) => record.account === session.account.name && record.assignment === assignment.id,
   );
-  const follows = (record) => record.pending.base_draft_id === known || record.on_its_way === known;
+  const follows = (record) => record.pending.base_draft_id === known || record.on_its_way?.draft_id === known;
   const isThere = (record) => JSON.stringify(record.pending.content) === JSON.stringify(assignment.draft?.content);
   const open = mine.filter((record) => !isThere(record));
   const next = open.filter(follows).at(-1) ?? null;

@@ -1,6 +1,7 @@
 // How long a task is still this labeler's. Work renews the lease; who does nothing is asked, then the task goes on.
 
-import { Unreachable, path, post } from "../api.js";
+import { path, post } from "../api.js";
+import { Unreachable } from "../http.js";
 
 const MOST_TICK_MS = 5000;
 const LEAST_TICK_MS = 200;
@@ -42,6 +43,7 @@ export class Lease extends EventTarget {
   told(leftMs) {
     this.#endsAt = performance.now() + leftMs;
     this.#become(leftMs > 0 ? "held" : "lost");
+    this.dispatchEvent(new Event("told"));
   }
 
   /** Asks for the whole time again. */
