@@ -11,6 +11,7 @@ import click
 from google.protobuf import json_format
 
 from trimtab.cli.connect import client_of, connection_options
+from trimtab.cli.labeling_followed_file import FollowedFile
 from trimtab.cli.rows import json_option, print_rows
 from trimtab.client import Client
 from trimtab.v1 import labeling_pb2 as pb
@@ -25,7 +26,7 @@ _FOLLOW_S = 10 * 365 * 86400.0
 @click.argument("project")
 @click.argument("file", type=click.Path(path_type=Path, allow_dash=True))
 @click.option("--group", "groups", multiple=True, help="Only labels of this group of labelers; may be repeated.")
-@click.option("--after", default=0, show_default=True, help="Only tasks finished after this sequence number.")
+@click.option("--after", type=click.IntRange(0), help="Only tasks finished after this sequence number.")
 @click.option("--settled-only", is_flag=True, help="Leave out what can still be taken back.")
 @click.option("--include-unfinished", is_flag=True, help="Also tasks that want more labels.")
 @click.option("--follow", is_flag=True, help="Go on with each task that is finished, until Ctrl-C.")
@@ -34,7 +35,7 @@ def export(
     project: str,
     file: Path,
     groups: tuple[str, ...],
-    after: int,
+    after: int | None,
     settled_only: bool,
     include_unfinished: bool,
     follow: bool,
@@ -42,37 +43,53 @@ def export(
 ) -> None:
     """Write the labels of PROJECT to FILE (`-`: standard output) in the dataset format of its kind.
 
-    A FILE that is there already is replaced once all rows have come; with --follow rows are added to it as they come.
+    A FILE that is there already is replaced once all rows have come; with --follow rows are added to it as they come,
+    and the same command goes on where it was stopped, as FILE.progress says.
     """
     request = pb.ExportLabelsRequest(
         project=project,
-        after_sequence=after,
+        after_sequence=after or 0,
         groups=groups,
         settled_only=settled_only,
         include_unfinished=include_unfinished,
         follow=follow,
     )
     with client_of("labeling", **connection) as client:
-        responses = client.export_labels(request, timeout_s=_FOLLOW_S if follow else max(_EXPORT_S, client.timeout_s))
-        rows = (response for response in responses if response.row_json)
-        if follow or str(file) == "-":
-            count, last = _write(rows, file, "a" if follow else "w", after)
-        else:
-            partial = file.with_name(f"{file.name}.partial")
-            count, last = _write(rows, partial, "w", after)
-            partial.replace(file)
+        timeout_s = _FOLLOW_S if follow else max(_EXPORT_S, client.timeout_s)
+        if follow and str(file) != "-":
+            with FollowedFile(file, project, groups, after) as followed:
+                request.after_sequence = followed.last
+                try:
+                    for response in client.export_labels(request, timeout_s=timeout_s):
+                        followed.add(response)
+                finally:
+                    _tell(followed.count, followed.last)
+            return
+        rows = (one for one in client.export_labels(request, timeout_s=timeout_s) if one.row_json)
+        if str(file) == "-":
+            _write(rows, file, after or 0)
+            return
+        partial = file.with_name(f"{file.name}.partial")
+        _write(rows, partial, after or 0)
+        partial.replace(file)
+        file.with_name(f"{file.name}.progress").unlink(missing_ok=True)
+
+
+def _write(rows: Iterator[pb.ExportLabelsResponse], file: Path, last: int) -> None:
+    """Writes rows as they come; tells their count and the last sequence number, also where it is stopped."""
+    count = 0
+    try:
+        with click.open_file(str(file), "w", encoding="utf-8") as opened:
+            for row in rows:
+                opened.write(row.row_json + "\n")
+                opened.flush()
+                count, last = count + 1, max(last, row.sequence)
+    finally:
+        _tell(count, last)
+
+
+def _tell(count: int, last: int) -> None:
     click.echo(f"{count} rows, the last of sequence {last}", err=True)
-
-
-def _write(rows: Iterator[pb.ExportLabelsResponse], file: Path, mode: str, after: int) -> tuple[int, int]:
-    """Writes rows as they come; returns their count and the last sequence number."""
-    count, last = 0, after
-    with click.open_file(str(file), mode, encoding="utf-8") as opened:
-        for row in rows:
-            opened.write(row.row_json + "\n")
-            opened.flush()
-            count, last = count + 1, max(last, row.sequence)
-    return count, last
 
 
 @click.command()

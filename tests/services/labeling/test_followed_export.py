@@ -1,0 +1,50 @@
+"""`trimtab labeling export --follow`, stopped by Ctrl-C and called again."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from trimtab.v1 import labeling_pb2 as pb
+
+from .people import Service, labeling
+
+
+def label(service: Service, names: tuple[str, ...], numbers: range) -> None:
+    """Tasks of two demonstrations each."""
+    service.add(*(pb.LabelTask(task_key=str(number), prompt=f"Q{number}") for number in numbers))
+    for name in names:
+        person = service.person(name)
+        while given := person.next("p"):
+            assert person.submit(given, {"completion": f"{name} on {given['prompt']}"}).status_code == 200
+
+
+def follow(target: str, path: Path, rows: int) -> str:
+    """Follows until the file has so many rows, then Ctrl-C; what was told."""
+    command = [sys.executable, "-m", "trimtab", "labeling", "export", "p", str(path), "--follow", "--target", target]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    give_up = time.monotonic() + 60
+    while not path.exists() or len(path.read_text().splitlines()) < rows:
+        assert process.poll() is None and time.monotonic() < give_up
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    return process.communicate(timeout=30)[1]
+
+
+def test_an_export_that_follows_is_stopped_and_goes_on_with_every_row_once(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    with labeling(f"sqlite:///{tmp_path}/a.sqlite") as service:
+        service.project(kind=pb.TASK_KIND_DEMONSTRATE, overlap=2, undo_ms=0)
+        label(service, ("ann", "bob"), range(2))
+        assert "4 rows, the last of sequence 2" in follow(service.server.target, path, rows=4)
+        label(service, ("cat", "dan"), range(2, 4))
+        assert "the last of sequence 4" in follow(service.server.target, path, rows=8)
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        assert [row["completion"] for row in rows] == [
+            *(f"{name} on Q{number}" for number in (0, 1) for name in ("ann", "bob")),
+            *(f"{name} on Q{number}" for number in (2, 3) for name in ("cat", "dan")),
+        ]
