@@ -8,9 +8,16 @@ from typing import Any
 from trimtab.run_plots import RunPlot
 from trimtab.v1 import trainer_pb2 as pb
 from trimtab_services.trainer.run_rows import ENDED, RunRow
-from trimtab_services.trainer.web.digest import PublishedVersion, RunDigest, figures_of, is_log_entry, is_warning
+from trimtab_services.trainer.web.digest import (
+    PublishedVersion,
+    ReportedRollout,
+    RunDigest,
+    figures_of,
+    is_log_entry,
+    is_warning,
+)
 
-__all__ = ["event_json", "log_json", "plot_json", "queue_json", "run_json", "version_json"]
+__all__ = ["event_json", "log_json", "plot_json", "queue_json", "rollout_json", "run_json", "version_json"]
 
 
 def run_json(run: RunRow, digest: RunDigest | None) -> dict[str, Any]:
@@ -44,6 +51,20 @@ def plot_json(plot: RunPlot) -> dict[str, Any]:
 def version_json(version: PublishedVersion) -> dict[str, Any]:
     """A version that the run has published."""
     return {"version": version.version, "stage": version.stage, "step": version.step, "time": version.time}
+
+
+def rollout_json(rollout: ReportedRollout) -> dict[str, Any]:
+    """A rollout that the run has told of, as text."""
+    sample = rollout.sample
+    return {
+        "sequence": rollout.sequence,
+        "stage": rollout.stage,
+        "step": rollout.step,
+        "prompt": sample.prompt,
+        "completion": sample.completion,
+        "reward": sample.reward,
+        "ended": sample.ended,
+    }
 
 
 def queue_json(queue: pb.RolloutQueue | None) -> dict[str, int] | None:

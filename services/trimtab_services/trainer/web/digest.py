@@ -15,10 +15,11 @@ from trimtab_services.trainer.records import RunRecords
 from trimtab_services.trainer.run_rows import ENDED, RunRow
 from trimtab_services.trainer.web.curves import StageCurves
 
-__all__ = ["Digests", "PublishedVersion", "RunDigest", "figures_of", "is_log_entry", "is_warning"]
+__all__ = ["Digests", "PublishedVersion", "ReportedRollout", "RunDigest", "figures_of", "is_log_entry", "is_warning"]
 
 _MOST_DIGESTS = 64
 _AT_A_TIME = 500
+_MOST_ROLLOUTS = 40
 _PACE_STEPS = 32
 """The time left is told from the pace of the last so many steps."""
 
@@ -33,6 +34,16 @@ class PublishedVersion:
     time: float
 
 
+@dataclass(frozen=True, slots=True)
+class ReportedRollout:
+    """A rollout that a run has told of, and with which event: its number, stage and step."""
+
+    sequence: int
+    stage: str
+    step: int
+    sample: pb.RolloutSample
+
+
 @dataclass(slots=True)
 class RunDigest:
     """A run's events up to `sequence`.
@@ -43,6 +54,7 @@ class RunDigest:
         log: numbers of the events that people read, in order.
         warnings: those of them that tell of something wrong.
         versions: in the order in which they were first told of.
+        rollouts: those told of last, in order.
         queue: the rollout queue last told in the stage; None where none was.
     """
 
@@ -51,6 +63,7 @@ class RunDigest:
     log: array[int] = field(default_factory=lambda: array("q"))
     warnings: array[int] = field(default_factory=lambda: array("q"))
     versions: list[PublishedVersion] = field(default_factory=list)
+    rollouts: deque[ReportedRollout] = field(default_factory=lambda: deque(maxlen=_MOST_ROLLOUTS))
     queue: pb.RolloutQueue | None = None
     _pace: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=_PACE_STEPS))
 

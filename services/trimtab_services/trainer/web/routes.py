@@ -10,13 +10,17 @@ An error is `{"error", "reason", "message", "field", "value", "limit", "metadata
 | `POST session/end` `{}` | ends the session |
 | `GET runs?before=N&limit=N` | `{runs: [RUN], next_before}`, newest first |
 | `GET runs/NAME` | `{run, spec_yaml, directory, sequence, plots, curves: {stage: CURVES}, queue, warnings, versions, \
-newest_version, has_samples}`: all up to event `sequence`; `warnings` and `versions` are counts; CURVES as \
+newest_version, rollouts}`: all up to event `sequence`; `warnings`, `versions` and `rollouts` are counts; CURVES as \
 `StageCurves.to_json` |
 | `GET runs/NAME/events?after=N` | the events after a number, as they come: `live` |
 | `GET runs/NAME/log?before=N&limit=N&warnings=1` | `{entries, next_before}`, newest first |
 | `GET runs/NAME/versions?before=N&limit=N` | `{versions: [{version, stage, step, time}], next_before}`, newest first |
+| `GET runs/NAME/rollouts?after=N` | `{rollouts: [{sequence, stage, step, prompt, completion, reward, ended}]}`: of \
+the last ones that the run told of, those after an event, oldest first |
+| `GET runs/NAME/models` | `{models}`: whose samples there are |
 | `GET runs/NAME/samples?query=TEXT&after=N&limit=N` | as `samples.read_samples` |
-| `GET runs/NAME/output` | `{output: {text, bytes}}`: the end of what the process wrote; null where it is not here |
+| `GET runs/NAME/output?after=N` | `{output: {text, begin, end, size}}`: what the process, or the first pod of the \
+Job, wrote from byte N on, or its end where that is far; null where it is not here |
 | `GET replicas` | `{replicas}`, each as `Replicas.rows`; null where they are not known |
 """
 
@@ -38,11 +42,18 @@ from trimtab_services.trainer.config import TrainerServiceConfig
 from trimtab_services.trainer.records import RunRecords
 from trimtab_services.trainer.run_rows import ENDED, RunRow
 from trimtab_services.trainer.web.access import Visitors
-from trimtab_services.trainer.web.answers import log_json, plot_json, queue_json, run_json, version_json
+from trimtab_services.trainer.web.answers import (
+    log_json,
+    plot_json,
+    queue_json,
+    rollout_json,
+    run_json,
+    version_json,
+)
 from trimtab_services.trainer.web.digest import Digests
 from trimtab_services.trainer.web.live import LiveRuns
 from trimtab_services.trainer.web.replicas import Replicas
-from trimtab_services.trainer.web.samples import has_samples, read_output, read_samples
+from trimtab_services.trainer.web.samples import models_of, read_output, read_samples
 
 __all__ = ["PAGE", "web_routes"]
 
@@ -69,6 +80,8 @@ def web_routes(runtime: Runtime[TrainerServiceConfig], records: RunRecords, repl
         visitors.route("runs/{name}/events", live.follow, deadline_s=math.inf),
         visitors.route("runs/{name}/log", api.log),
         visitors.route("runs/{name}/versions", api.versions),
+        visitors.route("runs/{name}/rollouts", api.rollouts),
+        visitors.route("runs/{name}/models", api.models),
         visitors.route("runs/{name}/samples", api.samples),
         visitors.route("runs/{name}/output", api.output),
         visitors.route("replicas", api.replicas),
@@ -109,7 +122,7 @@ class _Api:
             "warnings": len(digest.warnings),
             "versions": len(digest.versions),
             "newest_version": digest.versions[-1].version if digest.versions else 0,
-            "has_samples": await asyncio.to_thread(has_samples, Path(run.directory)),
+            "rollouts": len(digest.rollouts),
         }
 
     async def log(self, request: web.Request) -> dict[str, Any]:
@@ -135,6 +148,15 @@ class _Api:
             "next_before": page[-1].version if len(wanted) > limit else None,
         }
 
+    async def rollouts(self, request: web.Request) -> dict[str, Any]:
+        digest = await self._digests.of(await self._run(request))
+        after = number_of(request, "after") or 0
+        return {"rollouts": [rollout_json(one) for one in digest.rollouts if one.sequence > after]}
+
+    async def models(self, request: web.Request) -> dict[str, Any]:
+        run = await self._run(request)
+        return {"models": await asyncio.to_thread(models_of, Path(run.directory))}
+
     async def samples(self, request: web.Request) -> dict[str, Any]:
         run = await self._run(request)
         after = number_of(request, "after")
@@ -148,7 +170,8 @@ class _Api:
 
     async def output(self, request: web.Request) -> dict[str, Any]:
         run = await self._run(request)
-        return {"output": await asyncio.to_thread(read_output, Path(run.directory))}
+        after = number_of(request, "after") or 0
+        return {"output": await asyncio.to_thread(read_output, Path(run.directory), after)}
 
     async def replicas(self, request: web.Request) -> dict[str, Any]:
         return {"replicas": await self._replicas.rows() if self._replicas.are_known else None}

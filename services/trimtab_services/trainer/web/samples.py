@@ -1,19 +1,20 @@
 """What a run's folder has for people: answers of its models to held-out prompts, and the output of its process.
 
-Only where the folder is on the volume of this service: a Job with a volume of its own keeps them there.
+A Job with a volume of its own keeps the answers there, where this service does not see them; its output is copied here.
 """
 
 from __future__ import annotations
 
+import codecs
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from trimtab.errors import CorruptData, FailedPrecondition
-from trimtab_services.trainer.run_log import read_end
 
-__all__ = ["MOST_OUTPUT_BYTES", "has_samples", "read_output", "read_samples"]
+__all__ = ["MOST_OUTPUT_BYTES", "models_of", "read_output", "read_samples"]
 
 MOST_OUTPUT_BYTES = 64 * 1024
 """Bytes that are shown of the end of a process's output."""
@@ -22,9 +23,9 @@ _MOST_FILE_BYTES = 64 * 1024 * 1024
 _FIGURES = ("reward", "judge", "gold", "kl", "tokens")
 
 
-def has_samples(directory: Path) -> bool:
-    """Whether a run has answers of its models."""
-    return any((directory / "samples").glob("*.jsonl"))
+def models_of(directory: Path) -> list[str]:
+    """The models whose answers a run has, in the order in which they were evaluated."""
+    return [path.stem for path in _paths(directory)]
 
 
 def read_samples(directory: Path, *, query: str, after: int, limit: int) -> dict[str, Any]:
@@ -46,7 +47,7 @@ def read_samples(directory: Path, *, query: str, after: int, limit: int) -> dict
         FailedPrecondition: a file is too large for a page.
         CorruptData: a line is not an answer.
     """
-    paths = sorted((directory / "samples").glob("*.jsonl"), key=lambda path: (path.stat().st_mtime_ns, path.name))
+    paths = _paths(directory)
     prompts: dict[int, str] = {}
     answers: dict[int, dict[str, dict[str, Any]]] = {}
     for path in paths:
@@ -63,13 +64,29 @@ def read_samples(directory: Path, *, query: str, after: int, limit: int) -> dict
     }
 
 
-def read_output(directory: Path) -> dict[str, Any] | None:
-    """The end of run.log: `{text, bytes}`, with the size of all of it; None where there is none."""
+def read_output(directory: Path, after: int) -> dict[str, Any] | None:
+    """A piece of run.log from byte `after` on, or, where there is more than MOST_OUTPUT_BYTES of it, of its end.
+
+    Returns:
+        `{text, begin, end, size}`: the bytes `begin` to `end` of `size`, where `end` leaves out half a character; None
+        where there is no log.
+    """
     try:
-        text, size = read_end(directory / "run.log", MOST_OUTPUT_BYTES)
-        return {"text": text, "bytes": size}
+        with (directory / "run.log").open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            begin = after if 0 <= size - after <= MOST_OUTPUT_BYTES else max(0, size - MOST_OUTPUT_BYTES)
+            file.seek(begin)
+            piece = file.read(size - begin)
     except FileNotFoundError:
         return None
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    text = decoder.decode(piece)
+    half = len(decoder.getstate()[0])
+    return {"text": text, "begin": begin, "end": begin + len(piece) - half, "size": size}
+
+
+def _paths(directory: Path) -> list[Path]:
+    return sorted((directory / "samples").glob("*.jsonl"), key=lambda path: (path.stat().st_mtime_ns, path.name))
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:

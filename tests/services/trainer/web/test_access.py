@@ -45,6 +45,8 @@ PATHS = [
     "runs/a/events",
     "runs/a/log",
     "runs/a/versions",
+    "runs/a/rollouts",
+    "runs/a/models",
     "runs/a/samples",
     "runs/a/output",
 ]

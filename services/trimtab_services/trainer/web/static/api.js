@@ -1,22 +1,9 @@
-// Calls of the HTTP API. Each has a deadline; what came of it is a value, an `ApiError` or `Unreachable`.
+// Calls of the HTTP API, and what ends with the session.
+
+import { failed, worked } from "./connection.js";
+import { Unreachable, ask } from "./http.js";
 
 const BASE = "/runs/api/";
-const DEADLINE_MS = 30000;
-
-/** What a service says that is away for a while. */
-const AWAY = new Set([429, 502, 503, 504]);
-
-/** The service refused; `field` is that of its error. */
-export class ApiError extends Error {
-  constructor(status, body) {
-    super(body.message ?? `The service answered with status ${status}.`);
-    this.status = status;
-    this.field = body.field ?? "";
-  }
-}
-
-/** No answer came, or the service is away: the same call may work later. */
-export class Unreachable extends Error {}
 
 let signInAgain = () => {};
 
@@ -50,25 +37,13 @@ export function query(values) {
 export const whoIsThere = () => request("GET", "session");
 
 async function request(method, where, body) {
-  const answer = await send(method, where, body);
-  if (AWAY.has(answer.status)) throw new Unreachable("The service is not ready.");
-  const told = await answer.json().catch(() => ({}));
-  if (!answer.ok) throw new ApiError(answer.status, told);
-  return told;
-}
-
-async function send(method, where, body) {
   try {
-    return await fetch(address(where), {
-      method,
-      headers: body ? { "content-type": "application/json" } : {},
-      body: body ? JSON.stringify(body) : undefined,
-      cache: "no-store",
-      credentials: "same-origin",
-      redirect: "error",
-      signal: AbortSignal.timeout(DEADLINE_MS),
-    });
-  } catch {
-    throw new Unreachable("The service does not answer.");
+    const told = await ask(method, address(where), body);
+    worked();
+    return told;
+  } catch (error) {
+    if (error instanceof Unreachable) failed();
+    else worked();
+    throw error;
   }
 }

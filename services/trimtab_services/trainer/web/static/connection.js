@@ -1,6 +1,6 @@
 // What people are told of the connection, and work that is done again and again while somebody looks.
 
-import { Unreachable } from "./api.js";
+import { Unreachable } from "./http.js";
 import { notice, withdraw } from "./notices.js";
 
 let isUp = true;
@@ -22,9 +22,9 @@ export function failed() {
 }
 
 /**
- * Does work at once when it is due, and every so often; not while the page is hidden. Returns what ends it.
+ * Does work every so often while the page is in front, from `everyMs` on. Returns what ends it.
  *
- * @param {() => Promise<void>} work
+ * @param {() => Promise<void>} work may throw `Unreachable`: it is done again then, too.
  * @param {() => number} everyMs asked after each time.
  */
 export function repeatedly(work, everyMs) {
@@ -37,10 +37,9 @@ export function repeatedly(work, everyMs) {
   const once = async () => {
     try {
       await work();
-      worked();
     } catch (error) {
-      if (!(error instanceof Unreachable)) throw error;
-      failed();
+      if (error.status === 404) isOver = true; // gone, which the page says
+      else if (!(error instanceof Unreachable)) throw error;
     } finally {
       again();
     }

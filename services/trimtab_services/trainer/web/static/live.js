@@ -1,7 +1,8 @@
 // Follows a run: what happens comes as server-sent events, and a connection that is lost is made again where it was.
 
-import { ApiError, Unreachable, address, get } from "./api.js";
-import { failed, worked } from "./connection.js";
+import { address, get } from "./api.js";
+import { worked } from "./connection.js";
+import { ApiError, Unreachable } from "./http.js";
 import { notice } from "./notices.js";
 
 const FIRST_WAIT_MS = 500;
@@ -71,7 +72,6 @@ export class LiveRun {
         await this.#on.behind(); // whoever has it all closes this one
       } catch (error) {
         if (!(error instanceof Unreachable)) throw error;
-        failed();
         this.#later(MOST_WAIT_MS);
       }
     });
@@ -95,7 +95,6 @@ export class LiveRun {
       if (error.status === 404) return notice("gone", "This run has been deleted.", { kind: "warning", canClose: true });
       if (error instanceof ApiError) return; // signing in begins the page anew
       if (!(error instanceof Unreachable)) throw error;
-      failed();
     }
     if (!this.#isOver && !this.#source) this.#later(this.#waitMs);
     this.#waitMs = Math.min(2 * this.#waitMs, MOST_WAIT_MS);

@@ -7,9 +7,10 @@ import { Curves } from "../curves.js";
 import { fill, h } from "../dom.js";
 import { duration, figure, moment, stateBadge, steps, timeLeft } from "../format.js";
 import { LiveRun } from "../live.js";
-import { outputSection, specSection } from "./run_files.js";
+import { OutputSection, specSection } from "./run_files.js";
 import { LogSection } from "./run_log.js";
-import { samplesSection } from "./run_samples.js";
+import { RolloutsSection } from "./run_rollouts.js";
+import { SamplesSection } from "./run_samples.js";
 import { VersionsSection } from "./run_versions.js";
 
 /** After so many steps the curves are asked for again: the service makes long ones short. */
@@ -18,7 +19,12 @@ const TICK_MS = 1000;
 
 export async function runPage(place, name) {
   const page = new RunPage(name);
-  await page.load();
+  try {
+    await page.load();
+  } catch (error) {
+    page.close();
+    throw error;
+  }
   fill(place, page.element);
   return () => page.close();
 }
@@ -45,6 +51,9 @@ class RunPage {
   #noPlots = h("p", { class: "hint" }, "There are no curves yet: they begin with the second step of a stage.");
   #log;
   #versions;
+  #rollouts;
+  #samples;
+  #output;
   element;
 
   constructor(name) {
@@ -55,7 +64,11 @@ class RunPage {
 
   async load() {
     const told = await get(pathOf(this.#name));
-    await this.#log.load(told.warnings);
+    const path = pathOf(this.#name);
+    this.#rollouts = new RolloutsSection(path, told.rollouts);
+    this.#samples = new SamplesSection(path);
+    this.#output = new OutputSection(path, () => this.#run.has_ended);
+    await Promise.all([this.#log.load(told.warnings), this.#samples.load()]);
     this.element = h(
       "div",
       {},
@@ -65,8 +78,9 @@ class RunPage {
       h("section", { class: "curves" }, h("h2", {}, "Curves"), this.#noPlots, this.#plotsBox),
       this.#log.element,
       this.#versions.element,
-      samplesSection(pathOf(this.#name), told.has_samples),
-      outputSection(pathOf(this.#name)),
+      this.#rollouts.element,
+      this.#samples.element,
+      this.#output.element,
       specSection(told),
     );
     this.#versions.count(told.versions, told.newest_version);
@@ -78,6 +92,8 @@ class RunPage {
     this.#isClosed = true;
     clearInterval(this.#ticker);
     this.#live?.close();
+    this.#samples?.close();
+    this.#output?.close();
     for (const chart of this.#charts) chart.close();
   }
 
@@ -104,6 +120,7 @@ class RunPage {
       this.#take(told);
       this.#versions.count(told.versions, told.newest_version);
       await this.#log.load(told.warnings);
+      if (told.rollouts) await this.#rollouts.renew();
     } finally {
       this.#isLoading = false;
     }
@@ -111,6 +128,7 @@ class RunPage {
 
   #add(events) {
     let isNewStage = false;
+    if (events.some((event) => event.rollouts)) this.#rollouts.renew();
     for (const event of events) {
       if (event.log) this.#log.add(event.log);
       if (event.version) this.#versions.add(event);
