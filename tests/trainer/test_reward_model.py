@@ -258,6 +258,16 @@ def test_groups_are_told_apart(tmp_path: Path, llama_folder: Path, data: Path, g
     assert by_source == {"own": by_group["own expert"]}  # what was not trained on does not count for the source
 
 
+def test_a_held_out_group_that_is_spelt_otherwise_is_told(
+    tmp_path: Path, llama_folder: Path, data: Path, go: Go
+) -> None:
+    for file in data.iterdir():
+        (tmp_path / file.name).write_text(file.read_text().replace('"random"', '"held_out"'))
+    go(spec(tmp_path / "run", llama_folder, tmp_path, groups=None, limit=8))
+    told = "rankings.jsonl: labels of the group held_out are learnt: held_out_groups is heldout"
+    assert told in (tmp_path / "run" / "events.jsonl").read_text()
+
+
 def test_stopped_and_resumed_is_bit_for_bit_the_same(tmp_path: Path, llama_folder: Path, data: Path, go: Go) -> None:
     straight, halves = tmp_path / "straight", tmp_path / "halves"
     go(spec(straight, llama_folder, data, epochs=2))

@@ -236,14 +236,16 @@ def test_demonstrations_of_held_out_labelers_are_for_the_held_out_loss(
 ) -> None:
     rows = [
         {"prompt": f"say {number}", "completion": "it sleeps", "group": group}
-        for number, group in enumerate(["", "", "", "heldout", "own", "heldout"])
+        for number, group in enumerate(["", "", "", "heldout", "own", "heldout", "Held-Out"])
     ]
     (tmp_path / "demonstrations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     changes = {"pretraining": None, "epochs": 1}
-    for name, more, counts in (("a", {}, (4, 2)), ("b", {"held_out_groups": ["own"]}, (5, 1))):
+    for name, more, counts in (("a", {}, (5, 2)), ("b", {"held_out_groups": ["own"]}, (6, 1))):
         outcome = go(spec(tmp_path / name, llama_folder, tmp_path, **changes, **more))
         metrics = outcome.results["sft"].metrics
         assert (metrics["demonstrations"], metrics["demonstrations_held_out"]) == counts
+    told = "labels of the group Held-Out are learnt: held_out_groups is heldout"
+    assert told in (tmp_path / "a" / "events.jsonl").read_text()
 
 
 def test_rows_that_are_all_held_out_are_an_error(tmp_path: Path, llama_folder: Path, data: Path, go: Go) -> None:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from trimtab_trainer.claims import Claim, WinRate, give_back, mean_difference, sample_mean, win_rate
 from trimtab_trainer.context import StageResult
+from trimtab_trainer.data.splits import HELD_OUT_GROUP
 
 __all__ = ["Evaluated", "claim_table", "figures_of", "preference"]
 
@@ -174,7 +175,7 @@ def _reward_model(results: Mapping[str, StageResult]) -> list[Claim]:
         )
     ]
     groups: Mapping[str, Any] = results["reward_model"].details.get("accuracy_by_group", {})
-    held_out = next((found for name, found in groups.items() if name.split()[-1] == "held_out"), None)
+    held_out = next((found for name, found in groups.items() if name.split()[-1] == HELD_OUT_GROUP), None)
     if held_out is not None:
         near = (held_out["low"] or 0) >= metrics["accuracy"] - 0.05
         claims.append(

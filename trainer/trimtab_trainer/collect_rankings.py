@@ -25,6 +25,7 @@ from trimtab_trainer.checkpoint import Snapshot, write_file_atomically
 from trimtab_trainer.config import CollectRankingsConfig
 from trimtab_trainer.context import StageContext, StageResult
 from trimtab_trainer.data import read_prompts
+from trimtab_trainer.data.splits import HELD_OUT_GROUP
 from trimtab_trainer.evaluation import labeler_agreement
 from trimtab_trainer.miniature.demonstrations import corruptions
 from trimtab_trainer.miniature.labelers import Labeler, labelers_for, make_labelers, oracle, ranking_row, ranks_of
@@ -130,7 +131,7 @@ def _rank(
         candidates.append((parsed.reference(), True))
     unique = dict(reversed([(text, ended) for text, ended in candidates if text.strip()]))
     answers = list(reversed(unique))
-    training, held_out = ([one for one in labelers if one.group == group] for group in ("training", "held_out"))
+    training, held_out = ([one for one in labelers if one.group == group] for group in ("training", HELD_OUT_GROUP))
     chosen = [
         *labelers_for(prompt, training, config.labelers_per_prompt),
         *(labelers_for(prompt, held_out, held) if (held := config.held_out_labelers_per_prompt) else ()),

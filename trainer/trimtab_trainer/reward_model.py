@@ -35,7 +35,7 @@ from trimtab_trainer.checkpoint import Snapshot, capture_random_state, restore_r
 from trimtab_trainer.config import RewardModelConfig
 from trimtab_trainer.context import StageContext, StageResult
 from trimtab_trainer.data import Ranking, read_demonstrations, read_rankings
-from trimtab_trainer.data.splits import keep_groups, keep_sources, set_apart, split_by_prompt
+from trimtab_trainer.data.splits import keep_groups, keep_sources, set_apart, split_by_prompt, warn_of_misspelt
 from trimtab_trainer.distributed import joined, on_every_rank, save_whole, shard, sums
 from trimtab_trainer.evaluation import pair_agreement
 from trimtab_trainer.examples import (
@@ -61,6 +61,7 @@ __all__ = [
     "RewardModelSetup",
     "decided_pairs",
     "example_tensors",
+    "learnt",
     "parts_of_members",
     "read_rankings_of",
     "read_sources",
@@ -283,7 +284,7 @@ def read_rankings_of(
         if config.groups is None:
             train_rows, theirs = set_apart(train_rows, _groups_of, config.held_out_groups)
             held_out_rows += theirs
-    train = ranking_examples(path, keep_groups(train_rows, config.groups_trained_on), reading)
+    train = ranking_examples(path, learnt(context, config, path, train_rows), reading)
     held_out = ranking_examples(other, held_out_rows, reading)
     return (
         first_of(_decided(context, config, path, train), config.limit, seed=seed, name="reward_model/limit"),
@@ -312,6 +313,15 @@ def read_sources(context: StageContext, config: RewardModelConfig, path: Path) -
     """The rankings of a file, of the sources asked for."""
     rows = read_rankings(path, skip_bad_rows=config.skip_bad_rows, warn=context.warn)
     return rows if config.sources is None else keep_sources(rows, config.sources)
+
+
+def learnt(context: StageContext, config: RewardModelConfig, path: Path, rows: Sequence[Ranking]) -> list[Ranking]:
+    """The rows with the labels of the groups trained on; a group that is one of them by its spelling alone is told."""
+    kept = keep_groups(rows, config.groups_trained_on)
+    if config.groups is None:
+        groups = {group for row in kept for group in _groups_of(row)}
+        warn_of_misspelt(path, groups, config.held_out_groups, context.warn)
+    return kept
 
 
 def _groups_of(ranking: Ranking) -> set[str]:

@@ -19,10 +19,10 @@ from trimtab_trainer.checkpoint import write_file_atomically
 from trimtab_trainer.config import RewardModelConfig
 from trimtab_trainer.context import StageContext, StageResult
 from trimtab_trainer.data import Ranking
-from trimtab_trainer.data.splits import hold_out_labelers, keep_groups, labeler_folds, split_by_prompt
+from trimtab_trainer.data.splits import hold_out_labelers, labeler_folds, split_by_prompt
 from trimtab_trainer.evaluation import RankedAnswers, ranking_accuracy
 from trimtab_trainer.examples import RankingExample, first_of, ranking_examples
-from trimtab_trainer.reward_model import Course, RewardModelSetup, read_sources, train_member
+from trimtab_trainer.reward_model import Course, RewardModelSetup, learnt, read_sources, train_member
 from trimtab_trainer.reward_model_accuracy import held_out_scores
 
 __all__ = ["train"]
@@ -37,7 +37,7 @@ def train(context: StageContext, config: RewardModelConfig) -> StageResult:
     setup = RewardModelSetup.of(context, config)
     seed = context.seed(config.seed)
     path = context.spec.path(config.rankings)
-    rows = keep_groups(read_sources(context, config, path), config.groups_trained_on)
+    rows = learnt(context, config, path, read_sources(context, config, path))
     folds = labeler_folds(rows, config.folds, seed=seed)
     train_rows, held_out_rows = split_by_prompt(rows, config.held_out_fraction, seed=seed)
 

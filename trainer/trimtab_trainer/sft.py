@@ -24,7 +24,7 @@ from trimtab_trainer.checkpoint import Snapshot, capture_random_state, restore_r
 from trimtab_trainer.config import OptimizerConfig, SFTConfig
 from trimtab_trainer.context import StageContext, StageResult
 from trimtab_trainer.data import read_demonstrations, read_pretraining
-from trimtab_trainer.data.splits import set_apart, split_by_prompt
+from trimtab_trainer.data.splits import set_apart, split_by_prompt, warn_of_misspelt
 from trimtab_trainer.distributed import save_whole, shard
 from trimtab_trainer.examples import Reading, demonstration_examples, document_examples, first_of
 from trimtab_trainer.language_modeling import (
@@ -199,6 +199,7 @@ def _read(context: StageContext, config: SFTConfig, tokenizer: PreTrainedTokeniz
     rows = read_demonstrations(path, skip_bad_rows=config.skip_bad_rows, warn=context.warn)
     train_rows, held_out_rows = split_by_prompt(rows, config.held_out_fraction, seed=seed)
     train_rows, theirs = set_apart(train_rows, lambda row: {row.group}, config.held_out_groups)
+    warn_of_misspelt(path, (row.group for row in train_rows), config.held_out_groups, context.warn)
     if not train_rows:
         raise DataError(
             f"{path}: no row is left to train on: all {len(rows)} are held out, a prompt with all of its rows; lower "

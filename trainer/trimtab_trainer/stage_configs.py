@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from trimtab_trainer.data.splits import AllBut, Groups
+from trimtab_trainer.data.splits import HELD_OUT_GROUP, AllBut, Groups
 
 __all__ = [
     "AnswersAt",
@@ -129,7 +129,7 @@ class SFTConfig(TrainingStage):
         description="Rows with prompt and completion, or `labeling:PROJECT`.",
     )
     held_out_groups: tuple[str, ...] = Field(
-        default=("heldout",),
+        default=(HELD_OUT_GROUP,),
         description="Labeler groups whose demonstrations are for the held-out loss only.",
     )
     limit: int | None = Field(default=None, ge=1, description="Only the first rows of the seeded order. null: all.")
@@ -233,7 +233,7 @@ class RewardModelConfig(TrainingStage):
         "still measure.",
     )
     held_out_groups: tuple[str, ...] = Field(
-        default=("heldout",),
+        default=(HELD_OUT_GROUP,),
         description="Labeler groups never trained on where `groups` is null. They measure, on held-out prompts and on "
         "those that nobody else ranked.",
     )

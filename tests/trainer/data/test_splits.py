@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -22,6 +23,7 @@ from trimtab_trainer.data.splits import (
     labeler_folds,
     set_apart,
     split_by_prompt,
+    warn_of_misspelt,
 )
 
 
@@ -147,6 +149,17 @@ def test_every_group_but_one() -> None:
     rankings = [ranking("a", "", ("ann", ""), ("cat", "heldout")), ranking("b", "", ("cat", "heldout"))]
     assert labels(keep_groups(rankings, AllBut(("heldout",)))) == [("a", ["ann"])]
     assert keep_groups(rankings, AllBut(("nobody",))) == rankings
+
+
+def test_a_group_that_is_spelt_otherwise_than_the_held_out_one_is_told() -> None:
+    told: list[str] = []
+    learnt = ("held_out", "heldout 2", "held out by us", "", "heldout", "Held-Out")
+    warn_of_misspelt(Path("rows.jsonl"), learnt, ["heldout"], told.append)
+    assert [one.split(" are learnt")[0] for one in told] == [
+        f"rows.jsonl: labels of the group {name}" for name in ("Held-Out", "held_out", "heldout 2")
+    ]
+    warn_of_misspelt(Path("rows.jsonl"), learnt, [], told.append)
+    assert len(told) == 3
 
 
 def test_rows_of_held_out_groups_are_set_apart_where_nothing_else_has_their_prompt() -> None:

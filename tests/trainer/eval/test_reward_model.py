@@ -131,7 +131,7 @@ def test_a_run_is_measured_as_its_stage_did_with_oracle_and_folds(finished_run: 
     outcome = read_outcome(directory)
     rankings = directory / "data" / "rankings.jsonl"
     done = evaluated(
-        rankings, "--model", directory / str(outcome.results["reward_model"].model), "--held-out-groups", "held_out",
+        rankings, "--model", directory / str(outcome.results["reward_model"].model), "--held-out-groups", "heldout",
         "--held-out-fraction", finished_run.reward_model.held_out_fraction, "--gold", "miniature",
         "--folds", directory, "--bootstrap-samples", 200, "--out", tmp_path,
     )  # fmt: skip
@@ -178,7 +178,7 @@ def test_folds_are_trained_once_in_a_folder_of_their_own(finished_run: RunSpec, 
     rankings.write_text("\n".join(lines[:40]) + "\n")
     results = read_outcome(directory).results
     arguments = [
-        rankings, "--model", directory / str(results["reward_model"].model), "--held-out-groups", "held_out",
+        rankings, "--model", directory / str(results["reward_model"].model), "--held-out-groups", "heldout",
         "--folds", tmp_path / "folds", "--folds-from", directory / str(results["sft"].model), "--fold-count", 2,
         "--set", "reward_model.held_out_fraction=0.4", "--json", "--bootstrap-samples", 100,
     ]  # fmt: skip

@@ -27,7 +27,7 @@ def answered(seed: int) -> tuple[str, list[str]]:
 
 
 def test_there_are_ten_training_and_five_held_out_labelers() -> None:
-    assert [who.group for who in LABELERS] == ["training"] * 10 + ["held_out"] * 5
+    assert [who.group for who in LABELERS] == ["training"] * 10 + ["heldout"] * 5
     assert len({who.name for who in LABELERS}) == 15
     assert all(who.name.startswith("simulated-") for who in LABELERS)
     assert len({tuple(who.weights.values()) for who in LABELERS}) == 15

@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 from trimtab.errors import ConfigError, DataError
 from trimtab_trainer.data.records import Demonstration, PromptRow, PromptText, Ranking, prompt_key
 
 __all__ = [
+    "HELD_OUT_GROUP",
     "AllBut",
     "Groups",
     "hold_out_labelers",
@@ -25,7 +27,11 @@ __all__ = [
     "labeler_folds",
     "set_apart",
     "split_by_prompt",
+    "warn_of_misspelt",
 ]
+
+HELD_OUT_GROUP = "heldout"
+"""The labeler group whose labels nothing learns from, unless a run says otherwise."""
 
 
 class _Prompted(Protocol):
@@ -114,6 +120,20 @@ def set_apart(
     seen = {key for row in kept for key in _keys(row)}
     theirs = (row for row in train if set(groups_of(row)) <= set(names))
     return kept, [row for row in theirs if seen.isdisjoint(_keys(row))]
+
+
+def warn_of_misspelt(path: Path, learnt: Iterable[str], held_out: Collection[str], warn: Callable[[str], None]) -> None:
+    """Warns of groups that are learnt only since their name is not spelt as that of the held-out one, as Held-Out.
+
+    Args:
+        path: of the rows.
+        learnt: labeler groups of the training rows.
+        held_out: names of the groups held out; without any no group is meant to be.
+        warn: takes a sentence.
+    """
+    for name in sorted(set(learnt) - {HELD_OUT_GROUP}) if held_out else ():
+        if "".join(filter(str.isalpha, name)).lower() == HELD_OUT_GROUP:
+            warn(f"{path}: labels of the group {name} are learnt: held_out_groups is {', '.join(held_out)}")
 
 
 def labeler_folds(rankings: Iterable[Ranking], folds: int, *, seed: int) -> list[frozenset[str]]:

@@ -21,6 +21,7 @@ from statistics import NormalDist
 from typing import Any
 
 from trimtab.errors import DataError
+from trimtab_trainer.data.splits import HELD_OUT_GROUP
 from trimtab_trainer.miniature.gold import CRITERIA, WEIGHTS, gold
 
 NOISE = 0.2
@@ -50,7 +51,7 @@ class Labeler:
 
     Attributes:
         name: `simulated-training-01` ... or `simulated-held-out-01` ....
-        group: `training` or `held_out`.
+        group: `training` or `heldout`.
         weights: weight of each gold criterion; they sum to 1.
         length_taste: utility for each word of an answer.
         noise: standard deviation of the noise on a utility.
@@ -84,9 +85,10 @@ class Labeler:
 def make_labelers(seed: int = 0, *, noise: float = NOISE) -> tuple[Labeler, ...]:
     """The ten training labelers, then the five held-out ones, with weights and tastes drawn from `seed`."""
     made = []
-    for group, count in (("training", TRAINING_LABELERS), ("held_out", HELD_OUT_LABELERS)):
+    sides = (("training", "training", TRAINING_LABELERS), (HELD_OUT_GROUP, "held-out", HELD_OUT_LABELERS))
+    for group, side, count in sides:
         for number in range(1, count + 1):
-            name = f"simulated-{group.replace('_', '-')}-{number:02d}"
+            name = f"simulated-{side}-{number:02d}"
             rng = random.Random(f"{seed}/{name}")
             raw = {criterion: WEIGHTS[criterion] * rng.lognormvariate(0, WEIGHT_SPREAD) for criterion in CRITERIA}
             total = sum(raw.values())
