@@ -248,6 +248,18 @@ def test_folds_hold_out_labelers(tmp_path: Path, llama_folder: Path, data: Path,
     assert result.metrics["accuracy_held_out_labelers_error"] == pytest.approx(unseen.std(ddof=1) / np.sqrt(2))
 
 
+def test_a_fold_without_a_decided_pair_is_told(tmp_path: Path, llama_folder: Path, data: Path, go: Go) -> None:
+    rows = [json.loads(line) for line in (data / "rankings.jsonl").read_text().splitlines()]
+    for row in rows:
+        for label in row["labels"]:
+            if label["labeler"] == "b":
+                label["ranking"] = [list(range(len(row["answers"])))]
+    (tmp_path / "rankings.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    folds = spec(tmp_path / "run", llama_folder, tmp_path, groups=None, folds=2, demonstrations=None)
+    with pytest.raises(DataError, match="rankings of one side of a fold have no decided pair"):
+        go(folds.model_copy(update={"stages": ("reward_model_folds",)}))
+
+
 def test_groups_are_told_apart(tmp_path: Path, llama_folder: Path, data: Path, go: Go) -> None:
     outcome = go(spec(tmp_path, llama_folder, data, groups=["expert"], epochs=8))
     by_group = outcome.results["reward_model"].details["accuracy_by_group"]

@@ -43,6 +43,13 @@ def train(context: StageContext, config: RewardModelConfig) -> StageResult:
 
     def examples(rows: Sequence[Ranking], limit: int | None, name: str) -> list[RankingExample]:
         decided = [one for one in ranking_examples(path, rows, setup.reading) if one.decided]
+        if not decided:
+            raise DataError(
+                f"{path}: the {len(rows)} rankings of one side of a fold have no decided pair; fewer folds or a larger "
+                "held_out_fraction gives each side some",
+                field="reward_model.folds",
+                value=config.folds,
+            )
         return first_of(decided, limit, seed=seed, name=name)
 
     seen, unseen = [], []
