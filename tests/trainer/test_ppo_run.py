@@ -36,7 +36,7 @@ from trimtab_trainer.context import Orders, StageContext
 from trimtab_trainer.ppo_data import PPOData, RolloutSampler
 from trimtab_trainer.ppo_metrics import WORK
 from trimtab_trainer.prompts import prompt_examples
-from trimtab_trainer.reporter import Reporter, RunState, step_metrics
+from trimtab_trainer.reporter import Reporter, RunState, read_events, step_metrics
 from trimtab_trainer.run import RunOutcome
 from trimtab_trainer.services import connect
 
@@ -216,6 +216,21 @@ def test_a_stopped_and_resumed_run_is_the_same_run(
     for name in ("last", "average"):
         ours, theirs = weights(straight.directory, name), weights(halves.directory, name)
         assert [key for key in ours if not torch.equal(ours[key], theirs[key])] == []
+
+
+@pytest.mark.parametrize("most", [16, 3, 0])
+def test_rollouts_are_told_as_text(
+    tmp_path: Path, services: LocalServices, llama_folder: Path, reward_folder: Path, go: Go, most: int
+) -> None:
+    run = spec(tmp_path / f"told-{most}", services, llama_folder, reward_folder, iterations=1, reported_samples=most)
+    go(run)
+    (event,) = [one for one in read_events(run.directory / "events.jsonl") if one.event == "step_done"]
+    samples, metrics = event.fields.get("samples", []), event.fields["metrics"]
+    assert len(samples) == most and len({one["prompt"] for one in samples}) == most
+    assert all(one["prompt"].startswith("the dog") for one in samples)
+    if most == 16:  # all of the iteration
+        assert np.mean([one["reward"] for one in samples]) == pytest.approx(metrics["reward"])
+        assert np.mean([one["ended"] for one in samples]) == pytest.approx(metrics["ended_fraction"])
 
 
 def test_a_learning_rate_of_nearly_nothing_changes_nothing(

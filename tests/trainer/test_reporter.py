@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import threading
 from pathlib import Path
 
@@ -12,7 +13,16 @@ from rich.console import Console
 
 from trimtab.errors import DataError
 from trimtab.v1 import trainer_pb2 as pb
-from trimtab_trainer.reporter import Event, Reporter, RunState, Severity, read_events, stage_metrics, step_metrics
+from trimtab_trainer.reporter import (
+    Event,
+    Reporter,
+    RolloutSample,
+    RunState,
+    Severity,
+    read_events,
+    stage_metrics,
+    step_metrics,
+)
 
 
 class Sink:
@@ -33,7 +43,8 @@ def console(terminal: bool = False) -> Console:
 
 def tell_all(reporter: Reporter) -> None:
     reporter.stage_started("sft", 2)
-    reporter.step_done("sft", 1, 2, {"loss": 1.5})
+    samples = [RolloutSample("Why?", "Because.", reward, True) for reward in (0.5, math.nan)]
+    reporter.step_done("sft", 1, 2, {"loss": 1.5}, samples)
     reporter.rollout_queue("ppo", 3, waiting=4, running=5, replicas=2)
     reporter.message("half done", severity=Severity.WARNING, stage="sft", step=1)
     reporter.stage_done("sft", 2, {"held_out_loss": 2.0}, version=7)
@@ -51,6 +62,8 @@ def test_every_event_reaches_file_sink_and_wire(tmp_path: Path) -> None:
     assert [m.WhichOneof("event") for m in messages] == [e.event.value for e in events]
     assert messages[0].stage_started.total_steps == 2
     assert (messages[1].step, dict(messages[1].step_done.metrics)) == (1, {"loss": 1.5})
+    (sample,) = messages[1].step_done.samples  # of the other the reward is no number
+    assert sample == pb.RolloutSample(prompt="Why?", completion="Because.", reward=0.5, ended=True)
     assert messages[2].rollout_queue == pb.RolloutQueue(waiting_rollouts=4, running_rollouts=5, replicas=2)
     assert messages[3].message == pb.Message(severity=pb.SEVERITY_WARNING, text="half done")
     assert (messages[4].stage_done.version, dict(messages[4].stage_done.metrics)) == (7, {"held_out_loss": 2.0})

@@ -7,7 +7,7 @@ every step with `context.after_step`, which reports, saves a checkpoint when one
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +20,7 @@ from torch import Tensor
 from trimtab.errors import ConfigError, TrainingDiverged, TrimtabError
 from trimtab_trainer.checkpoint import CheckpointStore, Snapshot
 from trimtab_trainer.config import MINIATURE, STAGES, RunSpec, StageName
-from trimtab_trainer.reporter import Reporter
+from trimtab_trainer.reporter import Reporter, RolloutSample
 
 __all__ = ["Orders", "StageContext", "StageResult", "StageStopped"]
 
@@ -171,7 +171,14 @@ class StageContext:
         self.reporter.warn(text, stage=self.stage, step=step)
 
     def after_step(
-        self, step: int, total_steps: int, every: int, capture: Callable[[], Snapshot], *, metrics: Mapping[str, float]
+        self,
+        step: int,
+        total_steps: int,
+        every: int,
+        capture: Callable[[], Snapshot],
+        *,
+        metrics: Mapping[str, float],
+        samples: Sequence[RolloutSample] = (),
     ) -> None:
         """Ends a step: reports it, saves a checkpoint when one is due or asked for, and stops when asked to.
 
@@ -181,11 +188,12 @@ class StageContext:
             every: steps between two checkpoints.
             capture: makes the snapshot; called only when one is saved.
             metrics: figures of the step.
+            samples: of its rollouts, for people.
 
         Raises:
             StageStopped: a stop was asked for; the checkpoint is on disk.
         """
-        self.reporter.step_done(self.stage, step, total_steps, metrics)
+        self.reporter.step_done(self.stage, step, total_steps, metrics, samples)
         asked = self.orders.take_checkpoint_order()
         stop = self.orders.stop_asked
         if asked or stop or step % every == 0 or step == total_steps:

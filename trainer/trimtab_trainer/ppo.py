@@ -50,7 +50,8 @@ from trimtab_trainer.losses import importance_weights
 from trimtab_trainer.optimization import make_learner, prepare_for_training
 from trimtab_trainer.policy_publisher import PolicyPublisher, publication_figures
 from trimtab_trainer.ppo_data import PPOData, RolloutSampler
-from trimtab_trainer.ppo_metrics import Clock, check_age, iteration_metrics, mean_gold, mean_kl
+from trimtab_trainer.ppo_metrics import Clock, check_age, iteration_metrics, mean_gold, mean_kl, samples_of
+from trimtab_trainer.reporter import RolloutSample
 from trimtab_trainer.reward_normalizer import RewardNormalizer
 from trimtab_trainer.rollouts import Rollout
 from trimtab_trainer.running_mean import running_mean_of
@@ -122,7 +123,8 @@ def train(context: StageContext, config: PPOConfig) -> StageResult:
                 metrics["hedged_samples"] = services.rollouts.take_hedged()
                 if context.spec.miniature is not None:
                     metrics["gold"] = mean_gold(rollouts, tokenizer)
-                _finish_iteration(context, config, agent, state, {**metrics, **age, "version": version})
+                samples = samples_of(rollouts, tokenizer, config.reported_samples)
+                _finish_iteration(context, config, agent, state, {**metrics, **age, "version": version}, samples)
 
             pending.cancel()
             version = _wait_for(context, publishing, lambda: _snapshot(agent, state)).version
@@ -342,12 +344,22 @@ def _watch_health(context: StageContext, experience: Experience, state: PPOState
 
 
 def _finish_iteration(
-    context: StageContext, config: PPOConfig, agent: ActorCritic, state: PPOState, metrics: dict[str, float]
+    context: StageContext,
+    config: PPOConfig,
+    agent: ActorCritic,
+    state: PPOState,
+    metrics: dict[str, float],
+    samples: Sequence[RolloutSample],
 ) -> None:
     state.iteration += 1
     state.stopped_by_kl = config.kl_stop is not None and metrics["mean_kl"] > config.kl_stop
     context.after_step(
-        state.iteration, config.iterations, config.checkpoint_every, lambda: _snapshot(agent, state), metrics=metrics
+        state.iteration,
+        config.iterations,
+        config.checkpoint_every,
+        lambda: _snapshot(agent, state),
+        metrics=metrics,
+        samples=samples,
     )
     if state.stopped_by_kl:
         context.reporter.message(

@@ -148,6 +148,13 @@ class PPOConfig(Section):
     mismatch_tolerance: float = Field(
         default=0.05, gt=0, description="Largest mean |generation - old| log-prob of a batch, in nats, that may train."
     )
+    reported_samples: int = Field(
+        default=4,
+        ge=0,
+        le=100,
+        description="Rollouts of an iteration that are reported as text, for people: in events.jsonl and to the "
+        "trainer service. 0: none.",
+    )
     log_ratio_clamp: float = Field(default=20.0, gt=0, description="Log-ratios beyond are clamped and counted.")
     micro_batch_tokens: int = Field(default=8192, ge=1, description="Most tokens of one forward, padding included.")
     serving_dtype: Literal["float32", "bfloat16", "float16"] | None = Field(

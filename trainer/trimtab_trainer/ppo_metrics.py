@@ -17,9 +17,13 @@ from trimtab_trainer.actor_critic import ActorCritic, UpdateFigures
 from trimtab_trainer.advantages import explained_variance, kl_k3, kl_penalties
 from trimtab_trainer.experience import Experience
 from trimtab_trainer.miniature.gold import gold
+from trimtab_trainer.reporter import RolloutSample
 from trimtab_trainer.rollouts import Rollout
 
-__all__ = ["WORK", "Clock", "check_age", "iteration_metrics", "mean_gold", "mean_kl"]
+__all__ = ["WORK", "Clock", "check_age", "iteration_metrics", "mean_gold", "mean_kl", "samples_of"]
+
+_MOST_CHARACTERS = 4000
+"""Of a text in an event, as `trainer.proto` says."""
 
 WORK = ("seconds_", "tokens_per_second", "publication_share", "hedged_samples")
 """How the names of those figures begin that say what an iteration took: time, bytes sent, samples asked for twice. All
@@ -131,6 +135,21 @@ def mean_gold(rollouts: Sequence[Rollout], tokenizer: PreTrainedTokenizerBase) -
         for one in rollouts
     ]
     return float(np.mean(scores))
+
+
+def samples_of(rollouts: Sequence[Rollout], tokenizer: PreTrainedTokenizerBase, most: int) -> list[RolloutSample]:
+    """At most so many rollouts of a batch as people read them, evenly over the batch; long texts are cut."""
+    if most == 0:
+        return []
+    return [
+        RolloutSample(
+            prompt=decode(tokenizer, one.prompt_token_ids)[-_MOST_CHARACTERS:],
+            completion=decode(tokenizer, one.token_ids)[:_MOST_CHARACTERS],
+            reward=one.known_reward,
+            ended=one.ended,
+        )
+        for one in rollouts[:: max(1, len(rollouts) // most)][:most]
+    ]
 
 
 def mean_kl(experience: Experience) -> float:

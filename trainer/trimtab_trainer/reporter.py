@@ -36,6 +36,7 @@ __all__ = [
     "EventKind",
     "EventSink",
     "Reporter",
+    "RolloutSample",
     "RunState",
     "Severity",
     "read_events",
@@ -132,6 +133,16 @@ class Event:
         return message
 
 
+@dataclass(frozen=True)
+class RolloutSample:
+    """A rollout as people read it; the fields of `trainer.proto`."""
+
+    prompt: str
+    completion: str
+    reward: float
+    ended: bool
+
+
 class EventSink(Protocol):
     """Where events go beside the disk, such as a trainer service. It must not block and must not raise."""
 
@@ -174,11 +185,23 @@ class Reporter:
             else:
                 self._line(f"{stage}: begins" if step == 0 else f"{stage}: goes on after step {step}")
 
-    def step_done(self, stage: str, step: int, total_steps: int, metrics: Mapping[str, float]) -> None:
-        """A step was done. A metric that is not finite is left out; the first of each name is told as a warning."""
+    def step_done(
+        self,
+        stage: str,
+        step: int,
+        total_steps: int,
+        metrics: Mapping[str, float],
+        samples: Sequence[RolloutSample] = (),
+    ) -> None:
+        """A step was done; `samples` are a few of its rollouts.
+
+        A metric that is not finite is left out; the first of each name is told as a warning.
+        """
         with self._lock:
             finite = self._finite(stage, metrics)
-            self._add(EventKind.STEP_DONE, stage, step, total_steps=total_steps, metrics=finite)
+            told = [asdict(sample) for sample in samples if math.isfinite(sample.reward)]
+            more = {"samples": told} if told else {}
+            self._add(EventKind.STEP_DONE, stage, step, total_steps=total_steps, metrics=finite, **more)
             figures = _figures(finite)
             if self._progress is not None:
                 self._progress.update(self._task, completed=step, total=total_steps or None, figures=escape(figures))

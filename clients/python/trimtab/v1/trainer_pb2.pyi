@@ -274,25 +274,65 @@ class StepDone(_message.Message):
 
     TOTAL_STEPS_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
+    SAMPLES_FIELD_NUMBER: _builtins.int
     total_steps: _builtins.int
     """Steps of the stage in all. 0 while not known."""
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Name to value, finite numbers only, such as "mean_kl". Empty when the step has none."""
 
+    @_builtins.property
+    def samples(self) -> _containers.RepeatedCompositeFieldContainer[Global___RolloutSample]:
+        """A few of the rollouts that the step learned from, for people. Empty when the run tells of none."""
+
     def __init__(
         self,
         *,
         total_steps: _builtins.int = ...,
         metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        samples: _abc.Iterable[Global___RolloutSample] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["metrics", b"metrics", "total_steps", b"total_steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["metrics", b"metrics", "samples", b"samples", "total_steps", b"total_steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StepDone: _TypeAlias = StepDone  # noqa: Y015
+
+@_typing.final
+class RolloutSample(_message.Message):
+    """RolloutSample is a rollout as people read it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROMPT_FIELD_NUMBER: _builtins.int
+    COMPLETION_FIELD_NUMBER: _builtins.int
+    REWARD_FIELD_NUMBER: _builtins.int
+    ENDED_FIELD_NUMBER: _builtins.int
+    prompt: _builtins.str
+    """The prompt as text; of a long one its last 4000 characters. Empty where it has no text."""
+    completion: _builtins.str
+    """The completion as text; of a long one its first 4000 characters. Empty where it has no text."""
+    reward: _builtins.float
+    """Score of the reward model, before anything is done to it."""
+    ended: _builtins.bool
+    """True when it ended by itself, false where it was cut at the longest completion."""
+    def __init__(
+        self,
+        *,
+        prompt: _builtins.str = ...,
+        completion: _builtins.str = ...,
+        reward: _builtins.float = ...,
+        ended: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["completion", b"completion", "ended", b"ended", "prompt", b"prompt", "reward", b"reward"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RolloutSample: _TypeAlias = RolloutSample  # noqa: Y015
 
 @_typing.final
 class StageDone(_message.Message):

@@ -78,7 +78,7 @@ def event_json(event: pb.RunEvent) -> dict[str, Any]:
     """An event on the live stream.
 
     `figures` of a step are those that a plot shows; `log` is there where people read it; `queue` where it changed;
-    `version` is 0 where none was published.
+    `version` is 0 where none was published; `rollouts` counts those that a step tells of.
     """
     told: dict[str, Any] = {"sequence": event.sequence, "stage": event.stage, "step": event.step}
     if is_log_entry(event):
@@ -88,6 +88,7 @@ def event_json(event: pb.RunEvent) -> dict[str, Any]:
             metrics = event.step_done.metrics
             told["figures"] = {name: metrics[name] for name in figures_of(event.stage) if name in metrics}
             told["version"] = int(metrics["version"]) if "version" in metrics else 0
+            told["rollouts"] = len(event.step_done.samples)
         case "stage_done":
             told |= {"version": event.stage_done.version, "queue": None}
         case "rollout_queue":

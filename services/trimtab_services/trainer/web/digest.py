@@ -114,6 +114,8 @@ class RunDigest:
         if event.stage not in self.curves:
             self.curves[event.stage] = StageCurves(figures_of(event.stage))
         self.curves[event.stage].add(event.step, metrics)
+        for sample in event.step_done.samples:
+            self.rollouts.append(ReportedRollout(event.sequence, event.stage, event.step, sample))
         self._pace.append((event.step, _seconds(event)))
         self._note_version(event, int(metrics["version"]) if "version" in metrics else 0)
 

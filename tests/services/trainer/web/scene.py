@@ -129,6 +129,18 @@ def ppo_step(step: int, total: int, draw: random.Random) -> pb.RunEvent:
     )
 
 
+def rollouts(step: int, total: int, *texts: str) -> pb.RunEvent:
+    """A step of PPO that tells of rollouts: a prompt and a completion of each text."""
+    event = done("ppo", step, total, reward=0.5)
+    event.step_done.samples.extend(
+        pb.RolloutSample(
+            prompt=f"Prompt: {text}", completion=f"Answer: {text}", reward=0.25 * step, ended=step % 2 == 0
+        )
+        for text in texts
+    )
+    return event
+
+
 def furnish(service: Service) -> None:
     """Runs in every state, one of them in the middle of PPO, with samples, output, and markup wherever text can be."""
     draw = random.Random(7)
@@ -136,13 +148,16 @@ def furnish(service: Service) -> None:
     service.run("failed", ended(pb.RUN_STATE_FAILED, f"sft.demonstrations: {MARKUP}: no such file"))
     service.run("succeeded", started("sft", 40), *sft, ended(pb.RUN_STATE_SUCCEEDED))
     service.run("stopped", started("sft", 40), *sft[:12], ended(pb.RUN_STATE_STOPPED))
+    told = ppo_step(45, 100, draw)
+    told.step_done.samples.extend(rollouts(45, 100, MARKUP, "a lighthouse").step_done.samples)
     folder = service.run(
         "working",
         started("sft", 40),
         *sft,
         pb.RunEvent(stage="sft", step=40, stage_done=pb.StageDone(metrics={"loss": 0.91, "steps": 40}, version=3)),
         started("ppo", 100),
-        *[ppo_step(step, 100, draw) for step in range(1, 46)],
+        *[ppo_step(step, 100, draw) for step in range(1, 45)],
+        told,
         said(f"{MARKUP} is a prompt that looks like markup", pb.SEVERITY_WARNING),
         said("the judge is another reward model"),
         queue(48, 16, 2),

@@ -13,7 +13,7 @@ from trimtab_services.trainer.web.curves import MOST_POINTS, StageCurves
 from trimtab_services.trainer.web.samples import MOST_OUTPUT_BYTES
 from trimtab_trainer.report_plots import run_plots
 
-from .scene import MARKUP, Service, done, ended, fill_events, fill_runs, ppo_step, said, started, trainer
+from .scene import MARKUP, Service, done, ended, fill_events, fill_runs, ppo_step, rollouts, said, started, trainer
 
 
 def test_runs_newest_first_with_state_step_time_left_and_error(service: Service) -> None:
@@ -147,24 +147,56 @@ def test_samples_side_by_side_with_search(service: Service) -> None:
 
 def test_a_line_that_is_no_answer_is_named(empty: Service) -> None:
     folder = empty.run("a", started("ppo", 2))
-    assert empty.get("runs/a").json()["has_samples"] is False
+    assert empty.get("runs/a/models").json() == {"models": []}
     (folder / "samples").mkdir()
     (folder / "samples" / "base.jsonl").write_text(json.dumps({"number": 1, "prompt": "a"}) + "\n{}\n")
-    assert empty.get("runs/a").json()["has_samples"] is True
+    assert empty.get("runs/a/models").json() == {"models": ["base"]}
     refused = empty.get("runs/a/samples")
     assert refused.status_code == 422 and "base.jsonl:2: not an answer" in refused.json()["message"]
 
 
-def test_the_end_of_the_output(empty: Service) -> None:
+def test_the_last_rollouts_that_a_run_told_of(empty: Service) -> None:
+    empty.run("a", rollouts(1, 99, "one", "two"), rollouts(2, 99, "three"))
+    first, second, third = empty.get("runs/a/rollouts").json()["rollouts"]
+    assert first == {
+        "sequence": 1,
+        "stage": "ppo",
+        "step": 1,
+        "prompt": "Prompt: one",
+        "completion": "Answer: one",
+        "reward": 0.25,
+        "ended": False,
+    }
+    assert second["prompt"] == "Prompt: two" and (third["step"], third["ended"]) == (2, True)
+    assert empty.get("runs/a/rollouts", after=1).json()["rollouts"] == [third]
+    empty.tell("a", *[rollouts(step, 99, "x", "y", "z") for step in range(3, 60)])
+    kept = empty.get("runs/a/rollouts").json()["rollouts"]
+    assert len(kept) == 40 and kept[-1]["step"] == 59
+    assert empty.get("runs/a").json()["rollouts"] == 40
+
+
+def test_the_end_of_the_output_and_what_comes_after_it(empty: Service) -> None:
     folder = empty.run("a")
     assert empty.get("runs/a/output").json() == {"output": None}
     (folder / "run.log").write_bytes(b"x" * MOST_OUTPUT_BYTES + b"\xff the end")
     told = empty.get("runs/a/output").json()["output"]
-    assert told["bytes"] == MOST_OUTPUT_BYTES + 9 and told["text"].endswith("\N{REPLACEMENT CHARACTER} the end")
-    assert len(told["text"]) == MOST_OUTPUT_BYTES
+    assert told["size"] == told["end"] == MOST_OUTPUT_BYTES + 9 and told["begin"] == 9
+    assert told["text"].endswith("\N{REPLACEMENT CHARACTER} the end") and len(told["text"]) == MOST_OUTPUT_BYTES
+    half = "\N{LATIN SMALL LETTER E WITH ACUTE}".encode()
+    with (folder / "run.log").open("ab") as log:
+        log.write(b" caf" + half[:1])
+        log.flush()
+        more = empty.get("runs/a/output", after=told["end"]).json()["output"]
+        assert (more["begin"], more["text"], more["size"] - more["end"]) == (told["end"], " caf", 1)
+        log.write(half[1:])
+    rest = empty.get("runs/a/output", after=more["end"]).json()["output"]
+    assert rest["text"] == half.decode() and rest["end"] == rest["size"]
+    assert empty.get("runs/a/output", after=rest["end"]).json()["output"]["text"] == ""
+    (folder / "run.log").write_text("another life")  # a name that was given back
+    assert empty.get("runs/a/output", after=rest["end"]).json()["output"]["text"] == "another life"
 
 
-@pytest.mark.parametrize("path", ["", "/events", "/log", "/versions", "/samples", "/output"])
+@pytest.mark.parametrize("path", ["", "/events", "/log", "/versions", "/rollouts", "/models", "/samples", "/output"])
 def test_an_unknown_run_is_said_to_be_one(service: Service, path: str) -> None:
     answer = service.get(f"runs/nobody{path}")
     assert answer.status_code == 404 and answer.json()["message"] == "name: no run 'nobody'"

@@ -16,7 +16,20 @@ from browser import DESKTOP, PHONE, BrowserWindow, chromium, fetch_axe, serious_
 from running import client
 from trimtab.v1 import trainer_pb2 as pb
 
-from .scene import MARKUP, Service, ended, fill_events, fill_runs, furnish, ppo_step, said, started, trainer
+from .scene import (
+    MARKUP,
+    Service,
+    ended,
+    fill_events,
+    fill_runs,
+    furnish,
+    ppo_step,
+    rollouts,
+    said,
+    started,
+    trainer,
+    write_samples,
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 PAGES = ["", "runs/working", "runs/failed", "replicas", "nothing-here"]
@@ -134,11 +147,11 @@ def test_text_is_never_markup(service: Service, open_window: OpenWindow) -> None
     go(window, service)
     window.page.get_by_text(MARKUP).first.wait_for()
     go(window, service, "runs/working")
-    for title in ("Samples", "Output of the process", "Spec"):
+    for title in ("Rollouts", "Samples", "Output of the process", "Spec"):
         window.page.locator("summary", has_text=title).click()
     window.page.locator("article").first.wait_for()
     window.page.get_by_role("region", name="Spec").wait_for()
-    wait_for(lambda: window.page.get_by_text(MARKUP).count() >= 10)
+    wait_for(lambda: window.page.get_by_text(MARKUP).count() >= 12)
     assert window.page.locator("main img, main script").count() == 0
     assert window.page.title() == "working · Runs"
 
@@ -154,6 +167,65 @@ def test_samples_are_searched(service: Service, open_window: OpenWindow) -> None
     window.page.get_by_role("searchbox").fill("base answer 0 to 29")
     window.page.get_by_text("1 prompt found").first.wait_for()
     assert window.page.locator("article").count() == 1
+
+
+def test_rollouts_are_shown_as_they_come(empty: Service, open_window: OpenWindow) -> None:
+    empty.run("a", started("ppo", 99))
+    window = open_window()
+    go(window, empty, "runs/a")
+    summary = window.page.locator("summary", has_text="Rollouts")
+    assert not summary.is_visible()  # it has told of none
+    empty.tell("a", rollouts(1, 99, "one", MARKUP))
+    summary.click()
+    window.page.locator("article").nth(1).wait_for()
+    empty.tell("a", rollouts(2, 99, "two"))
+    newest = window.page.locator("article").first
+    newest.get_by_text("Answer: two").wait_for()
+    assert "ppo, step 2 reward 0.5" in newest.inner_text() and "not ended" not in newest.inner_text()
+    assert "reward 0.25 · not ended" in window.page.locator("article").last.inner_text()
+    empty.tell("a", *[rollouts(step, 99, "x", "y") for step in range(3, 40)])
+    window.page.get_by_text("ppo, step 39").first.wait_for()
+    assert window.page.locator("article").count() == 40  # the oldest have gone
+    assert window.page.locator("main img").count() == 0
+
+
+def test_output_is_shown_as_it_comes_as_text_and_no_more_than_its_end(empty: Service, open_window: OpenWindow) -> None:
+    folder = empty.run("a", started("sft", 4))
+    window = open_window()
+    go(window, empty, "runs/a")
+    window.page.locator("summary", has_text="Output of the process").click()
+    window.page.get_by_text("There is none on the volume").wait_for()
+    log = (folder / "run.log").open("a", encoding="utf-8", buffering=1)
+    log.write(f"sft: begins\n{MARKUP}\n")
+    shown = window.page.get_by_role("region", name="Output of the process")
+    shown.get_by_text(MARKUP).wait_for()
+    window.page.get_by_text("all of it").wait_for()
+    log.write("caf\N{LATIN SMALL LETTER E WITH ACUTE}\n")
+    shown.get_by_text("caf\N{LATIN SMALL LETTER E WITH ACUTE}").wait_for()
+    assert shown.inner_text().startswith("sft: begins\n")
+    for block in range(4):
+        log.write(f"block {block}\n" + 500 * f"{'x' * 99}\n")
+        shown.get_by_text(f"block {block}").wait_for()
+    log.write("the newest line\n")
+    shown.get_by_text("the newest line").wait_for()
+    assert len(shown.inner_text()) < 130_000 and "sft: begins" not in shown.inner_text()
+    assert shown.evaluate("one => one.scrollTop + one.clientHeight >= one.scrollHeight - 8")
+    assert window.page.locator("main img").count() == 0
+    log.close()
+
+
+def test_samples_appear_once_a_model_is_evaluated(empty: Service, open_window: OpenWindow) -> None:
+    folder = empty.run("a", started("evaluate", 2))
+    window = open_window()
+    go(window, empty, "runs/a")
+    assert not window.page.locator("summary", has_text="Samples").is_visible()
+    write_samples(folder, 3)
+    window.page.locator("summary", has_text="Samples").click()
+    window.page.get_by_text("3 prompts").wait_for()
+    (folder / "samples" / "sft.jsonl").write_text(
+        json.dumps({"number": 0, "prompt": "Question 0", "completion": "answer of sft"}) + "\n"
+    )
+    window.page.get_by_text("answer of sft").wait_for()
 
 
 def test_a_plot_is_read_by_keyboard(service: Service, open_window: OpenWindow) -> None:
@@ -260,7 +332,7 @@ def test_no_serious_fault_of_accessibility(
         window.heading("Runs")
         for address in PAGES:
             go(window, service, address)
-            for summary in window.page.locator("main .folded > summary").all():
+            for summary in window.page.locator("main .folded > summary:visible").all():
                 summary.click()
             window.page.wait_for_timeout(500)
             found += serious_faults(window.page, axe)

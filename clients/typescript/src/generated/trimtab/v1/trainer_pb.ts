@@ -14,7 +14,7 @@ import type { Message as Message$1 } from "@bufbuild/protobuf";
  * Describes the file trimtab/v1/trainer.proto.
  */
 export const file_trimtab_v1_trainer: GenFile = /*@__PURE__*/
-  fileDesc("Chh0cmltdGFiL3YxL3RyYWluZXIucHJvdG8SCnRyaW10YWIudjEigQIKA1J1bhIMCgRuYW1lGAEgASgJEiMKBXN0YXRlGAIgASgOMhQudHJpbXRhYi52MS5SdW5TdGF0ZRINCgVlcnJvchgDIAEoCRIRCglzcGVjX3lhbWwYBCABKAkSLwoLY3JlYXRlX3RpbWUYBSABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEi8KC3VwZGF0ZV90aW1lGAYgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBINCgVzdGFnZRgHIAEoCRIMCgRzdGVwGAggASgDEhMKC3RvdGFsX3N0ZXBzGAkgASgDEhEKCWRpcmVjdG9yeRgKIAEoCSL9AgoIUnVuRXZlbnQSEAoIc2VxdWVuY2UYASABKAMSKAoEdGltZRgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASDQoFc3RhZ2UYAyABKAkSDAoEc3RlcBgEIAEoAxIxCg1zdGFnZV9zdGFydGVkGAUgASgLMhgudHJpbXRhYi52MS5TdGFnZVN0YXJ0ZWRIABIpCglzdGVwX2RvbmUYBiABKAsyFC50cmltdGFiLnYxLlN0ZXBEb25lSAASKwoKc3RhZ2VfZG9uZRgHIAEoCzIVLnRyaW10YWIudjEuU3RhZ2VEb25lSAASJgoHbWVzc2FnZRgIIAEoCzITLnRyaW10YWIudjEuTWVzc2FnZUgAEikKCXJ1bl9lbmRlZBgJIAEoCzIULnRyaW10YWIudjEuUnVuRW5kZWRIABIxCg1yb2xsb3V0X3F1ZXVlGAogASgLMhgudHJpbXRhYi52MS5Sb2xsb3V0UXVldWVIAEIHCgVldmVudCIjCgxTdGFnZVN0YXJ0ZWQSEwoLdG90YWxfc3RlcHMYASABKAMigwEKCFN0ZXBEb25lEhMKC3RvdGFsX3N0ZXBzGAEgASgDEjIKB21ldHJpY3MYAiADKAsyIS50cmltdGFiLnYxLlN0ZXBEb25lLk1ldHJpY3NFbnRyeRouCgxNZXRyaWNzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgBOgI4ASKBAQoJU3RhZ2VEb25lEjMKB21ldHJpY3MYASADKAsyIi50cmltdGFiLnYxLlN0YWdlRG9uZS5NZXRyaWNzRW50cnkSDwoHdmVyc2lvbhgCIAEoAxouCgxNZXRyaWNzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgBOgI4ASI/CgdNZXNzYWdlEiYKCHNldmVyaXR5GAEgASgOMhQudHJpbXRhYi52MS5TZXZlcml0eRIMCgR0ZXh0GAIgASgJIj4KCFJ1bkVuZGVkEiMKBXN0YXRlGAEgASgOMhQudHJpbXRhYi52MS5SdW5TdGF0ZRINCgVlcnJvchgCIAEoCSJUCgxSb2xsb3V0UXVldWUSGAoQd2FpdGluZ19yb2xsb3V0cxgBIAEoAxIYChBydW5uaW5nX3JvbGxvdXRzGAIgASgDEhAKCHJlcGxpY2FzGAMgASgFIjIKD1N0YXJ0UnVuUmVxdWVzdBIMCgRuYW1lGAEgASgJEhEKCXNwZWNfeWFtbBgCIAEoCSIwChBTdGFydFJ1blJlc3BvbnNlEhwKA3J1bhgBIAEoCzIPLnRyaW10YWIudjEuUnVuIh0KDUdldFJ1blJlcXVlc3QSDAoEbmFtZRgBIAEoCSIuCg5HZXRSdW5SZXNwb25zZRIcCgNydW4YASABKAsyDy50cmltdGFiLnYxLlJ1biI4Cg9MaXN0UnVuc1JlcXVlc3QSEQoJcGFnZV9zaXplGAEgASgFEhIKCnBhZ2VfdG9rZW4YAiABKAkiSgoQTGlzdFJ1bnNSZXNwb25zZRIdCgRydW5zGAEgAygLMg8udHJpbXRhYi52MS5SdW4SFwoPbmV4dF9wYWdlX3Rva2VuGAIgASgJIjcKD1dhdGNoUnVuUmVxdWVzdBIMCgRuYW1lGAEgASgJEhYKDmFmdGVyX3NlcXVlbmNlGAIgASgDIjcKEFdhdGNoUnVuUmVzcG9uc2USIwoFZXZlbnQYASABKAsyFC50cmltdGFiLnYxLlJ1bkV2ZW50IkgKEldhdGNoUnVuTG9nUmVxdWVzdBIMCgRuYW1lGAEgASgJEhQKDG9mZnNldF9ieXRlcxgCIAEoAxIOCgZmb2xsb3cYAyABKAgiOQoTV2F0Y2hSdW5Mb2dSZXNwb25zZRIUCgxvZmZzZXRfYnl0ZXMYASABKAMSDAoEZGF0YRgCIAEoDCIeCg5TdG9wUnVuUmVxdWVzdBIMCgRuYW1lGAEgASgJIi8KD1N0b3BSdW5SZXNwb25zZRIcCgNydW4YASABKAsyDy50cmltdGFiLnYxLlJ1biIgChBSZXN1bWVSdW5SZXF1ZXN0EgwKBG5hbWUYASABKAkiMQoRUmVzdW1lUnVuUmVzcG9uc2USHAoDcnVuGAEgASgLMg8udHJpbXRhYi52MS5SdW4iIAoQRGVsZXRlUnVuUmVxdWVzdBIMCgRuYW1lGAEgASgJImIKEURlbGV0ZVJ1blJlc3BvbnNlEg8KB2RlbGV0ZWQYASABKAgSEwoLZnJlZWRfYnl0ZXMYAiABKAMSGQoRZnJlZWRfY2xhaW1fYnl0ZXMYAyABKAMSDAoEbGVmdBgEIAEoCSIkChRDaGVja3BvaW50UnVuUmVxdWVzdBIMCgRuYW1lGAEgASgJIjUKFUNoZWNrcG9pbnRSdW5SZXNwb25zZRIcCgNydW4YASABKAsyDy50cmltdGFiLnYxLlJ1biJIChNSZXBvcnRFdmVudHNSZXF1ZXN0EgwKBG5hbWUYASABKAkSIwoFZXZlbnQYAiABKAsyFC50cmltdGFiLnYxLlJ1bkV2ZW50IlcKFFJlcG9ydEV2ZW50c1Jlc3BvbnNlEh0KFWFja25vd2xlZGdlZF9zZXF1ZW5jZRgBIAEoAxIMCgRzdG9wGAIgASgIEhIKCmNoZWNrcG9pbnQYAyABKAgqsgEKCFJ1blN0YXRlEhkKFVJVTl9TVEFURV9VTlNQRUNJRklFRBAAEhYKElJVTl9TVEFURV9TVEFSVElORxABEhUKEVJVTl9TVEFURV9SVU5OSU5HEAISFgoSUlVOX1NUQVRFX1NUT1BQSU5HEAMSFQoRUlVOX1NUQVRFX1NUT1BQRUQQBBIXChNSVU5fU1RBVEVfU1VDQ0VFREVEEAUSFAoQUlVOX1NUQVRFX0ZBSUxFRBAGKmEKCFNldmVyaXR5EhgKFFNFVkVSSVRZX1VOU1BFQ0lGSUVEEAASEQoNU0VWRVJJVFlfSU5GTxABEhQKEFNFVkVSSVRZX1dBUk5JTkcQAhISCg5TRVZFUklUWV9FUlJPUhADMv8FCg5UcmFpbmVyU2VydmljZRJFCghTdGFydFJ1bhIbLnRyaW10YWIudjEuU3RhcnRSdW5SZXF1ZXN0GhwudHJpbXRhYi52MS5TdGFydFJ1blJlc3BvbnNlEj8KBkdldFJ1bhIZLnRyaW10YWIudjEuR2V0UnVuUmVxdWVzdBoaLnRyaW10YWIudjEuR2V0UnVuUmVzcG9uc2USRQoITGlzdFJ1bnMSGy50cmltdGFiLnYxLkxpc3RSdW5zUmVxdWVzdBocLnRyaW10YWIudjEuTGlzdFJ1bnNSZXNwb25zZRJHCghXYXRjaFJ1bhIbLnRyaW10YWIudjEuV2F0Y2hSdW5SZXF1ZXN0GhwudHJpbXRhYi52MS5XYXRjaFJ1blJlc3BvbnNlMAESUAoLV2F0Y2hSdW5Mb2cSHi50cmltdGFiLnYxLldhdGNoUnVuTG9nUmVxdWVzdBofLnRyaW10YWIudjEuV2F0Y2hSdW5Mb2dSZXNwb25zZTABEkIKB1N0b3BSdW4SGi50cmltdGFiLnYxLlN0b3BSdW5SZXF1ZXN0GhsudHJpbXRhYi52MS5TdG9wUnVuUmVzcG9uc2USSAoJUmVzdW1lUnVuEhwudHJpbXRhYi52MS5SZXN1bWVSdW5SZXF1ZXN0Gh0udHJpbXRhYi52MS5SZXN1bWVSdW5SZXNwb25zZRJICglEZWxldGVSdW4SHC50cmltdGFiLnYxLkRlbGV0ZVJ1blJlcXVlc3QaHS50cmltdGFiLnYxLkRlbGV0ZVJ1blJlc3BvbnNlElQKDUNoZWNrcG9pbnRSdW4SIC50cmltdGFiLnYxLkNoZWNrcG9pbnRSdW5SZXF1ZXN0GiEudHJpbXRhYi52MS5DaGVja3BvaW50UnVuUmVzcG9uc2USVQoMUmVwb3J0RXZlbnRzEh8udHJpbXRhYi52MS5SZXBvcnRFdmVudHNSZXF1ZXN0GiAudHJpbXRhYi52MS5SZXBvcnRFdmVudHNSZXNwb25zZSgBMAFiBnByb3RvMw", [file_google_protobuf_timestamp]);
+  fileDesc("Chh0cmltdGFiL3YxL3RyYWluZXIucHJvdG8SCnRyaW10YWIudjEigQIKA1J1bhIMCgRuYW1lGAEgASgJEiMKBXN0YXRlGAIgASgOMhQudHJpbXRhYi52MS5SdW5TdGF0ZRINCgVlcnJvchgDIAEoCRIRCglzcGVjX3lhbWwYBCABKAkSLwoLY3JlYXRlX3RpbWUYBSABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEi8KC3VwZGF0ZV90aW1lGAYgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBINCgVzdGFnZRgHIAEoCRIMCgRzdGVwGAggASgDEhMKC3RvdGFsX3N0ZXBzGAkgASgDEhEKCWRpcmVjdG9yeRgKIAEoCSL9AgoIUnVuRXZlbnQSEAoIc2VxdWVuY2UYASABKAMSKAoEdGltZRgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASDQoFc3RhZ2UYAyABKAkSDAoEc3RlcBgEIAEoAxIxCg1zdGFnZV9zdGFydGVkGAUgASgLMhgudHJpbXRhYi52MS5TdGFnZVN0YXJ0ZWRIABIpCglzdGVwX2RvbmUYBiABKAsyFC50cmltdGFiLnYxLlN0ZXBEb25lSAASKwoKc3RhZ2VfZG9uZRgHIAEoCzIVLnRyaW10YWIudjEuU3RhZ2VEb25lSAASJgoHbWVzc2FnZRgIIAEoCzITLnRyaW10YWIudjEuTWVzc2FnZUgAEikKCXJ1bl9lbmRlZBgJIAEoCzIULnRyaW10YWIudjEuUnVuRW5kZWRIABIxCg1yb2xsb3V0X3F1ZXVlGAogASgLMhgudHJpbXRhYi52MS5Sb2xsb3V0UXVldWVIAEIHCgVldmVudCIjCgxTdGFnZVN0YXJ0ZWQSEwoLdG90YWxfc3RlcHMYASABKAMirwEKCFN0ZXBEb25lEhMKC3RvdGFsX3N0ZXBzGAEgASgDEjIKB21ldHJpY3MYAiADKAsyIS50cmltdGFiLnYxLlN0ZXBEb25lLk1ldHJpY3NFbnRyeRIqCgdzYW1wbGVzGAMgAygLMhkudHJpbXRhYi52MS5Sb2xsb3V0U2FtcGxlGi4KDE1ldHJpY3NFbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAE6AjgBIlIKDVJvbGxvdXRTYW1wbGUSDgoGcHJvbXB0GAEgASgJEhIKCmNvbXBsZXRpb24YAiABKAkSDgoGcmV3YXJkGAMgASgBEg0KBWVuZGVkGAQgASgIIoEBCglTdGFnZURvbmUSMwoHbWV0cmljcxgBIAMoCzIiLnRyaW10YWIudjEuU3RhZ2VEb25lLk1ldHJpY3NFbnRyeRIPCgd2ZXJzaW9uGAIgASgDGi4KDE1ldHJpY3NFbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAE6AjgBIj8KB01lc3NhZ2USJgoIc2V2ZXJpdHkYASABKA4yFC50cmltdGFiLnYxLlNldmVyaXR5EgwKBHRleHQYAiABKAkiPgoIUnVuRW5kZWQSIwoFc3RhdGUYASABKA4yFC50cmltdGFiLnYxLlJ1blN0YXRlEg0KBWVycm9yGAIgASgJIlQKDFJvbGxvdXRRdWV1ZRIYChB3YWl0aW5nX3JvbGxvdXRzGAEgASgDEhgKEHJ1bm5pbmdfcm9sbG91dHMYAiABKAMSEAoIcmVwbGljYXMYAyABKAUiMgoPU3RhcnRSdW5SZXF1ZXN0EgwKBG5hbWUYASABKAkSEQoJc3BlY195YW1sGAIgASgJIjAKEFN0YXJ0UnVuUmVzcG9uc2USHAoDcnVuGAEgASgLMg8udHJpbXRhYi52MS5SdW4iHQoNR2V0UnVuUmVxdWVzdBIMCgRuYW1lGAEgASgJIi4KDkdldFJ1blJlc3BvbnNlEhwKA3J1bhgBIAEoCzIPLnRyaW10YWIudjEuUnVuIjgKD0xpc3RSdW5zUmVxdWVzdBIRCglwYWdlX3NpemUYASABKAUSEgoKcGFnZV90b2tlbhgCIAEoCSJKChBMaXN0UnVuc1Jlc3BvbnNlEh0KBHJ1bnMYASADKAsyDy50cmltdGFiLnYxLlJ1bhIXCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAkiNwoPV2F0Y2hSdW5SZXF1ZXN0EgwKBG5hbWUYASABKAkSFgoOYWZ0ZXJfc2VxdWVuY2UYAiABKAMiNwoQV2F0Y2hSdW5SZXNwb25zZRIjCgVldmVudBgBIAEoCzIULnRyaW10YWIudjEuUnVuRXZlbnQiSAoSV2F0Y2hSdW5Mb2dSZXF1ZXN0EgwKBG5hbWUYASABKAkSFAoMb2Zmc2V0X2J5dGVzGAIgASgDEg4KBmZvbGxvdxgDIAEoCCI5ChNXYXRjaFJ1bkxvZ1Jlc3BvbnNlEhQKDG9mZnNldF9ieXRlcxgBIAEoAxIMCgRkYXRhGAIgASgMIh4KDlN0b3BSdW5SZXF1ZXN0EgwKBG5hbWUYASABKAkiLwoPU3RvcFJ1blJlc3BvbnNlEhwKA3J1bhgBIAEoCzIPLnRyaW10YWIudjEuUnVuIiAKEFJlc3VtZVJ1blJlcXVlc3QSDAoEbmFtZRgBIAEoCSIxChFSZXN1bWVSdW5SZXNwb25zZRIcCgNydW4YASABKAsyDy50cmltdGFiLnYxLlJ1biIgChBEZWxldGVSdW5SZXF1ZXN0EgwKBG5hbWUYASABKAkiYgoRRGVsZXRlUnVuUmVzcG9uc2USDwoHZGVsZXRlZBgBIAEoCBITCgtmcmVlZF9ieXRlcxgCIAEoAxIZChFmcmVlZF9jbGFpbV9ieXRlcxgDIAEoAxIMCgRsZWZ0GAQgASgJIiQKFENoZWNrcG9pbnRSdW5SZXF1ZXN0EgwKBG5hbWUYASABKAkiNQoVQ2hlY2twb2ludFJ1blJlc3BvbnNlEhwKA3J1bhgBIAEoCzIPLnRyaW10YWIudjEuUnVuIkgKE1JlcG9ydEV2ZW50c1JlcXVlc3QSDAoEbmFtZRgBIAEoCRIjCgVldmVudBgCIAEoCzIULnRyaW10YWIudjEuUnVuRXZlbnQiVwoUUmVwb3J0RXZlbnRzUmVzcG9uc2USHQoVYWNrbm93bGVkZ2VkX3NlcXVlbmNlGAEgASgDEgwKBHN0b3AYAiABKAgSEgoKY2hlY2twb2ludBgDIAEoCCqyAQoIUnVuU3RhdGUSGQoVUlVOX1NUQVRFX1VOU1BFQ0lGSUVEEAASFgoSUlVOX1NUQVRFX1NUQVJUSU5HEAESFQoRUlVOX1NUQVRFX1JVTk5JTkcQAhIWChJSVU5fU1RBVEVfU1RPUFBJTkcQAxIVChFSVU5fU1RBVEVfU1RPUFBFRBAEEhcKE1JVTl9TVEFURV9TVUNDRUVERUQQBRIUChBSVU5fU1RBVEVfRkFJTEVEEAYqYQoIU2V2ZXJpdHkSGAoUU0VWRVJJVFlfVU5TUEVDSUZJRUQQABIRCg1TRVZFUklUWV9JTkZPEAESFAoQU0VWRVJJVFlfV0FSTklORxACEhIKDlNFVkVSSVRZX0VSUk9SEAMy/wUKDlRyYWluZXJTZXJ2aWNlEkUKCFN0YXJ0UnVuEhsudHJpbXRhYi52MS5TdGFydFJ1blJlcXVlc3QaHC50cmltdGFiLnYxLlN0YXJ0UnVuUmVzcG9uc2USPwoGR2V0UnVuEhkudHJpbXRhYi52MS5HZXRSdW5SZXF1ZXN0GhoudHJpbXRhYi52MS5HZXRSdW5SZXNwb25zZRJFCghMaXN0UnVucxIbLnRyaW10YWIudjEuTGlzdFJ1bnNSZXF1ZXN0GhwudHJpbXRhYi52MS5MaXN0UnVuc1Jlc3BvbnNlEkcKCFdhdGNoUnVuEhsudHJpbXRhYi52MS5XYXRjaFJ1blJlcXVlc3QaHC50cmltdGFiLnYxLldhdGNoUnVuUmVzcG9uc2UwARJQCgtXYXRjaFJ1bkxvZxIeLnRyaW10YWIudjEuV2F0Y2hSdW5Mb2dSZXF1ZXN0Gh8udHJpbXRhYi52MS5XYXRjaFJ1bkxvZ1Jlc3BvbnNlMAESQgoHU3RvcFJ1bhIaLnRyaW10YWIudjEuU3RvcFJ1blJlcXVlc3QaGy50cmltdGFiLnYxLlN0b3BSdW5SZXNwb25zZRJICglSZXN1bWVSdW4SHC50cmltdGFiLnYxLlJlc3VtZVJ1blJlcXVlc3QaHS50cmltdGFiLnYxLlJlc3VtZVJ1blJlc3BvbnNlEkgKCURlbGV0ZVJ1bhIcLnRyaW10YWIudjEuRGVsZXRlUnVuUmVxdWVzdBodLnRyaW10YWIudjEuRGVsZXRlUnVuUmVzcG9uc2USVAoNQ2hlY2twb2ludFJ1bhIgLnRyaW10YWIudjEuQ2hlY2twb2ludFJ1blJlcXVlc3QaIS50cmltdGFiLnYxLkNoZWNrcG9pbnRSdW5SZXNwb25zZRJVCgxSZXBvcnRFdmVudHMSHy50cmltdGFiLnYxLlJlcG9ydEV2ZW50c1JlcXVlc3QaIC50cmltdGFiLnYxLlJlcG9ydEV2ZW50c1Jlc3BvbnNlKAEwAWIGcHJvdG8z", [file_google_protobuf_timestamp]);
 
 /**
  * Run is one run.
@@ -237,6 +237,13 @@ export type StepDone = Message$1<"trimtab.v1.StepDone"> & {
    * @generated from field: map<string, double> metrics = 2;
    */
   metrics: { [key: string]: number };
+
+  /**
+   * A few of the rollouts that the step learned from, for people. Empty when the run tells of none.
+   *
+   * @generated from field: repeated trimtab.v1.RolloutSample samples = 3;
+   */
+  samples: RolloutSample[];
 };
 
 /**
@@ -245,6 +252,48 @@ export type StepDone = Message$1<"trimtab.v1.StepDone"> & {
  */
 export const StepDoneSchema: GenMessage<StepDone> = /*@__PURE__*/
   messageDesc(file_trimtab_v1_trainer, 3);
+
+/**
+ * RolloutSample is a rollout as people read it.
+ *
+ * @generated from message trimtab.v1.RolloutSample
+ */
+export type RolloutSample = Message$1<"trimtab.v1.RolloutSample"> & {
+  /**
+   * The prompt as text; of a long one its last 4000 characters. Empty where it has no text.
+   *
+   * @generated from field: string prompt = 1;
+   */
+  prompt: string;
+
+  /**
+   * The completion as text; of a long one its first 4000 characters. Empty where it has no text.
+   *
+   * @generated from field: string completion = 2;
+   */
+  completion: string;
+
+  /**
+   * Score of the reward model, before anything is done to it.
+   *
+   * @generated from field: double reward = 3;
+   */
+  reward: number;
+
+  /**
+   * True when it ended by itself, false where it was cut at the longest completion.
+   *
+   * @generated from field: bool ended = 4;
+   */
+  ended: boolean;
+};
+
+/**
+ * Describes the message trimtab.v1.RolloutSample.
+ * Use `create(RolloutSampleSchema)` to create a new message.
+ */
+export const RolloutSampleSchema: GenMessage<RolloutSample> = /*@__PURE__*/
+  messageDesc(file_trimtab_v1_trainer, 4);
 
 /**
  * StageDone has the figures of a stage.
@@ -272,7 +321,7 @@ export type StageDone = Message$1<"trimtab.v1.StageDone"> & {
  * Use `create(StageDoneSchema)` to create a new message.
  */
 export const StageDoneSchema: GenMessage<StageDone> = /*@__PURE__*/
-  messageDesc(file_trimtab_v1_trainer, 4);
+  messageDesc(file_trimtab_v1_trainer, 5);
 
 /**
  * Message is a line for people.
@@ -300,7 +349,7 @@ export type Message = Message$1<"trimtab.v1.Message"> & {
  * Use `create(MessageSchema)` to create a new message.
  */
 export const MessageSchema: GenMessage<Message> = /*@__PURE__*/
-  messageDesc(file_trimtab_v1_trainer, 5);
+  messageDesc(file_trimtab_v1_trainer, 6);
 
 /**
  * RunEnded is the last event of a run.
@@ -328,7 +377,7 @@ export type RunEnded = Message$1<"trimtab.v1.RunEnded"> & {
  * Use `create(RunEndedSchema)` to create a new message.
  */
 export const RunEndedSchema: GenMessage<RunEnded> = /*@__PURE__*/
-  messageDesc(file_trimtab_v1_trainer, 6);
+  messageDesc(file_trimtab_v1_trainer, 7);
 
 /**
  * RolloutQueue is the work that the run has given out or holds back; autoscalers read it.
@@ -363,7 +412,7 @@ export type RolloutQueue = Message$1<"trimtab.v1.RolloutQueue"> & {
  * Use `create(RolloutQueueSchema)` to create a new message.
  */
 export const RolloutQueueSchema: GenMessage<RolloutQueue> = /*@__PURE__*/
-  messageDesc(file_trimtab_v1_trainer, 7);
+  messageDesc(file_trimtab_v1_trainer, 8);
 
 /**
  * StartRunRequest has the spec.
@@ -392,7 +441,7 @@ export type StartRunRequest = Message$1<"trimtab.v1.StartRunRequest"> & {
  * Use `create(StartRunRequestSchema)` to create a new message.
  */
 export const StartRunRequestSchema: GenMessage<StartRunRequest> = /*@__PURE__*/
-  messageDesc(file_trimtab_v1_trainer, 8);
+  messageDesc(file_trimtab_v1_trainer, 9);
 
 /**
  * StartRunResponse has the run.
@@ -413,7 +462,7 @@ export type StartRunResponse = Message$1<"trimtab.v1.StartRunResponse"> & {
  * Use `create(StartRunResponseSchema)` to create a new message.
  */
 export const StartRunResponseSchema: GenMessage<StartRunResponse> = /*@__PURE__*/
-  messageDesc(file_trimtab_v1_trainer, 9);
+  messageDesc(file_trimtab_v1_trainer, 10);
 
 /**
  * GetRunRequest names a run.
@@ -434,7 +483,7 @@ export type GetRunRequest = Message$1<"trimtab.v1.GetRunRequest"> & {
  * Use `create(GetRunRequestSchema)` to create a new message.
  */
 export const GetRunRequestSchema: GenMessage<GetRunRequest> = /*@__PURE__*/
-  messageDesc(file_trimtab_v1_trainer, 10);
+  messageDesc(file_trimtab_v1_trainer, 11);
 
 /**
  * GetRunResponse has the run.
@@ -455,7 +504,7 @@ export type GetRunResponse = Message$1<"trimtab.v1.GetRunResponse"> & {
  * Use `create(GetRunResponseSchema)` to create a new message.
  */
 export const GetRunResponseSchema: GenMessage<GetRunResponse> = /*@__PURE__*/
-  messageDesc(file_trimtab_v1_trainer, 11);
+  messageDesc(file_trimtab_v1_trainer, 12);
 
 /**
  * ListRunsRequest pages through the runs.
@@ -483,7 +532,7 @@ export type ListRunsRequest = Message$1<"trimtab.v1.ListRunsRequest"> & {
  * Use `create(ListRunsRequestSchema)` to create a new message.
  */
 export const ListRunsRequestSchema: GenMessage<ListRunsRequest> = /*@__PURE__*/
-  messageDesc(file_trimtab_v1_trainer, 12);
+  messageDesc(file_trimtab_v1_trainer, 13);
 
 /**
  * ListRunsResponse is one page.
@@ -511,7 +560,7 @@ export type ListRunsResponse = Message$1<"trimtab.v1.ListRunsResponse"> & {
  * Use `create(ListRunsResponseSchema)` to create a new message.
  */
 export const ListRunsResponseSchema: GenMessage<ListRunsResponse> = /*@__PURE__*/
-  messageDesc(file_trimtab_v1_trainer, 13);
+  messageDesc(file_trimtab_v1_trainer, 14);
 
 /**
  * WatchRunRequest says from where on to watch.
@@ -539,7 +588,7 @@ export type WatchRunRequest = Message$1<"trimtab.v1.WatchRunRequest"> & {
  * Use `create(WatchRunRequestSchema)` to create a new message.
  */
 export const WatchRunRequestSchema: GenMessage<WatchRunRequest> = /*@__PURE__*/
-  messageDesc(file_trimtab_v1_trainer, 14);
+  messageDesc(file_trimtab_v1_trainer, 15);
 
 /**
  * WatchRunResponse is one event.
@@ -560,7 +609,7 @@ export type WatchRunResponse = Message$1<"trimtab.v1.WatchRunResponse"> & {
  * Use `create(WatchRunResponseSchema)` to create a new message.
  */
 export const WatchRunResponseSchema: GenMessage<WatchRunResponse> = /*@__PURE__*/
-  messageDesc(file_trimtab_v1_trainer, 15);
+  messageDesc(file_trimtab_v1_trainer, 16);
 
 /**
  * WatchRunLogRequest says from where on to send the log.
@@ -595,7 +644,7 @@ export type WatchRunLogRequest = Message$1<"trimtab.v1.WatchRunLogRequest"> & {
  * Use `create(WatchRunLogRequestSchema)` to create a new message.
  */
 export const WatchRunLogRequestSchema: GenMessage<WatchRunLogRequest> = /*@__PURE__*/
-  messageDesc(file_trimtab_v1_trainer, 16);
+  messageDesc(file_trimtab_v1_trainer, 17);
 
 /**
  * WatchRunLogResponse is a piece of the log.
@@ -623,7 +672,7 @@ export type WatchRunLogResponse = Message$1<"trimtab.v1.WatchRunLogResponse"> & 
  * Use `create(WatchRunLogResponseSchema)` to create a new message.
  */
 export const WatchRunLogResponseSchema: GenMessage<WatchRunLogResponse> = /*@__PURE__*/
-  messageDesc(file_trimtab_v1_trainer, 17);
+  messageDesc(file_trimtab_v1_trainer, 18);
 
 /**
  * StopRunRequest names a run.
@@ -644,7 +693,7 @@ export type StopRunRequest = Message$1<"trimtab.v1.StopRunRequest"> & {
  * Use `create(StopRunRequestSchema)` to create a new message.
  */
 export const StopRunRequestSchema: GenMessage<StopRunRequest> = /*@__PURE__*/
-  messageDesc(file_trimtab_v1_trainer, 18);
+  messageDesc(file_trimtab_v1_trainer, 19);
 
 /**
  * StopRunResponse has the run.
@@ -665,7 +714,7 @@ export type StopRunResponse = Message$1<"trimtab.v1.StopRunResponse"> & {
  * Use `create(StopRunResponseSchema)` to create a new message.
  */
 export const StopRunResponseSchema: GenMessage<StopRunResponse> = /*@__PURE__*/
-  messageDesc(file_trimtab_v1_trainer, 19);
+  messageDesc(file_trimtab_v1_trainer, 20);
 
 /**
  * ResumeRunRequest names a run.
@@ -686,7 +735,7 @@ export type ResumeRunRequest = Message$1<"trimtab.v1.ResumeRunRequest"> & {
  * Use `create(ResumeRunRequestSchema)` to create a new message.
  */
 export const ResumeRunRequestSchema: GenMessage<ResumeRunRequest> = /*@__PURE__*/
-  messageDesc(file_trimtab_v1_trainer, 20);
+  messageDesc(file_trimtab_v1_trainer, 21);
 
 /**
  * ResumeRunResponse has the run.
@@ -707,7 +756,7 @@ export type ResumeRunResponse = Message$1<"trimtab.v1.ResumeRunResponse"> & {
  * Use `create(ResumeRunResponseSchema)` to create a new message.
  */
 export const ResumeRunResponseSchema: GenMessage<ResumeRunResponse> = /*@__PURE__*/
-  messageDesc(file_trimtab_v1_trainer, 21);
+  messageDesc(file_trimtab_v1_trainer, 22);
 
 /**
  * DeleteRunRequest names a run.
@@ -728,7 +777,7 @@ export type DeleteRunRequest = Message$1<"trimtab.v1.DeleteRunRequest"> & {
  * Use `create(DeleteRunRequestSchema)` to create a new message.
  */
 export const DeleteRunRequestSchema: GenMessage<DeleteRunRequest> = /*@__PURE__*/
-  messageDesc(file_trimtab_v1_trainer, 22);
+  messageDesc(file_trimtab_v1_trainer, 23);
 
 /**
  * DeleteRunResponse says what was removed.
@@ -770,7 +819,7 @@ export type DeleteRunResponse = Message$1<"trimtab.v1.DeleteRunResponse"> & {
  * Use `create(DeleteRunResponseSchema)` to create a new message.
  */
 export const DeleteRunResponseSchema: GenMessage<DeleteRunResponse> = /*@__PURE__*/
-  messageDesc(file_trimtab_v1_trainer, 23);
+  messageDesc(file_trimtab_v1_trainer, 24);
 
 /**
  * CheckpointRunRequest names a run.
@@ -791,7 +840,7 @@ export type CheckpointRunRequest = Message$1<"trimtab.v1.CheckpointRunRequest"> 
  * Use `create(CheckpointRunRequestSchema)` to create a new message.
  */
 export const CheckpointRunRequestSchema: GenMessage<CheckpointRunRequest> = /*@__PURE__*/
-  messageDesc(file_trimtab_v1_trainer, 24);
+  messageDesc(file_trimtab_v1_trainer, 25);
 
 /**
  * CheckpointRunResponse has the run.
@@ -812,7 +861,7 @@ export type CheckpointRunResponse = Message$1<"trimtab.v1.CheckpointRunResponse"
  * Use `create(CheckpointRunResponseSchema)` to create a new message.
  */
 export const CheckpointRunResponseSchema: GenMessage<CheckpointRunResponse> = /*@__PURE__*/
-  messageDesc(file_trimtab_v1_trainer, 25);
+  messageDesc(file_trimtab_v1_trainer, 26);
 
 /**
  * ReportEventsRequest is one event, or the hello that opens the stream.
@@ -841,7 +890,7 @@ export type ReportEventsRequest = Message$1<"trimtab.v1.ReportEventsRequest"> & 
  * Use `create(ReportEventsRequestSchema)` to create a new message.
  */
 export const ReportEventsRequestSchema: GenMessage<ReportEventsRequest> = /*@__PURE__*/
-  messageDesc(file_trimtab_v1_trainer, 26);
+  messageDesc(file_trimtab_v1_trainer, 27);
 
 /**
  * ReportEventsResponse acknowledges events and carries orders.
@@ -877,7 +926,7 @@ export type ReportEventsResponse = Message$1<"trimtab.v1.ReportEventsResponse"> 
  * Use `create(ReportEventsResponseSchema)` to create a new message.
  */
 export const ReportEventsResponseSchema: GenMessage<ReportEventsResponse> = /*@__PURE__*/
-  messageDesc(file_trimtab_v1_trainer, 27);
+  messageDesc(file_trimtab_v1_trainer, 28);
 
 /**
  * RunState is where a run is in its life.
