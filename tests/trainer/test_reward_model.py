@@ -25,7 +25,6 @@ from trimtab_trainer.config import OptimizerConfig, RunSpec
 from trimtab_trainer.evaluation import (
     RankedAnswers,
     calibration,
-    clustered_interval,
     labeler_agreement,
     pair_agreement,
     ranking_accuracy,
@@ -393,17 +392,3 @@ def test_bins_of_a_calibration_have_intervals_over_prompts_where_they_are_asked_
         assert (repeated.low, repeated.high) == (one.low, one.high)
     few = calibration(rankings[:4], samples=500, seed=0)
     assert few is not None and all(one.low is None for one in few.bins)
-
-
-def test_the_interval_covers_and_clusters_widen_it() -> None:
-    generator = np.random.default_rng(0)
-    hits = 0
-    for trial in range(100):
-        probability = generator.beta(2, 2, size=60)  # pairs of a prompt go together
-        sums = generator.binomial(20, probability).astype(float)
-        low, high = clustered_interval(sums, np.full(60, 20.0), samples=300, seed=trial)
-        hits += low <= 0.5 <= high
-    assert hits >= 85
-    pairs = np.repeat(sums / 20, 20)
-    narrow = clustered_interval(pairs, np.ones_like(pairs), samples=300, seed=0)
-    assert high - low > 2 * (narrow[1] - narrow[0])

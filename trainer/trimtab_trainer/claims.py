@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from trimtab_trainer.evaluation import clustered_interval
+from trimtab_trainer.bootstrap import clustered_interval, percentile_interval, resampled_sums
 
 __all__ = ["Claim", "Estimate", "GiveBack", "WinRate", "give_back", "mean_difference", "sample_mean", "win_rate"]
 
@@ -116,21 +116,19 @@ def give_back(
         samples: resamples.
         seed: of the draws.
     """
-    drawn = np.random.default_rng(seed).integers(0, len(tokens), size=(samples, len(tokens)))
+    of_passage = np.stack([tokens, *(losses[name] for name in ("start", "ppo", "ptx"))], axis=1)
 
-    def figures(chosen: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        count = tokens[chosen].sum(-1)
-        start, ppo, ptx = (losses[name][chosen].sum(-1) / count for name in ("start", "ppo", "ptx"))
+    def figures(sums: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        start, ppo, ptx = sums[..., 1:].T / sums[..., 0]
         return ppo - start, (ppo - ptx) / (ppo - start)
 
-    tax, returned = figures(np.arange(len(tokens)))
-    taxes, all_returned = figures(drawn)
+    tax, returned = figures(of_passage.sum(axis=0))
+    taxes, all_returned = figures(resampled_sums(of_passage, samples=samples, seed=seed))
     return GiveBack(_estimate(float(tax), taxes), _estimate(float(returned), all_returned))
 
 
 def _estimate(value: float, resampled: npt.NDArray[np.float64]) -> Estimate:
-    low, high = np.quantile(resampled, [0.025, 0.975])
-    return Estimate(value, float(low), float(high))
+    return Estimate(value, *percentile_interval(resampled))
 
 
 def _interval(values: npt.NDArray[np.float64], samples: int, seed: int) -> tuple[float, float]:

@@ -14,21 +14,18 @@ from itertools import combinations
 import numpy as np
 import numpy.typing as npt
 
+from trimtab_trainer.bootstrap import LEAST_CLUSTERS, clustered_interval
+
 __all__ = [
-    "LEAST_CLUSTERS",
     "Accuracy",
     "Calibration",
     "CalibrationBin",
     "RankedAnswers",
     "calibration",
-    "clustered_interval",
     "labeler_agreement",
     "pair_agreement",
     "ranking_accuracy",
 ]
-
-LEAST_CLUSTERS = 5
-"""Of fewer prompts, labelers, documents or what else is resampled, no bootstrap makes an interval."""
 
 _CALIBRATION_BINS = 10
 
@@ -200,25 +197,6 @@ def calibration(rankings: Iterable[RankedAnswers], *, samples: int = 0, seed: in
         if (inside := place == number).any()
     )
     return Calibration(sum(abs(one.predicted - one.observed) * one.pairs for one in bins) / total, bins)
-
-
-def clustered_interval(
-    sums: npt.NDArray[np.float64], counts: npt.NDArray[np.float64], *, samples: int, seed: int, level: float = 0.95
-) -> tuple[float, float]:
-    """Percentile bootstrap of sum(sums) / sum(counts), resampling clusters (Efron and Tibshirani 1993, chapter 13).
-
-    Args:
-        sums: [cluster] sum of the values of each cluster.
-        counts: [cluster] number of values of each cluster; all above 0.
-        samples: resamples.
-        seed: of the draws.
-        level: of the interval.
-    """
-    generator = np.random.default_rng(seed)
-    drawn = generator.integers(0, len(sums), size=(samples, len(sums)))
-    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
 
 
 def _interval_over_prompts(

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from trimtab.errors import DataError
 from trimtab_models.tokenizer import load_tokenizer
-from trimtab_trainer.data.agreement import Agreement, Labelings, resampled_interval
+from trimtab_trainer.data.agreement import Agreement, Labelings
 from trimtab_trainer.data.categories import PAPER_SHARES, Categories, paper_category
 from trimtab_trainer.data.file_statistics import FileStatistics, describe_file
 from trimtab_trainer.data.lengths import Lengths, LengthTable
@@ -161,12 +161,6 @@ class TestAgreement:
         )  # of a 2.5 % quantile, about 2.7 standard errors
         assert found.low == pytest.approx(expected.confidence_interval.low, abs=tolerance)
         assert found.high == pytest.approx(expected.confidence_interval.high, abs=tolerance)
-
-    def test_equal_clusters_are_held_once(self) -> None:
-        kinds = [(3, 4, 50), (1, 2, 30), (5, 5, 20)]
-        spread = [(agree, total, 1) for agree, total, times in kinds for _ in range(times)]
-        together = resampled_interval(kinds, samples=20_000, seed=0)
-        assert together == pytest.approx(resampled_interval(spread, samples=20_000, seed=1), abs=0.005)
 
 
 def _decisions(row: Ranking) -> tuple[int, int]:

@@ -24,7 +24,7 @@ from trimtab_models.tokenizer import load_tokenizer
 from trimtab_trainer.eval.contestants import Connection, Contestant
 from trimtab_trainer.eval.tasks import lm_eval as driver
 from trimtab_trainer.eval.tasks.command import command
-from trimtab_trainer.eval.tasks.figures import check_rows, document_figures, parse_tasks, task_figures
+from trimtab_trainer.eval.tasks.figures import check_rows, document_figures, document_texts, parse_tasks, task_figures
 from trimtab_trainer.eval.tasks.lm_eval import Front, LmEval, Work, find_lm_eval, front_of, run_lm_eval
 
 ROOT = Path(__file__).parents[3]
@@ -39,10 +39,15 @@ def lambada_rows(seed: int, count: int = 40) -> list[dict[str, Any]]:
     ]
 
 
+def figures_of(task: str, rows: list[dict[str, Any]], baseline: Any = None, samples: int = 200) -> dict[str, Any]:
+    texts = document_texts(task, rows)
+    return task_figures(task, document_figures(task, rows), baseline, texts, samples=samples, seed=0)
+
+
 class TestFigures:
     def test_values_are_those_of_lm_eval(self) -> None:
         rows = lambada_rows(0)
-        figures = task_figures("lambada", document_figures("lambada", rows), None, samples=200, seed=0)
+        figures = figures_of("lambada", rows)
         assert figures["acc"]["value"] == pytest.approx(sum(row["acc"] for row in rows) / 40)
         mean = sum(row["perplexity"] for row in rows) / 40
         assert figures["perplexity"]["value"] == pytest.approx(np.exp(-mean))
@@ -54,7 +59,7 @@ class TestFigures:
         rows = lambada_rows(1)
         better = [{**row, "acc": row["acc"] + 0.25} for row in rows]
         base = document_figures("lambada", rows)
-        figures = task_figures("lambada", document_figures("lambada", better), base, samples=200, seed=0)
+        figures = figures_of("lambada", better, base)
         assert [figures["acc"]["delta"][key] for key in ("value", "low", "high")] == pytest.approx([0.25] * 3)
         assert figures["acc"]["high"] - figures["acc"]["low"] > 0.1
 
@@ -62,7 +67,7 @@ class TestFigures:
         from scipy.stats import bootstrap
 
         rows = lambada_rows(2, count=300)
-        figures = task_figures("lambada", document_figures("lambada", rows), None, samples=4000, seed=0)
+        figures = figures_of("lambada", rows, samples=4000)
         values = np.array([row["perplexity"] for row in rows])
         found = bootstrap(
             (values,), lambda x, axis: np.exp(-x.mean(axis)), n_resamples=4000, method="percentile", rng=1
@@ -76,20 +81,36 @@ class TestFigures:
             dict.fromkeys(names, 1.0) | {"doc_id": 0, "NoAns_exact": None},
             dict.fromkeys(names, 0.0) | {"doc_id": 1, "HasAns_f1": None, "HasAns_exact": None},
         ]
-        figures = task_figures("squad_v2", document_figures("squad_v2", rows), None, samples=100, seed=0)
+        figures = figures_of("squad_v2", [row | {"doc": {"context": "a"}} for row in rows])
         assert figures["HasAns_f1"]["value"] == 1.0 and figures["HasAns_f1"]["documents"] == 1
         assert figures["NoAns_exact"]["value"] == 0.0 and figures["f1"]["value"] == 0.5
 
+    def test_questions_on_one_text_are_one_draw(self) -> None:
+        """Ten questions on each of 30 passages, all answered alike: no surer than 30 questions."""
+        rng = np.random.default_rng(0)
+        answers = [float(rng.random() < 0.5) for _ in range(30)]
+        rows = [
+            {"doc_id": 10 * number + more, "f1": f1, "em": f1, "doc": {"passage": f"text {number}"}}
+            for number, f1 in enumerate(answers)
+            for more in range(10)
+        ]
+        together = figures_of("drop", rows, samples=2000)["f1"]
+        alone = figures_of("drop", rows[::10], samples=2000)["f1"]
+        assert (together["documents"], together["texts"]) == (300, 30)
+        assert (together["low"], together["high"]) == pytest.approx((alone["low"], alone["high"]))
+        few = figures_of("drop", rows[:40])["f1"]
+        assert (few["texts"], few["low"]) == (4, None)
+
     def test_few_documents_have_no_interval(self) -> None:
-        base = document_figures("lambada", lambada_rows(0, count=4))
-        figures = task_figures("lambada", base, base, samples=100, seed=0)
+        rows = lambada_rows(0, count=4)
+        figures = figures_of("lambada", rows, document_figures("lambada", rows))
         for figure in (figures["acc"], figures["perplexity"], figures["acc"]["delta"]):
             assert (figure["low"], figure["high"]) == (None, None)
 
     def test_other_documents_than_the_baseline(self) -> None:
         base = document_figures("lambada", lambada_rows(0, count=39))
         with pytest.raises(DataError, match="of other documents"):
-            task_figures("lambada", document_figures("lambada", lambada_rows(0)), base, samples=100, seed=0)
+            figures_of("lambada", lambada_rows(0), base)
 
     def test_a_document_without_its_metric(self) -> None:
         with pytest.raises(DataError, match="a document has no perplexity"):

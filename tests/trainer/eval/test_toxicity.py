@@ -47,6 +47,11 @@ def prompts(count: int) -> list[ToxicityPrompt]:
     return [ToxicityPrompt(f"p{n}", f"h{n}", float(rng.random()), "ab"[n % 2], n + 1) for n in range(count)]
 
 
+def area(toxic: np.ndarray, scores: np.ndarray) -> float:
+    """Under the ROC curve, by the rank test."""
+    return float(mannwhitneyu(scores[toxic], scores[~toxic]).statistic / (toxic.sum() * (~toxic).sum()))
+
+
 class TestRankings:
     def test_every_text_once_a_round_the_most_toxic_first(self) -> None:
         rows = prompts(40)
@@ -71,16 +76,17 @@ class TestRankings:
         assert perfect and wrong and blind and perfect.prompts == 10
         assert (perfect.value, wrong.value, blind.value) == (1.0, 0.0, 0.5)
 
-    def test_the_area_under_the_curve_is_that_of_the_rank_test(self) -> None:
+    def test_the_area_under_the_curve_and_its_interval_are_that_of_the_rank_test(self) -> None:
         rows = prompts(90)
         known = np.array([row.toxicity for row in rows], np.float64)
         for noise in (0.0, 0.5, 100.0):
             scores = np.round(known + np.random.default_rng(1).normal(size=90) * noise, 1)  # with equal scores
             found = scorer_auc(rows, scores.tolist(), samples=200, seed=0)
-            wins = mannwhitneyu(scores[known >= TOXIC], scores[known < TOXIC]).statistic
-            toxic = int((known >= TOXIC).sum())
-            assert found and found.value == pytest.approx(wins / (toxic * (90 - toxic)))
+            assert found and found.value == pytest.approx(area(known >= TOXIC, scores))
             assert found.low is not None and found.high is not None and found.low <= found.value <= found.high
+            drawn = np.random.default_rng(2).integers(0, 90, (500, 90))
+            naive = [area(known[one] >= TOXIC, scores[one]) for one in drawn]
+            assert (found.low, found.high) == pytest.approx(tuple(np.quantile(naive, [0.025, 0.975])), abs=0.03)
         assert scorer_auc([row for row in rows if (row.toxicity or 0) < TOXIC], [0.0] * 90, samples=100, seed=0) is None
         few = scorer_auc(
             [row for row, at in zip(rows, known, strict=True) if at > 0.9 or at < 0.1][:3], [1, 2, 3], samples=9, seed=0

@@ -11,11 +11,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from trimtab_trainer.bootstrap import LEAST_CLUSTERS, clustered_interval
 from trimtab_trainer.data.on_disk import digest, open_private_database
 from trimtab_trainer.data.records import Ranking
-from trimtab_trainer.evaluation import LEAST_CLUSTERS, labeler_agreement
+from trimtab_trainer.evaluation import labeler_agreement
 
-__all__ = ["Agreement", "Labelings", "resampled_interval"]
+__all__ = ["Agreement", "Labelings"]
 
 _BETWEEN = "between groups"
 
@@ -110,7 +111,8 @@ class Labelings:
         prompts = sum(times for _, _, times in clusters)
         low = high = None
         if prompts >= LEAST_CLUSTERS:
-            low, high = resampled_interval(clusters, samples=samples, seed=seed)
+            of_agree, of_total, times = np.array(clusters, np.float64).T
+            low, high = clustered_interval(of_agree, of_total, samples=samples, seed=seed, times=times)
         return Agreement(source, group, agree / decisions, low, high, decisions, prompts)
 
 
@@ -134,24 +136,3 @@ def _pairs(labelings: Iterable[_Said]) -> Iterator[tuple[_Said, _Said]]:
             if said.labeler:
                 known.setdefault(said.labeler, said)
     yield from combinations(known.values(), 2)
-
-
-def resampled_interval(
-    clusters: Iterable[tuple[int, int, int]], *, samples: int, seed: int, level: float = 0.95
-) -> tuple[float, float]:
-    """Percentile bootstrap of sum(agree) / sum(total) over clusters (Efron and Tibshirani 1993, chapter 13).
-
-    Drawing n clusters with replacement draws how often each *kind* of cluster comes from a multinomial distribution; so
-    equal clusters are held once, and memory does not grow with their number.
-
-    Args:
-        clusters: (agree, total, how many clusters have just these).
-        samples: resamples.
-        seed: of the draws.
-        level: of the interval.
-    """
-    agree, total, times = np.array(list(clusters), dtype=np.float64).T
-    count = int(times.sum())
-    drawn = np.random.default_rng(seed).multinomial(count, times / count, size=samples)
-    low, high = np.quantile(drawn @ agree / (drawn @ total), [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from trimtab_trainer.evaluation import LEAST_CLUSTERS, clustered_interval
+from trimtab_trainer.bootstrap import LEAST_CLUSTERS, clustered_interval
 
 __all__ = ["Measure", "clustered_mean"]
 
@@ -31,7 +31,7 @@ def clustered_mean(
         values: [value], at least one.
         clusters: [value] what each value's cluster is known by.
         samples: resamples.
-        seed: of the draws; the same for two means over the same clusters pairs their draws.
+        seed: of the draws.
     """
     numbers = {cluster: number for number, cluster in enumerate(dict.fromkeys(clusters))}
     if len(numbers) < LEAST_CLUSTERS:

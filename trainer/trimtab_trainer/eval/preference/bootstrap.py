@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from trimtab_trainer.evaluation import LEAST_CLUSTERS
+from trimtab_trainer.bootstrap import LEAST_CLUSTERS, cluster_draws, percentile_interval
 
 __all__ = ["Bootstrap", "Figure", "Interval", "interval_of"]
 
@@ -122,8 +122,7 @@ def interval_of(resampled: Vector) -> Interval | None:
     known = resampled[~np.isnan(resampled)]
     if len(known) < (1 - _TAIL) * len(resampled):
         return None
-    low, high = np.quantile(known, [_TAIL, 1 - _TAIL])
-    return float(low), float(high)
+    return percentile_interval(known)
 
 
 def _codes(names: Sequence[str]) -> tuple[npt.NDArray[np.int64], int]:
@@ -133,4 +132,4 @@ def _codes(names: Sequence[str]) -> tuple[npt.NDArray[np.int64], int]:
 
 def _weights(generator: np.random.Generator, samples: int, clusters: int) -> Vector:
     """[sample, cluster] how often each cluster is drawn, with replacement, as many as there are."""
-    return generator.multinomial(clusters, np.full(clusters, 1 / clusters), size=samples).astype(np.float64)
+    return np.concatenate(list(cluster_draws(np.ones(clusters), samples=samples, generator=generator)))

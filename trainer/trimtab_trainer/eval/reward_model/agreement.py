@@ -15,16 +15,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from trimtab_trainer.bootstrap import LEAST_CLUSTERS, clustered_interval
 from trimtab_trainer.claims import Estimate
 from trimtab_trainer.data import Labeling, Ranking
 from trimtab_trainer.data.agreement import Agreement, Labelings
 from trimtab_trainer.evaluation import (
-    LEAST_CLUSTERS,
     Accuracy,
     Calibration,
     RankedAnswers,
     calibration,
-    clustered_interval,
     pair_agreement,
     ranking_accuracy,
 )

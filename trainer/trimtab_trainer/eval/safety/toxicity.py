@@ -18,10 +18,11 @@ import numpy as np
 import numpy.typing as npt
 
 from trimtab.errors import DataError
+from trimtab_trainer.bootstrap import LEAST_CLUSTERS, cluster_draws, percentile_interval
 from trimtab_trainer.data.readers import stream_rows
 from trimtab_trainer.data.records import MOST_ANSWERS
 from trimtab_trainer.eval.clusters import Measure, clustered_mean
-from trimtab_trainer.evaluation import LEAST_CLUSTERS, Accuracy, RankedAnswers, ranking_accuracy
+from trimtab_trainer.evaluation import Accuracy, RankedAnswers, ranking_accuracy
 
 __all__ = [
     "SCORED_PROMPT",
@@ -132,21 +133,32 @@ def scorer_auc(rows: Sequence[ToxicityPrompt], scores: Sequence[float], *, sampl
     if toxic.all() or not toxic.any():
         return None
     of_row = np.asarray(scores, np.float64)
-    value = _auc(toxic, of_row)
+    ones = np.ones((1, len(rows)))
+    (value,) = _auc(toxic, of_row, ones)
     if len(rows) < LEAST_CLUSTERS:
-        return Measure(value, None, None)
-    drawn = np.random.default_rng(seed).integers(0, len(rows), size=(samples, len(rows)))
-    found = [_auc(toxic[one], of_row[one]) for one in drawn if 0 < toxic[one].sum() < len(rows)]
-    low, high = np.quantile(found, [0.025, 0.975])
-    return Measure(value, float(low), float(high))
+        return Measure(float(value), None, None)
+    drawn = cluster_draws(ones[0], samples=samples, generator=np.random.default_rng(seed))
+    found = np.concatenate([_auc(toxic, of_row, times) for times in drawn])
+    return Measure(float(value), *percentile_interval(found[~np.isnan(found)]))
 
 
-def _auc(positive: npt.NDArray[np.bool_], scores: npt.NDArray[np.float64]) -> float:
-    """By the sum of ranks, which equal scores share (Mann and Whitney 1947)."""
-    _, places, equal = np.unique(scores, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(equal) - (equal - 1) / 2)[places]
-    count = int(positive.sum())
-    return float((ranks[positive].sum() - count * (count + 1) / 2) / (count * (len(ranks) - count)))
+def _auc(
+    positive: npt.NDArray[np.bool_], scores: npt.NDArray[np.float64], times: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """[sample] by pairs that are ordered rightly (Mann and Whitney 1947), equal scores one half; nan of one kind alone.
+
+    Args:
+        positive: [row].
+        scores: [row].
+        times: [sample, row] how often each row counts.
+    """
+    order = np.argsort(scores, kind="stable")
+    starts = np.flatnonzero(np.diff(scores[order], prepend=-np.inf))
+    of_score = [np.add.reduceat(times[:, order] * kind[order], starts, axis=1) for kind in (positive, ~positive)]
+    positives, negatives = of_score
+    right = (positives * (np.cumsum(negatives, axis=1) - negatives / 2)).sum(axis=1)
+    with np.errstate(invalid="ignore"):
+        return right / (positives.sum(axis=1) * negatives.sum(axis=1))
 
 
 def toxicity_figures(

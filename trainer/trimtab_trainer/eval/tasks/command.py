@@ -17,7 +17,14 @@ from trimtab_trainer.eval.contestants import Connection, Contestant, baseline_of
 from trimtab_trainer.eval.continuations import tokenizer_folder
 from trimtab_trainer.eval.findings import Findings, interval
 from trimtab_trainer.eval.options import Output, connection_of, contestant_options, findings_options
-from trimtab_trainer.eval.tasks.figures import TASKS, check_rows, document_figures, parse_tasks, task_figures
+from trimtab_trainer.eval.tasks.figures import (
+    TASKS,
+    check_rows,
+    document_figures,
+    document_texts,
+    parse_tasks,
+    task_figures,
+)
 from trimtab_trainer.eval.tasks.lm_eval import Front, LmEval, Work, find_lm_eval, front_of, run_lm_eval
 from trimtab_trainer.tables import Table
 
@@ -26,7 +33,8 @@ __all__ = ["command"]
 _PATH = click.Path(path_type=Path)
 _NOTES = (
     "Zero-shot, with the prompts and metrics of lm-eval's own tasks; no chat template. Intervals of 95 % by bootstrap "
-    "over documents; differences are paired by document, below zero is worse but for the perplexity.",
+    "over documents, of squad_v2 over contexts and of drop over passages, since questions on one text go together; "
+    "differences are paired, below zero is worse but for the perplexity.",
     "In squad_v2 an unanswerable question counts as right only where the answer has no word (NoAns_exact).",
 )
 
@@ -157,12 +165,14 @@ def _figures(
         model: {task: document_figures(task, of_task) for task, of_task in of_model.items()}
         for model, of_model in rows.items()
     }
+    texts = {task: document_texts(task, of_task) for task, of_task in rows[baseline].items()}
     return {
         task: {
             model: task_figures(
                 task,
                 of_model[task],
                 None if model == baseline else found[baseline][task],
+                texts[task],
                 samples=resamples,
                 seed=seed,
             )

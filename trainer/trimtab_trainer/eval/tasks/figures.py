@@ -1,6 +1,7 @@
 """Benchmarks of lm-eval as the alignment tax (InstructGPT 4.2, table 14): figures of models, and what they lost.
 
-Pure functions over the figures of every document, as lm-eval writes them with `--log_samples`.
+Pure functions over the figures of every document, as lm-eval writes them with `--log_samples`. Questions on one text
+are no independent draws, so intervals come from a bootstrap over texts.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from trimtab.errors import ConfigError, DataError
+from trimtab_trainer.bootstrap import LEAST_CLUSTERS, percentile_interval, resampled_sums
 from trimtab_trainer.data.readers import stream_rows
 from trimtab_trainer.eval.clusters import Measure
-from trimtab_trainer.evaluation import LEAST_CLUSTERS
 
 __all__ = [
     "TASKS",
@@ -25,6 +26,7 @@ __all__ = [
     "Task",
     "check_rows",
     "document_figures",
+    "document_texts",
     "parse_tasks",
     "task_figures",
 ]
@@ -43,11 +45,19 @@ class Metric:
 
 @dataclass(frozen=True)
 class Task:
-    """A task of `lm_eval_tasks`: its name, metrics, and the fields that its rows must have."""
+    """A task of `lm_eval_tasks`.
+
+    Attributes:
+        name: of the task.
+        metrics: that it has.
+        fields: that its rows must have.
+        cluster: the field with the text that a document asks about; "" where each has its own.
+    """
 
     name: str
     metrics: tuple[Metric, ...]
     fields: tuple[str, ...]
+    cluster: str = ""
 
 
 TASKS = {
@@ -59,8 +69,14 @@ TASKS = {
             "squad_v2",
             tuple(Metric(name) for name in ("f1", "exact", "HasAns_f1", "HasAns_exact", "NoAns_exact")),
             ("title", "context", "question", "answers"),
+            "context",
         ),
-        Task("drop", (Metric("f1"), Metric("em")), ("query_id", "passage", "question", "answer", "validated_answers")),
+        Task(
+            "drop",
+            (Metric("f1"), Metric("em")),
+            ("query_id", "passage", "question", "answer", "validated_answers"),
+            "passage",
+        ),
     )
 }
 
@@ -123,26 +139,39 @@ def document_figures(task: str, rows: Iterable[Mapping[str, Any]]) -> dict[str, 
     return {name: values for name, values in found.items() if values}
 
 
+def document_texts(task: str, rows: Iterable[Mapping[str, Any]]) -> dict[int, str]:
+    """The text that each document asks about; a name of its own where no other asks about the same.
+
+    Args:
+        task: of `TASKS`.
+        rows: of lm-eval's samples file.
+    """
+    field = TASKS[task].cluster
+    return {row["doc_id"]: row["doc"][field] if field else str(row["doc_id"]) for row in rows}
+
+
 def task_figures(
     task: str,
     found: Mapping[str, DocumentFigures],
     baseline: Mapping[str, DocumentFigures] | None,
+    texts: Mapping[int, str],
     *,
     samples: int,
     seed: int,
 ) -> dict[str, Any]:
-    """The figures of a model on a task; every interval by bootstrap over documents.
+    """The figures of a model on a task; every interval by bootstrap over the texts that documents ask about.
 
     Args:
         task: of `TASKS`.
         found: the model's figures by metric and document.
         baseline: another model's over the same documents; None where it is the baseline itself.
+        texts: of `document_texts`.
         samples: bootstrap resamples.
         seed: of the bootstrap.
 
     Returns:
-        For each metric `value`, `low`, `high` (None below 5 documents), `documents`, and against a baseline `delta`,
-        this minus the baseline, with `value`, `low`, `high`: both are computed on the same resampled documents.
+        For each metric `value`, `low`, `high` (None below 5 texts), `documents`, `texts`, and against a baseline
+        `delta`, this minus the baseline, with `value`, `low`, `high`: both are computed on the same resampled texts.
 
     Raises:
         DataError: the two were measured on different documents.
@@ -153,24 +182,24 @@ def task_figures(
             continue
         of_model = found[metric.name]
         documents = sorted(of_model)
-        values = _array(of_model, documents)
-        drawn = np.random.default_rng(seed).integers(0, len(documents), size=(samples, len(documents)))
-        figures[metric.name] = {
-            **asdict(_measure(_value(metric, values), _value(metric, values[drawn]), len(documents))),
-            "documents": len(documents),
-        }
+        columns = [np.ones(len(documents)), _array(of_model, documents)]
         if baseline is not None:
             of_baseline = baseline.get(metric.name, {})
             if sorted(of_baseline) != documents:
                 raise DataError(f"{task}: {metric.name} of the baseline is of other documents", field=metric.name)
-            theirs = _array(of_baseline, documents)
-            figures[metric.name]["delta"] = asdict(
-                _measure(
-                    _value(metric, values) - _value(metric, theirs),
-                    _value(metric, values[drawn]) - _value(metric, theirs[drawn]),
-                    len(documents),
-                )
-            )
+            columns.append(_array(of_baseline, documents))
+        of_text = _sums_by_text(columns, [texts[document] for document in documents])
+        enough = len(of_text) >= LEAST_CLUSTERS
+        value = _values(metric, of_text.sum(axis=0))
+        over = _values(metric, resampled_sums(of_text, samples=samples, seed=seed)) if enough else None
+        figures[metric.name] = {
+            **_measure(value[0], over[0] if over is not None else None),
+            "documents": len(documents),
+            "texts": len(of_text),
+        }
+        if baseline is not None:
+            delta = over[0] - over[1] if over is not None else None
+            figures[metric.name]["delta"] = _measure(value[0] - value[1], delta)
     return figures
 
 
@@ -178,14 +207,19 @@ def _array(of_metric: DocumentFigures, documents: Sequence[int]) -> npt.NDArray[
     return np.array([of_metric[document] for document in documents], np.float64)
 
 
-def _value(metric: Metric, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """[...] over [..., document]."""
-    means: npt.NDArray[np.float64] = values.mean(axis=-1)
+def _sums_by_text(columns: Sequence[npt.NDArray[np.float64]], texts: Sequence[str]) -> npt.NDArray[np.float64]:
+    """[text, column]."""
+    numbers = {text: number for number, text in enumerate(dict.fromkeys(texts))}
+    places = np.array([numbers[text] for text in texts])
+    return np.stack([np.bincount(places, weights=column) for column in columns], axis=1)
+
+
+def _values(metric: Metric, sums: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """[model, ...] over [..., column]: how many documents, and the sum over them of each model."""
+    means: npt.NDArray[np.float64] = sums[..., 1:].T / sums[..., 0]
     return np.exp(-means) if metric.is_perplexity else means
 
 
-def _measure(value: npt.NDArray[np.float64], resampled: npt.NDArray[np.float64], documents: int) -> Measure:
-    if documents < LEAST_CLUSTERS:
-        return Measure(float(value), None, None)
-    low, high = np.quantile(resampled, [0.025, 0.975])
-    return Measure(float(value), float(low), float(high))
+def _measure(value: np.float64, resampled: npt.NDArray[np.float64] | None) -> dict[str, float | None]:
+    low, high = percentile_interval(resampled) if resampled is not None else (None, None)
+    return asdict(Measure(float(value), low, high))
