@@ -168,7 +168,11 @@ def test_a_label_counts_once(tmp_path: Path) -> None:
     told = json.loads(evaluate("preference", followed, "--json").output)
     assert (told["labels"], told["pairs"][0]["win_rate"]["value"]) == (2, 1.0)
     again = jsonl(tmp_path / "again.jsonl", row(0, MODELS[:2], [said("bob", [[1], [0]])]))
-    with pytest.raises(DataError, match=r"again.jsonl:1: task_key: bob's label of 'task-0' is in .*followed.jsonl:2"):
+    with pytest.raises(DataError, match=r"again.jsonl:1: labels: bob's label of the same answers .*followed.jsonl:2"):
         evaluate("preference", followed, again)
+    with pytest.raises(DataError, match=r"other.jsonl:1: .*cat's label of the same answers"):
+        evaluate("preference", *[jsonl(tmp_path / "other.jsonl", row(0, MODELS[:2], [said("cat", [[1], [0]])]))] * 2)
+    project = jsonl(tmp_path / "project.jsonl", row(1, MODELS[:2], [said("bob", [[1], [0]])], task_key="task-0"))
+    assert json.loads(evaluate("preference", followed, project, "--json").output)["labels"] == 3
     other = jsonl(tmp_path / "other.jsonl", row(0, MODELS[:2], [said("cat", [[1], [0]])]))
     assert json.loads(evaluate("preference", followed, other, "--json").output)["labels"] == 3

@@ -6,15 +6,17 @@ where each answer comes from; labelers never saw them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from trimtab.errors import ConfigError, DataError
+from trimtab_trainer.data.on_disk import digest
 from trimtab_trainer.data.readers import stream_rows
-from trimtab_trainer.data.records import Ranking
+from trimtab_trainer.data.records import Ranking, prompt_key
 from trimtab_trainer.eval.preference.bootstrap import Bootstrap
 
 __all__ = ["BY", "Label", "bootstrap_of", "contestants_of", "read_labels"]
@@ -55,7 +57,8 @@ def read_labels(
     """The labels of exported files.
 
     A row that comes again in its file replaces the earlier one, as an export that follows a project writes it. A
-    labeler's label that stands in two files is refused, since it would count twice.
+    labeler's label of the same answers to the same prompt that stands in two files is refused, since it would count
+    twice; names of tasks are of one project and tell nothing between files.
 
     Args:
         files: of the labeling service's export, or of that form.
@@ -71,15 +74,15 @@ def read_labels(
     if "system" in by and len(by) > 1:
         raise ConfigError("by: system stands alone, without fields of sources", field="by", value=",".join(by))
     labels: list[Label] = []
-    seen: dict[tuple[str, str], str] = {}
-    for file in files:
-        rows: dict[str, tuple[int, tuple[Label, ...]]] = {}
+    seen: dict[tuple[bytes, str], tuple[int, str]] = {}
+    for number, file in enumerate(files):
+        rows: dict[str, tuple[int, _Row]] = {}
         parsed = stream_rows(file, partial(_parsed, by=by), skip_bad_rows=skip_bad_rows, warn=warn)
-        for line, (key, found) in parsed:
-            rows[key or f"line {line}"] = line, found
-        for key, (line, found) in rows.items():
-            _refuse_known(seen, key, found, f"{file}:{line}")
-            labels += [label for label in found if not groups or label.group in groups]
+        for line, row in parsed:
+            rows[row.task_key or f"line {line}"] = line, row
+        for line, row in rows.values():
+            _refuse_known(seen, row, number, f"{file}:{line}")
+            labels += [label for label in row.labels if not groups or label.group in groups]
     if not labels:
         raise ConfigError(
             f"group: no label of {', '.join(groups)} in {', '.join(map(str, files))}", field="group", value=groups
@@ -106,21 +109,27 @@ def bootstrap_of(labels: Sequence[Label], *, samples: int, seed: int) -> Bootstr
     return Bootstrap(prompts, labelers, samples=samples, seed=seed)
 
 
-def _refuse_known(seen: dict[tuple[str, str], str], key: str, labels: Iterable[Label], place: str) -> None:
-    if key.startswith("line "):
-        return
-    for label in labels:
-        before = seen.setdefault((key, label.labeler), place)
-        if before != place:
+class _Row(NamedTuple):
+    """The name of a task, "" for none; a digest of prompt and answers; the labels."""
+
+    task_key: str
+    item: bytes
+    labels: tuple[Label, ...]
+
+
+def _refuse_known(seen: dict[tuple[bytes, str], tuple[int, str]], row: _Row, file: int, place: str) -> None:
+    for label in row.labels:
+        known, before = seen.setdefault((row.item, label.labeler), (file, place))
+        if known != file:
             raise DataError(
-                f"{place}: task_key: {label.labeler}'s label of {key!r} is in {before} already and would count twice",
-                field="task_key",
-                value=key,
+                f"{place}: labels: {label.labeler}'s label of the same answers is in {before} already and would count "
+                "twice",
+                field="labels",
+                value=label.labeler,
             )
 
 
-def _parsed(row: Mapping[str, Any], by: Sequence[str]) -> tuple[str, tuple[Label, ...]]:
-    """The row's task_key ("" for none) and its labels."""
+def _parsed(row: Mapping[str, Any], by: Sequence[str]) -> _Row:
     ranking = Ranking.from_row(row)
     contestants = _contestants(row, by, len(ranking.answers))
     said = row.get("labels")
@@ -147,7 +156,8 @@ def _parsed(row: Mapping[str, Any], by: Sequence[str]) -> tuple[str, tuple[Label
     key = row.get("task_key")
     if not isinstance(key or "", str):
         raise DataError(f"task_key must be a text, found {type(key).__name__}", field="task_key")
-    return key or "", tuple(labels)
+    item = digest(json.dumps([prompt_key(ranking.prompt), *sorted(ranking.answers)]))
+    return _Row(key or "", item, tuple(labels))
 
 
 def _contestants(row: Mapping[str, Any], by: Sequence[str], count: int) -> tuple[str, ...]:

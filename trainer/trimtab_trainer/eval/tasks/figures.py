@@ -211,7 +211,7 @@ def _sums_by_text(columns: Sequence[npt.NDArray[np.float64]], texts: Sequence[st
     """[text, column]."""
     numbers = {text: number for number, text in enumerate(dict.fromkeys(texts))}
     places = np.array([numbers[text] for text in texts])
-    return np.stack([np.bincount(places, weights=column) for column in columns], axis=1)
+    return np.stack([np.bincount(places, weights=column) for column in columns], axis=1).astype(np.float64)
 
 
 def _values(metric: Metric, sums: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
