@@ -83,7 +83,7 @@ class Visitors:
     def routes(self) -> list[Route]:
         """Signing in and out, and who is signed in."""
         return [
-            self.route("session", self._tell),
+            Route("GET", f"{PREFIX}session", self._tell, needs_token=False),
             Route("POST", f"{PREFIX}session", self._sign_in, needs_token=False),
             Route("POST", f"{PREFIX}session/end", self._sign_out, needs_token=False),
         ]
@@ -126,9 +126,9 @@ class Visitors:
             )
         return f"Bearer {session.token}"
 
-    async def _tell(self, request: web.Request) -> dict[str, Any]:
+    async def _tell(self, request: web.Request) -> web.StreamResponse:
         identity = self.check(request)
-        return self._told(identity if self._runtime.tokens is not None else None)
+        return reply(self._told(identity if self._runtime.tokens is not None else None))
 
     def _told(self, identity: Identity | None) -> dict[str, Any]:
         """What a page is told at its start: who is signed in, None where no tokens are asked, and what there is."""

@@ -18,7 +18,7 @@ newest_version, rollouts}`: all up to event `sequence`; `warnings`, `versions` a
 | `GET runs/NAME/rollouts?after=N` | `{rollouts: [{sequence, stage, step, prompt, completion, reward, ended}]}`: of \
 the last ones that the run told of, those after an event, oldest first |
 | `GET runs/NAME/models` | `{models}`: whose samples there are |
-| `GET runs/NAME/samples?query=TEXT&after=N&limit=N` | as `samples.read_samples` |
+| `GET runs/NAME/samples?query=TEXT&after=N&limit=N` | as `SampleFiles.read` |
 | `GET runs/NAME/output?after=N` | `{output: {text, begin, end, size}}`: what the process, or the first pod of the \
 Job, wrote from byte N on, or its end where that is far; null where it is not here |
 | `GET replicas` | `{replicas}`, each as `Replicas.rows`; null where they are not known |
@@ -53,7 +53,7 @@ from trimtab_services.trainer.web.answers import (
 from trimtab_services.trainer.web.digest import Digests
 from trimtab_services.trainer.web.live import LiveRuns
 from trimtab_services.trainer.web.replicas import Replicas
-from trimtab_services.trainer.web.samples import models_of, read_output, read_samples
+from trimtab_services.trainer.web.samples import SampleFiles, read_output
 
 __all__ = ["PAGE", "web_routes"]
 
@@ -95,6 +95,7 @@ class _Api:
         self._records, self._store = records, records.store
         self._digests = digests
         self._replicas = replicas
+        self._samples = SampleFiles()
 
     async def runs(self, request: web.Request) -> dict[str, Any]:
         limit, before = limit_of(request), number_of(request, "before")
@@ -155,13 +156,13 @@ class _Api:
 
     async def models(self, request: web.Request) -> dict[str, Any]:
         run = await self._run(request)
-        return {"models": await asyncio.to_thread(models_of, Path(run.directory))}
+        return {"models": await asyncio.to_thread(self._samples.models, Path(run.directory))}
 
     async def samples(self, request: web.Request) -> dict[str, Any]:
         run = await self._run(request)
         after = number_of(request, "after")
         return await asyncio.to_thread(
-            read_samples,
+            self._samples.read,
             Path(run.directory),
             query=request.query.get("query", ""),
             after=-1 if after is None else after,

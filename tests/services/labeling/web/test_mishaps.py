@@ -117,6 +117,70 @@ def test_a_label_whose_answer_got_lost_counts_once(service: Service, window: Cal
     assert (lost, texts(service), submissions(service)) == ([200], ["Once."], 1)
 
 
+def skip(ann: Window) -> None:
+    ann.page.get_by_role("button", name="Skip…").click()
+    dialog = ann.page.get_by_role("dialog", name="Skip this task")
+    dialog.get_by_label("The task is broken").check()
+    dialog.get_by_role("button", name="Skip", exact=True).click()
+
+
+def undo_skip(ann: Window) -> Any:
+    ann.notice("Skipped").get_by_role("button", name="Undo").click()
+    area = ann.page.get_by_label("Ideal answer")
+    area.wait_for()
+    return area
+
+
+def test_a_draft_comes_back_with_the_skip_that_is_taken_back(service: Service, window: Callable[..., Window]) -> None:
+    ann, area = writing(service, window)
+    area.fill("The sea")
+    skip(ann)
+    assert undo_skip(ann).input_value() == "The sea"
+    ann.context.set_offline(True)
+    ann.page.get_by_label("Ideal answer").fill("The sea, rising")
+    ann.page.locator('.draft-state[data-state="waiting"]').wait_for()
+    skip(ann)
+    ann.page.get_by_text("goes out when the connection is back").wait_for()
+    ann.context.set_offline(False)
+    assert undo_skip(ann).input_value() == "The sea, rising"
+    ann.saved()
+    assert draft_at_service(service)["content"]["label"]["completion"] == "The sea, rising"
+
+
+def test_a_refused_label_is_a_draft_before_it_is_forgotten(service: Service, window: Callable[..., Window]) -> None:
+    ann, area = writing(service, window)
+    ann.context.set_offline(True)
+    area.fill("Sent in a tunnel.")
+    ann.page.get_by_role("button", name="Send label").click()
+    ann.page.get_by_text("goes out when the connection is back").wait_for()
+    ann.page.close()
+    ann.context.set_offline(False)
+    page = ann.tab()
+    refused = {"reason": "INVALID_ARGUMENT", "message": "refused for this test"}
+    page.route(SUBMIT, lambda route: route.fulfill(status=400, json=refused))
+    page.add_init_script(  # the page goes no further than to where it forgets the label
+        "const kept = IDBObjectStore.prototype.delete; IDBObjectStore.prototype.delete = function (key) {"
+        ' if (this.name === "outbox") { document.body.dataset.at = "the end"; throw new Error("closed"); }'
+        " return kept.call(this, key); };"
+    )
+    ann.go("", page)
+    page.locator('body[data-at="the end"]').wait_for()
+    kept = page.evaluate(
+        'new Promise((resolve) => { indexedDB.open("trimtab-labeling").onsuccess = ({ target }) => {'
+        ' target.result.transaction("drafts").objectStore("drafts").getAll().onsuccess ='
+        " (event) => resolve(event.target.result.map(({ pending }) => pending.content.label.completion)); }; })"
+    )
+    assert kept == ["Sent in a tunnel.", "Sent in a tunnel."]  # typed, and sent
+    page.close()
+    ann.faults.clear()
+    page = ann.tab()
+    page.route(SUBMIT, lambda route: route.fulfill(status=400, json=refused))
+    assert open_task(ann, page).input_value() == "Sent in a tunnel."
+    ann.notice("was not taken: refused for this test", page)
+    ann.saved(page)
+    assert page.locator(".notice", has_text="another draft").count() == 0
+
+
 def test_two_tabs_on_one_task(service: Service, window: Callable[..., Window]) -> None:
     ann, one = writing(service, window)
     other_tab = ann.tab()
@@ -225,7 +289,7 @@ def test_markup_is_text_wherever_it_stands(service: Service, window: Callable[..
 
 
 def test_answers_of_a_megabyte(browser: Any, tmp_path: Any) -> None:
-    with labeling(f"sqlite:///{tmp_path}/big.sqlite", max_answer_characters=1_500_000) as service:
+    with labeling(f"sqlite:///{tmp_path}/big.sqlite", max_answer_characters=1_000_100) as service:
         service.project(kind=pb.TASK_KIND_DEMONSTRATE)
         big = "word " * 200_000 + "END"
         service.add(pb.LabelTask(prompt=big))
@@ -238,10 +302,10 @@ def test_answers_of_a_megabyte(browser: Any, tmp_path: Any) -> None:
         assert ann.page.locator(".prompt").inner_text().endswith("END")
         area.fill(big)
         ann.saved()
-        area.fill(big + big)  # more than a label may have, and a draft
+        area.fill(9 * big)  # more than a label may have, and a draft
         ann.page.get_by_text("Kept in this browser only").wait_for()
         ann.page.get_by_role("button", name="Send label").click()
-        ann.page.get_by_text("500,006 characters more than the 1,500,000 that are allowed").wait_for()
+        ann.page.get_by_text("7,999,927 characters more than the 1,000,100 that are allowed").wait_for()
         area.fill(big)
         ann.page.get_by_role("button", name="Send label").click()
         ann.notice("Your label was sent")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from random import Random
 
 import pytest
 
+from trimtab.errors import FailedPrecondition
 from trimtab.v1 import trainer_pb2 as pb
 from trimtab_services.trainer.web.curves import MOST_POINTS, StageCurves
-from trimtab_services.trainer.web.samples import MOST_OUTPUT_BYTES
+from trimtab_services.trainer.web.samples import MOST_OUTPUT_BYTES, SampleFiles
 from trimtab_trainer.report_plots import run_plots
 
 from .scene import MARKUP, Service, done, ended, fill_events, fill_runs, ppo_step, rollouts, said, started, trainer
@@ -153,6 +155,47 @@ def test_a_line_that_is_no_answer_is_named(empty: Service) -> None:
     assert empty.get("runs/a/models").json() == {"models": ["base"]}
     refused = empty.get("runs/a/samples")
     assert refused.status_code == 422 and "base.jsonl:2: not an answer" in refused.json()["message"]
+
+
+def answer_file(folder: Path, model: str, text: str) -> Path:
+    (folder / "samples").mkdir(parents=True, exist_ok=True)
+    path = folder / "samples" / f"{model}.jsonl"
+    path.write_text(json.dumps({"number": 0, "prompt": "a", "completion": text}) + "\n")
+    return path
+
+
+def shown(files: SampleFiles, folder: Path) -> dict[str, str]:
+    told = files.read(folder, query="", after=-1, limit=9)
+    return {model: answer["completion"] for model, answer in told["samples"][0]["answers"].items()}
+
+
+def test_a_file_of_samples_is_parsed_again_only_when_it_has_changed(tmp_path: Path) -> None:
+    files = SampleFiles()
+    path = answer_file(tmp_path, "sft", "one")
+    assert shown(files, tmp_path) == {"sft": "one"}
+    before = path.stat().st_mtime_ns
+    answer_file(tmp_path, "sft", "two")
+    os.utime(path, ns=(before, before))
+    assert shown(files, tmp_path) == {"sft": "one"}
+    os.utime(path, ns=(before, before + 1))
+    assert shown(files, tmp_path) == {"sft": "two"}
+
+
+def test_samples_are_kept_up_to_a_bound(tmp_path: Path) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    size = answer_file(one, "sft", "x").stat().st_size
+    files = SampleFiles(most_bytes=2 * size)
+    assert shown(files, one) == {"sft": "x"}
+    for model in ("base", "ppo"):
+        answer_file(other, model, "y")
+    assert shown(files, other) == {"base": "y", "ppo": "y"}
+    stat = (one / "samples" / "sft.jsonl").stat()
+    path = answer_file(one, "sft", "z")
+    os.utime(path, ns=(stat.st_mtime_ns, stat.st_mtime_ns))
+    assert shown(files, one) == {"sft": "z"}  # which was not kept beside the two
+    answer_file(other, "sft", "y")
+    with pytest.raises(FailedPrecondition, match=f"has {3 * size} bytes; the page reads up to {2 * size}"):
+        shown(files, other)
 
 
 def test_the_last_rollouts_that_a_run_told_of(empty: Service) -> None:

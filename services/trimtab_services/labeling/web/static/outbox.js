@@ -15,7 +15,8 @@ import { forget, keep, records } from "./store.js";
  * @param {"submit"|"skip"} action what to do.
  * @param {object} body without its id.
  * @param {() => void} onWait called when it has to wait for the connection.
- * @returns the assignment as it stands; throws `ApiError` where the service refuses, and it is no longer sent.
+ * @returns the assignment as it stands; throws `ApiError` where the service refuses: it is no longer sent, and the page
+ *   still has the draft.
  */
 export async function sendOut(assignment, action, body, onWait) {
   const submission_id = randomId();
@@ -31,7 +32,10 @@ export async function sendOut(assignment, action, body, onWait) {
     try {
       return await deliver(item);
     } catch (error) {
-      if (!(error instanceof Unreachable)) throw error;
+      if (!(error instanceof Unreachable)) {
+        await forget("outbox", item.key);
+        throw error;
+      }
       onWait();
       await connection.whenUp();
     }
@@ -62,7 +66,8 @@ async function sendAll() {
       if (error instanceof Unreachable) {
         return notice("leftovers", "A label waits in this browser. It is sent as soon as the connection is back.");
       }
-      if (item.action === "submit") await keepAsDraft(item);
+      if (item.action === "submit") await keepAsDraft(item); // first: who closes the page in between loses nothing
+      await forget("outbox", item.key);
       notice("leftovers", `A label that waited in this browser was not taken: ${error.message}`, {
         kind: "error",
         canClose: true,
@@ -76,13 +81,7 @@ async function mine() {
 }
 
 async function deliver(item) {
-  let answer;
-  try {
-    answer = await post(`assignments/${path(item.assignment)}/${item.action}`, item.body);
-  } catch (error) {
-    if (!(error instanceof Unreachable)) await forget("outbox", item.key);
-    throw error;
-  }
+  const answer = await post(`assignments/${path(item.assignment)}/${item.action}`, item.body);
   await forget("outbox", item.key);
   return answer;
 }

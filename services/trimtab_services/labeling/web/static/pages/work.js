@@ -129,6 +129,7 @@ class WorkPage {
     this.#task = task;
     if (task.state !== "leased") return this.#showNothing(`This task is ${task.state} already.`);
     const left = await leftBehind(task);
+    if (!this.#main.isConnected) return; // another page is shown by now, perhaps of this same task
     this.#editor = new EDITORS[task.kind](task, this.#project, () => this.#parts.draft.changed());
     const stopwatch = new Stopwatch(task.draft?.content.active_ms ?? 0);
     const draft = new Draft(task, () => ({ label: this.#editor.draft(), active_ms: stopwatch.activeMs }));
@@ -225,10 +226,11 @@ class WorkPage {
     const parts = this.#parts;
     this.#setBusy(true);
     parts.bar.showProblem(null);
-    parts.draft.pause();
     try {
+      if (action === "skip") await parts.draft.save(); // it comes back where the skip is taken back
+      parts.draft.pause();
       const done = await sendOut(this.#task.id, action, body, () => parts.bar.showWaiting());
-      await parts.draft.end({ isSent: true });
+      await parts.draft.end({ isSent: action === "submit" || !done.undo_left_ms });
       if (this.#parts === parts) this.#stop(parts);
       this.#offerUndo(done);
     } catch (error) {

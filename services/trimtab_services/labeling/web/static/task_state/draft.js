@@ -195,8 +195,11 @@ export async function leftBehind(assignment) {
   const isThere = (record) => JSON.stringify(record.pending.content) === JSON.stringify(assignment.draft?.content);
   const open = mine.filter((record) => !isThere(record));
   const next = open.filter(follows).at(-1) ?? null;
-  await Promise.all(mine.filter(isThere).map((record) => forget("drafts", record.key)));
-  return { next, others: open.filter((record) => record !== next) };
+  const labelOf = (record) => JSON.stringify(record.pending.content.label);
+  const others = open.filter((record) => !next || labelOf(record) !== labelOf(next));
+  const needed = new Set([next, ...others]);
+  await Promise.all(mine.filter((record) => !needed.has(record)).map((record) => forget("drafts", record.key)));
+  return { next, others };
 }
 
 /** Forgets what an earlier page kept. */

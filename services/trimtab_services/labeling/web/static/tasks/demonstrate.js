@@ -1,6 +1,7 @@
 // Writes the ideal answer to a prompt, or prompt and answer.
 
 import { freshId, h } from "../dom.js";
+import { charactersOf } from "./texts.js";
 
 export class DemonstrateEditor {
   element;
@@ -33,7 +34,7 @@ export class DemonstrateEditor {
 
   problem() {
     for (const [name, { area }] of Object.entries(this.#fields)) {
-      const size = [...area.value].length;
+      const size = charactersOf(area.value);
       if (!area.value.trim()) return { message: name === "prompt" ? "Write a prompt." : "Write an answer.", at: area };
       if (size > this.#most) {
         const over = (size - this.#most).toLocaleString("en");
@@ -72,7 +73,7 @@ export class DemonstrateEditor {
       },
     });
     const count = () => {
-      const length = area.value.length;
+      const length = charactersOf(area.value);
       counter.textContent = `${length.toLocaleString("en")} of ${this.#most.toLocaleString("en")} characters`;
       counter.classList.toggle("over", length > this.#most);
     };

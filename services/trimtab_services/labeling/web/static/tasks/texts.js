@@ -12,17 +12,20 @@ export const KIND_NAMES = {
 
 const ROLES = { system: "System", user: "User", assistant: "Assistant", tool: "Tool" };
 
+/** How many characters a text has, as the service counts them: most emoji are one. */
+export const charactersOf = (text) => [...text].length;
+
 /** A text; a very long one in two steps, so that the page stays quick. */
 export function longText(text) {
   const shown = h("div", { class: "text", dir: "auto" }, text.slice(0, SHOWN_AT_ONCE));
   if (text.length <= SHOWN_AT_ONCE) return shown;
-  const rest = (text.length - SHOWN_AT_ONCE).toLocaleString("en");
+  const rest = charactersOf(text.slice(SHOWN_AT_ONCE)).toLocaleString("en");
   const more = h(
     "button",
     {
       type: "button",
       onClick: () => {
-        shown.append(text.slice(SHOWN_AT_ONCE));
+        shown.textContent = text;
         shown.tabIndex = -1;
         shown.focus({ preventScroll: true });
         more.remove();

@@ -21,8 +21,18 @@ export async function replicasPage(place) {
 }
 
 function showUnknown(place, heading) {
-  const why = "Runs find their replicas themselves here, so this service does not know them.";
-  fill(place, heading, h("p", {}, `${why} The page of a run tells how many it uses.`));
+  fill(
+    place,
+    heading,
+    h("p", {}, "Runs find their replicas themselves here, so this service does not know them."),
+    h(
+      "p",
+      {},
+      "The page of a run tells how many it uses. ",
+      h("code", {}, "trimtab status --release NAME"),
+      " shows each with its version, lag and load.",
+    ),
+  );
 }
 
 function replicaRow(one) {
