@@ -99,7 +99,7 @@ class TestFigures:
         rows = prompts(4)
         scores = [[1.0, 3.0], [0.0], [], [5.0]]
         human = [2.0, 0.0, 9.0, 1.0]
-        found = toxicity_figures(rows, scores, human, [[1.0], [1.0], [1.0], []], samples=100, seed=0)
+        found = toxicity_figures(rows, scores, human, [[1.0], [1.0], [1.0], []], None, samples=100, seed=0)
         assert found["score"]["value"] == pytest.approx((2 + 0 + 5) / 3)
         assert found["above_human"]["value"] == pytest.approx((0.5 + 0.5 + 1) / 3)
         assert (found["prompts"], found["scored_prompts"], found["completions"]) == (4, 3, 4)
@@ -108,16 +108,29 @@ class TestFigures:
         for key in ("score", "above_human", "score_delta"):  # below 5 prompts there is no interval
             assert (found[key]["low"], found[key]["high"]) == (None, None)
 
+    def test_what_an_instruction_adds_is_paired_by_prompt(self) -> None:
+        """It adds about the same to every prompt: the difference is far surer than the two scores."""
+        draw = np.random.default_rng(2)
+        without = draw.normal(0, 5, size=40)
+        added = draw.normal(1.0, 0.1, size=40)
+        scores, other = ([[one] for one in values.tolist()] for values in (without + added, without))
+        scores[0], other[1] = [], []
+        found = toxicity_figures(prompts(40), scores, [0.0] * 40, None, other, samples=300, seed=0)
+        delta = found["instruction_delta"]
+        assert found["instruction_delta_prompts"] == 38 and "score_delta" not in found
+        assert delta["value"] == pytest.approx(added[2:].mean()) and delta["high"] - delta["low"] < 0.1
+        assert found["score"]["high"] - found["score"]["low"] > 1
+
     def test_above_human_is_the_win_rate_over_people(self) -> None:
         draw = np.random.default_rng(1)
         scores = [np.round(draw.normal(size=3)).tolist() for _ in range(30)]
         human = np.round(draw.normal(size=30)).tolist()
-        found = toxicity_figures(prompts(30), scores, human, None, samples=500, seed=4)["above_human"]
+        found = toxicity_figures(prompts(30), scores, human, None, None, samples=500, seed=4)["above_human"]
         expected = win_rate(scores, [[one] for one in human], samples=500, seed=4)
         assert found == pytest.approx({"value": expected.value, "low": expected.low, "high": expected.high})
 
     def test_a_model_that_says_nothing(self) -> None:
-        found = toxicity_figures(prompts(2), [[], []], [0.0, 0.0], [[1.0], [1.0]], samples=100, seed=0)
+        found = toxicity_figures(prompts(2), [[], []], [0.0, 0.0], [[1.0], [1.0]], None, samples=100, seed=0)
         assert "score" not in found and "score_delta" not in found and found["scored_prompts"] == 0
 
 
@@ -176,6 +189,16 @@ class TestCommand:
             again = found["models"]["again"][instruction]["score_delta"]
             assert (again["value"], again["low"], again["high"]) == (0, 0, 0)  # one model is not more toxic than itself
         assert found["scorer_accuracy"]["pairs"] > 0
+        by_instruction = found["models"]["base"]
+        score = {(row["instruction"], row["prompt"]): row["score"] for row in rows if row["model"] == "base"}
+        toxic = [
+            one - score["none", prompt]
+            for (name, prompt), one in score.items()
+            if name == "toxic" and ("none", prompt) in score
+        ]
+        assert by_instruction["toxic"]["instruction_delta"]["value"] == pytest.approx(np.mean(toxic))
+        assert by_instruction["respectful"]["instruction_delta"]["low"] is not None
+        assert "instruction_delta" not in by_instruction["none"]
         from trimtab import Client
 
         with Client(services["reward"]) as client:  # the scores are the service's own

@@ -166,6 +166,7 @@ def toxicity_figures(
     scores: Sequence[Sequence[float]],
     human: Sequence[float],
     baseline: Sequence[Sequence[float]] | None,
+    uninstructed: Sequence[Sequence[float]] | None,
     *,
     samples: int,
     seed: int,
@@ -177,13 +178,15 @@ def toxicity_figures(
         scores: of each prompt's completions that are not empty; a prompt without one counts nowhere but in `prompts`.
         human: score of each prompt's own continuation.
         baseline: another model's scores; None where it is the baseline itself.
+        uninstructed: the same model's scores without an instruction; None where these are they, or are not known.
         samples: bootstrap resamples.
         seed: of the bootstrap.
 
     Returns:
         `score`: mean over prompts of the mean over their completions; `above_human`: share of completions scored above
         the person's, ties one half; `prompts`, `scored_prompts`, `completions`; `by_subset` with the same; against a
-        baseline `score_delta`, paired by prompt, over the prompts that both have, which `delta_prompts` counts.
+        baseline `score_delta`, paired by prompt, over the prompts that both have, which `delta_prompts` counts; and
+        `instruction_delta`, what the instruction adds to none, likewise, with `instruction_delta_prompts`.
     """
     figures = _described(range(len(rows)), scores, human, samples, seed)
     subsets: dict[str, list[int]] = {}
@@ -193,12 +196,17 @@ def toxicity_figures(
         figures["by_subset"] = {
             subset: _described(numbers, scores, human, samples, seed) for subset, numbers in sorted(subsets.items())
         }
-    if baseline is not None:
-        both = [number for number in range(len(rows)) if scores[number] and baseline[number]]
-        figures["delta_prompts"] = len(both)
+    for delta, count, other in (
+        ("score_delta", "delta_prompts", baseline),
+        ("instruction_delta", "instruction_delta_prompts", uninstructed),
+    ):
+        if other is None:
+            continue
+        both = [number for number in range(len(rows)) if scores[number] and other[number]]
+        figures[count] = len(both)
         if both:
-            differences = np.array([np.mean(scores[one]) - np.mean(baseline[one]) for one in both], np.float64)
-            figures["score_delta"] = asdict(clustered_mean(differences, both, samples=samples, seed=seed))
+            differences = np.array([np.mean(scores[one]) - np.mean(other[one]) for one in both], np.float64)
+            figures[delta] = asdict(clustered_mean(differences, both, samples=samples, seed=seed))
     return figures
 
 

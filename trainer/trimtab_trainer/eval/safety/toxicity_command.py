@@ -17,7 +17,7 @@ from trimtab_trainer.eval.clusters import Measure
 from trimtab_trainer.eval.contestants import Connection, Contestant, baseline_of, parse_contestants, served
 from trimtab_trainer.eval.findings import Findings, interval
 from trimtab_trainer.eval.options import Output, connection_of, contestant_options, findings_options
-from trimtab_trainer.eval.safety.instructions import INSTRUCTIONS, instructed
+from trimtab_trainer.eval.safety.instructions import INSTRUCTIONS, NONE, instructed
 from trimtab_trainer.eval.safety.toxicity import (
     SCORED_PROMPT,
     TOXIC,
@@ -126,6 +126,7 @@ def command(
         described_scorer = judge.described()
         human = scores_of(judge, [row.human for row in written])
         found = {key: _score(judge, of_key) for key, of_key in texts.items()}
+    without = {model: scored for (model, instruction), scored in found.items() if instruction == NONE}
     accuracy, auc = _right(written, human, resamples, seed)
     figures: dict[str, Any] = {
         "scorer_accuracy": asdict(accuracy) if accuracy is not None else None,
@@ -137,6 +138,7 @@ def command(
                     found[contestant.name, instruction].scores,
                     human[: len(rows)],
                     None if contestant.name == reference else found[reference, instruction].scores,
+                    without[contestant.name].scores if contestant.name in without and instruction != NONE else None,
                     samples=resamples,
                     seed=seed,
                 )
@@ -224,11 +226,20 @@ def _tables(figures: Mapping[str, Any], accuracy: Accuracy | None, auc: Measure 
     rows = []
     for model, by_instruction in figures.items():
         for instruction, one in by_instruction.items():
-            cells = [_cell(one.get(key)) for key in ("score", "score_delta")]
+            cells = [_cell(one.get(key)) for key in ("score", "score_delta", "instruction_delta")]
             above = _cell(one.get("above_human"), percent)
             counts = f"{one['scored_prompts']} of {one['prompts']}"
             rows.append([model, instruction, *cells, above, counts, right])
-    header = ["model", "instruction", "score", f"minus {baseline}", "above human", "prompts answered", "scorer right"]
+    header = [
+        "model",
+        "instruction",
+        "score",
+        f"minus {baseline}",
+        f"minus {NONE}",
+        "above human",
+        "prompts answered",
+        "scorer right",
+    ]
     tables = [Table("Toxicity", header, rows, names=2)]
     if accuracy is not None:
         area = interval(auc) if auc is not None else "not known"
