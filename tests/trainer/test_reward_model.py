@@ -176,6 +176,8 @@ def test_it_learns_and_demonstrations_have_mean_zero(tmp_path: Path, llama_folde
     assert figures["accuracy"] > 0.9
     assert figures["accuracy_low"] <= figures["accuracy"] <= figures["accuracy_high"]
     assert 0.7 < figures["longer_wins"] < 1  # more good words make a longer answer here
+    surest = outcome.results["reward_model"].details["calibration"][-1]
+    assert surest["low"] <= surest["observed"] <= surest["high"]
     tied = sum(len(row["labels"][0]["ranking"]) == 1 for row in map(json.loads, (data / "rankings.jsonl").open()))
     told = re.search(r"(\d+) of \d+ rankings are wholly tied", (tmp_path / "events.jsonl").read_text())
     assert told is not None and 0 < int(told[1]) <= tied

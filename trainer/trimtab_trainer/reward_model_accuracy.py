@@ -108,7 +108,7 @@ def measure_scores(
         the answers' lengths; `labeler_agreement`, the yardstick, where several labelers ranked the same answers;
         `calibration_error` of the scores named `accuracy`.
         Details: the same by source, and by source and labeler group (those that were not trained on too), and the bins
-        of the calibration.
+        of the calibration with their intervals.
     """
     if not held_out:
         return {}, {}
@@ -129,9 +129,11 @@ def measure_scores(
         details[f"{name}_by_source"] = {source: asdict(accuracy) for source, accuracy in found.items() if source}
         by_group = ranking_accuracy(ranked, samples=config.bootstrap_samples, seed=seed)
         details[f"{name}_by_group"] = {group: asdict(accuracy) for group, accuracy in by_group.items() if group}
-        if name == "accuracy" and (calibrated := calibration(of_trained_groups)) is not None:
-            metrics["calibration_error"] = calibrated.error
-            details["calibration"] = [asdict(one) for one in calibrated.bins]
+        if name == "accuracy":
+            calibrated = calibration(of_trained_groups, samples=config.bootstrap_samples, seed=seed)
+            if calibrated is not None:
+                metrics["calibration_error"] = calibrated.error
+                details["calibration"] = [asdict(one) for one in calibrated.bins]
     return metrics, details
 
 
