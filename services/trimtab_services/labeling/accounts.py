@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 import sqlalchemy as sa
@@ -18,9 +18,9 @@ from trimtab_services.labeling.tables import accounts, sessions
 
 __all__ = [
     "Account",
+    "NewPassword",
     "Role",
     "by_name",
-    "check_password",
     "create",
     "get",
     "page",
@@ -62,37 +62,52 @@ class Account:
     create_time: float
 
 
-def check_password(password: str) -> None:
-    """Checks a new password's length, the one rule that NIST SP 800-63B leaves.
+@dataclass(frozen=True, slots=True)
+class NewPassword:
+    """A password that an account gets, and its hash. It is made before the change that keeps it, which others wait for.
 
-    Raises:
-        InvalidRequest: it is too short or too long; the message does not quote it.
+    Attributes:
+        text: as it was given.
+        hash: what is kept.
     """
-    if not LEAST_PASSWORD <= len(password) <= MOST_PASSWORD:
-        raise InvalidRequest(
-            f"password: {len(password)} characters; allowed: {LEAST_PASSWORD}..{MOST_PASSWORD}",
-            field="password",
-            value=len(password),
-            limit=f"{LEAST_PASSWORD}..{MOST_PASSWORD}",
-        )
+
+    text: str = field(repr=False)
+    hash: str = field(repr=False)
+
+    @classmethod
+    def of(cls, text: str) -> NewPassword:
+        """Checks a password's length, the one rule that NIST SP 800-63B leaves, and hashes it.
+
+        Raises:
+            InvalidRequest: it is too short or too long; the message does not quote it.
+        """
+        if not LEAST_PASSWORD <= len(text) <= MOST_PASSWORD:
+            raise InvalidRequest(
+                f"password: {len(text)} characters; allowed: {LEAST_PASSWORD}..{MOST_PASSWORD}",
+                field="password",
+                value=len(text),
+                limit=f"{LEAST_PASSWORD}..{MOST_PASSWORD}",
+            )
+        return cls(text, _hasher.hash(text))
 
 
-def create(connection: sa.Connection, actor: str, *, name: str, password: str, role: Role, group: str = "") -> Account:
+def create(
+    connection: sa.Connection, actor: str, *, name: str, password: NewPassword, role: Role, group: str = ""
+) -> Account:
     """Makes an account, or returns the one that a first try made.
 
     Raises:
-        InvalidRequest: name, password or group; DUPLICATE_ID: an account of that name has another password or fields.
+        InvalidRequest: name or group; DUPLICATE_ID: an account of that name has another password or fields.
     """
     if not _NAME.fullmatch(name):
         raise InvalidRequest(
             f"name: {name!r:.80} must have 1..63 letters, digits, '-', '_' or '.'", field="name", value=name, limit=63
         )
-    check_password(password)
     _check_group(group)
     found = _row(connection, accounts.c.name == name)
     if found is not None:
         account = _account(found)
-        if (account.role, account.group) == (role, group) and _matches(found["password_hash"], password):
+        if (account.role, account.group) == (role, group) and _matches(found["password_hash"], password.text):
             return account
         raise InvalidRequest(
             f"name: account {name!r} exists already; change it by an update",
@@ -103,7 +118,7 @@ def create(connection: sa.Connection, actor: str, *, name: str, password: str, r
     connection.execute(
         accounts.insert().values(
             name=name,
-            password_hash=_hasher.hash(password),
+            password_hash=password.hash,
             role=role.value,
             group=group,
             enabled=True,
@@ -119,7 +134,7 @@ def update(
     actor: str,
     name: str,
     *,
-    password: str | None = None,
+    password: NewPassword | None = None,
     role: Role | None = None,
     group: str | None = None,
     enabled: bool | None = None,
@@ -128,13 +143,12 @@ def update(
 
     Raises:
         NotFound: no such account.
-        InvalidRequest: password or group.
+        InvalidRequest: group.
     """
     account = by_name(connection, name)
     values: dict[str, object] = {}
     if password is not None:
-        check_password(password)
-        values["password_hash"] = _hasher.hash(password)
+        values["password_hash"] = password.hash
     if group is not None:
         _check_group(group)
         values["group"] = group

@@ -1,9 +1,10 @@
 """How well labelers agree: pure functions of rankings; `agreement_report.py` feeds them.
 
-Two labelers agree on a pair of answers where both order it alike, or both tie it; InstructGPT reports this share
-(72.6 +- 1.5 % among training labelers). Pairs of one task depend on one another, so the interval is Wilson's at the
-effective number of pairs n p (1 - p) / v, with v the variance of the ratio estimator over tasks (Korn and Graubard
-1998, Survey Methodology 24). Where every task has one pair this is Wilson's own interval.
+Two labelers agree on a pair of answers where both order it alike; pairs that either of them ties are left out, as the
+trainer leaves them out. InstructGPT reports this share (72.6 +- 1.5 % among training labelers). Pairs of one task
+depend on one another, so the interval is Wilson's at the effective number of pairs n p (1 - p) / v, with v the variance
+of the ratio estimator over tasks (Korn and Graubard 1998, Survey Methodology 24). Where every task has one pair this is
+Wilson's own interval.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ Z = 1.959963984540054
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """Pairs of answers of one task, and those of them that are ordered alike."""
+    """Pairs of answers of one task that both order, and those of them that they order alike."""
 
     agreeing: int
     pairs: int
@@ -47,10 +48,10 @@ def ranks(ranking: Ranking) -> list[int]:
 
 
 def pair_share(one: Ranking, other: Ranking) -> Share:
-    """How many pairs of answers two rankings of one task order alike."""
+    """How many pairs of answers two rankings of one task order alike, of those that neither ties."""
     a, b = ranks(one), ranks(other)
-    pairs = list(combinations(range(len(a)), 2))
-    return Share(sum(_sign(a[i] - a[j]) == _sign(b[i] - b[j]) for i, j in pairs), len(pairs))
+    products = [(a[i] - a[j]) * (b[i] - b[j]) for i, j in combinations(range(len(a)), 2)]
+    return Share(sum(product > 0 for product in products), sum(product != 0 for product in products))
 
 
 def gold_pairs(gold: Ranking) -> int:

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 
 from trimtab_services.labeling import projects
 from trimtab_services.labeling.agreement import Proportion, Share, kendall_tau_b, pair_share, proportion
+from trimtab_services.labeling.contents import TaskKind
 from trimtab_services.labeling.tables import accounts, assignments, tasks
 
 __all__ = ["AgreementReport", "LabelerAgreement", "PairAgreement", "report"]
@@ -60,11 +61,13 @@ def report(connection: sa.Connection, project_name: str) -> AgreementReport:
         NotFound: no such project.
     """
     project = projects.get(connection, project_name)
+    # all that is asked of a label: a project may have 100,000 of them, of as many characters each
+    ranking = sa.null() if project.kind is TaskKind.DEMONSTRATE else assignments.c.label["ranking"]
     query = (
         sa.select(
             assignments.c.task_id,
             assignments.c.state,
-            assignments.c.label,
+            ranking.label("ranking"),
             assignments.c.assign_time,
             assignments.c.done_time,
             assignments.c.gold_agreeing,
@@ -82,8 +85,8 @@ def report(connection: sa.Connection, project_name: str) -> AgreementReport:
     by_labeler: dict[str, list[sa.RowMapping]] = defaultdict(list)
     for row in connection.execute(query).mappings():
         by_labeler[row["name"]].append(row)
-        if row["state"] == "submitted" and not row["is_qualification"] and "ranking" in row["label"]:
-            rankings[row["task_id"]][row["name"]] = row["label"]["ranking"]
+        if row["state"] == "submitted" and not row["is_qualification"] and row["ranking"] is not None:
+            rankings[row["task_id"]][row["name"]] = row["ranking"]
     shares = _shares(rankings)
     return AgreementReport(
         agreement=_pooled(shares.values()),

@@ -7,6 +7,7 @@ goes to others, and its holder keeps the draft and may still submit as long as t
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ from trimtab_services.labeling.projects import Project
 from trimtab_services.labeling.tables import assignments, tasks
 from trimtab_services.labeling.tables import projects as project_rows
 
-__all__ = ["Assignment", "Qualification", "give_out", "hold", "qualification", "read", "renew", "wants_more"]
+__all__ = ["Assignment", "Qualification", "give_out", "hold", "qualifications", "read", "renew", "wants_more"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,7 @@ class Assignment:
         wanted: labels that the task wants.
         order: for each place of the page, the index of its answer.
         label: by index of answer; None before it is submitted.
+        active_ms: time worked on it, as the page measured it.
     """
 
     id: int
@@ -49,6 +51,7 @@ class Assignment:
     done_time: float | None
     submission_id: str | None
     label: dict[str, Any] | None
+    active_ms: int | None
     skip_reason: str | None
 
     @property
@@ -63,7 +66,8 @@ class Qualification:
 
     Attributes:
         done, wanted: tasks; a skipped one is done, and agrees in nothing.
-        agreeing, pairs: of answers that the gold answers order.
+        agreeing, pairs: of answers that the gold answers order; 0 while some are left to do, so that nobody finds out
+            the gold answers of one task by its effect.
         passed: whether other tasks are given out; None while some are left to do.
     """
 
@@ -187,22 +191,40 @@ def wants_more(connection: sa.Connection, assignment: Assignment, *, counting_le
     return bool(count < assignment.wanted)
 
 
-def qualification(connection: sa.Connection, account: Account, project: Project) -> Qualification:
-    """How a labeler did so far."""
-    mine = sa.and_(tasks.c.project_id == project.id, tasks.c.is_qualification.is_(True))
-    wanted = connection.execute(sa.select(sa.func.count()).select_from(tasks).where(mine)).scalar_one()
-    done, agreeing, pairs = connection.execute(
+def qualifications(
+    connection: sa.Connection, account: Account, of_projects: Sequence[Project]
+) -> dict[int, Qualification]:
+    """How a labeler did so far in each of some projects, by their number."""
+    theirs = sa.and_(
+        tasks.c.project_id.in_([project.id for project in of_projects]), tasks.c.is_qualification.is_(True)
+    )
+    counted = sa.select(tasks.c.project_id, sa.func.count()).where(theirs).group_by(tasks.c.project_id)
+    wanted = {project: count for project, count in connection.execute(counted)}
+    scored = (
         sa.select(
+            tasks.c.project_id,
             sa.func.count(),
-            sa.func.coalesce(sa.func.sum(assignments.c.gold_agreeing), 0),
-            sa.func.coalesce(sa.func.sum(assignments.c.gold_pairs), 0),
+            sa.func.sum(assignments.c.gold_agreeing),
+            sa.func.sum(assignments.c.gold_pairs),
         )
         .select_from(assignments.join(tasks, tasks.c.id == assignments.c.task_id))
-        .where(mine, assignments.c.account_id == account.id, assignments.c.state != "leased")
-    ).one()
-    least = project.fields.qualification_pass
-    passed = None if done < wanted else pairs == 0 or agreeing / pairs >= least
-    return Qualification(done, wanted, int(agreeing), int(pairs), passed)
+        .where(theirs, assignments.c.account_id == account.id, assignments.c.state != "leased")
+        .group_by(tasks.c.project_id)
+    )
+    scores = {
+        project: (done, int(agreeing), int(pairs)) for project, done, agreeing, pairs in connection.execute(scored)
+    }
+    return {
+        project.id: _qualification(project, wanted.get(project.id, 0), *scores.get(project.id, (0, 0, 0)))
+        for project in of_projects
+    }
+
+
+def _qualification(project: Project, wanted: int, done: int, agreeing: int, pairs: int) -> Qualification:
+    if done < wanted:
+        return Qualification(done, wanted, 0, 0, None)
+    passed = pairs == 0 or agreeing / pairs >= project.fields.qualification_pass
+    return Qualification(done, wanted, agreeing, pairs, passed)
 
 
 def _held(connection: sa.Connection, account: Account, project: Project) -> Assignment | None:
@@ -246,7 +268,7 @@ def _next_task(connection: sa.Connection, account: Account, project: Project) ->
 def _refuse_unqualified(connection: sa.Connection, account: Account, project: Project) -> None:
     if not project.fields.qualification_pass:
         return
-    found = qualification(connection, account, project)
+    found = qualifications(connection, account, [project])[project.id]
     if found.passed is False:
         raise FailedPrecondition(
             f"qualification: {found.agreeing} of {found.pairs} pairs of answers are ordered as the gold answers order "

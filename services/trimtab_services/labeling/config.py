@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from pydantic import Field, SecretStr
+from ipaddress import IPv4Network, IPv6Network
 
-from trimtab_services.runtime.config import ServiceConfig
+from pydantic import Field, SecretStr, model_validator
+
+from trimtab_services.runtime.config import MEBIBYTE, ServiceConfig
+from trimtab_services.runtime.quota import Quota
 
 __all__ = ["LabelingServiceConfig"]
 
 DAY_S = 86400.0
+_KEYS_BYTES = 4096
 
 
 class LabelingServiceConfig(ServiceConfig):
@@ -33,6 +37,17 @@ class LabelingServiceConfig(ServiceConfig):
         description="The session's cookie is only sent over HTTPS. Always so with `tls`; set it behind a proxy that "
         "speaks TLS.",
     )
+    trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = Field(
+        default=(),
+        description="Networks, such as 10.0.0.0/8, of the proxies before this service. Of a request that comes from "
+        "one, the last address in X-Forwarded-For that is no such proxy's counts as the person's, for `login_tries`. "
+        "Unset: behind a proxy all people share its address.",
+    )
+    people_quota: Quota | None = Field(
+        default=Quota(requests_per_s=20.0, burst_s=10.0),
+        description="What each person who is signed in may ask for, by account. null: no limit. `quota` counts "
+        "programs by their token, and people by the address that their requests come from.",
+    )
     session_idle_s: float = Field(
         default=12 * 3600.0, gt=0, le=30 * DAY_S, description="Seconds without a request after which a session ends."
     )
@@ -51,10 +66,32 @@ class LabelingServiceConfig(ServiceConfig):
         default=100_000, ge=1, le=10_000_000, description="Most characters of a prompt, an answer or a demonstration."
     )
     max_draft_bytes: int = Field(
-        default=1024 * 1024, ge=1024, le=64 * 1024 * 1024, description="Most bytes of a draft as JSON."
+        default_factory=lambda known: _draft_bytes(known.get("max_answer_characters", 0)),
+        ge=1024,
+        le=128 * MEBIBYTE,
+        description="Most bytes of a draft as JSON. Unset: what the longest label takes, 12 for each of "
+        "`max_answer_characters` and 4,096; less is refused.",
     )
     max_import_tasks: int = Field(default=100_000, ge=1, le=10_000_000, description="Most tasks of one import.")
     max_import_bytes: int = Field(
         default=256 * 1024 * 1024, ge=1024, le=2**40, description="Most bytes of one import, all of it in memory."
     )
     sign_of_life_s: float = Field(default=10.0, gt=0, description="Seconds between two messages of a quiet export.")
+
+    @model_validator(mode="after")
+    def _drafts_hold_labels(self) -> LabelingServiceConfig:
+        least = _draft_bytes(self.max_answer_characters)
+        if self.max_draft_bytes < least:
+            raise ValueError(
+                f"max_draft_bytes: {self.max_draft_bytes} is too small for labels of `max_answer_characters` "
+                f"{self.max_answer_characters}; allowed: at least {least}"
+            )
+        return self
+
+
+def _draft_bytes(max_answer_characters: int) -> int:
+    """What the longest label takes as a draft: prompt and answer of a demonstration, and the keys.
+
+    JSON writes a control character in 6 bytes, as \\u0001; all others take 4 or fewer in UTF-8.
+    """
+    return 2 * 6 * max_answer_characters + _KEYS_BYTES

@@ -5,10 +5,10 @@
 | rank, compare | rankings: `prompt` or `messages`, `context`, `answers`, `labels`, an entry for each labeler |
 | demonstrate | demonstrations: `prompt` or `messages`, `completion`; a row for each label |
 
-An entry of `labels` has `labeler`, `group`, `order` (index of the answer at each place of the page), `ranking`,
-`ratings`, `flags`, `seconds` and `active_seconds`; a row of a demonstration has what is no ranking of these. Rows also
-have `task_key`, and `category`, `user` and the `sources` of the answers where they are known. The trainer reads the
-fields that its formats name and leaves the others alone.
+An entry of `labels` has `labeler`, `group` (its labeler's when the label was sent), `order` (index of the answer at
+each place of the page), `ranking`, `ratings`, `flags`, `seconds` and `active_seconds`; a row of a demonstration has
+what is no ranking of these. Rows also have `task_key`, and `category`, `user` and the `sources` of the answers where
+they are known. The trainer reads the fields that its formats name and leaves the others alone.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import sqlalchemy as sa
 
 from trimtab_services.labeling.contents import TaskKind
 from trimtab_services.labeling.projects import Project
-from trimtab_services.labeling.tables import accounts, assignments, tasks
+from trimtab_services.labeling.tables import GROUP_OF_LABEL, accounts, assignments, tasks
 
 __all__ = ["Page", "Row", "finished", "unfinished"]
 
@@ -118,14 +118,14 @@ def _labels(
             assignments.c.active_ms,
             assignments.c.order,
             accounts.c.name,
-            accounts.c.group,
+            GROUP_OF_LABEL,
         )
         .join(accounts, accounts.c.id == assignments.c.account_id)
         .where(assignments.c.task_id.in_(task_ids), assignments.c.state == "submitted")
         .order_by(assignments.c.done_time, assignments.c.id)
     )
     if groups:
-        query = query.where(accounts.c.group.in_(groups))
+        query = query.where(GROUP_OF_LABEL.in_(groups))
     by_task: dict[int, list[sa.RowMapping]] = defaultdict(list)
     for row in connection.execute(query).mappings():
         by_task[row["task_id"]].append(row)

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from trimtab_services.labeling.accounts import Account
 from trimtab_services.labeling.projects import Project
-from trimtab_services.labeling.tables import accounts, assignments, tasks
+from trimtab_services.labeling.tables import GROUP_OF_LABEL, accounts, assignments, tasks
 
 __all__ = ["counts_of", "everybodys", "own_numbers"]
 
@@ -28,14 +28,20 @@ def own_numbers(
     return connection.execute(query).scalars().all()
 
 
-def counts_of(connection: sa.Connection, account: Account, project: Project) -> dict[str, int]:
-    """How many assignments of a project a labeler has in each state."""
+def counts_of(connection: sa.Connection, account: Account, of_projects: Sequence[Project]) -> dict[int, dict[str, int]]:
+    """How many assignments a labeler has in each state, in each of some projects, by their number."""
     query = (
-        sa.select(assignments.c.state, sa.func.count())
-        .where(assignments.c.account_id == account.id, assignments.c.project_id == project.id)
-        .group_by(assignments.c.state)
+        sa.select(assignments.c.project_id, assignments.c.state, sa.func.count())
+        .where(
+            assignments.c.account_id == account.id,
+            assignments.c.project_id.in_([project.id for project in of_projects]),
+        )
+        .group_by(assignments.c.project_id, assignments.c.state)
     )
-    return {state: count for state, count in connection.execute(query)}
+    counts: dict[int, dict[str, int]] = {project.id: {} for project in of_projects}
+    for project, state, count in connection.execute(query):
+        counts[project][state] = count
+    return counts
 
 
 def everybodys(
@@ -44,12 +50,12 @@ def everybodys(
     """Labels and skips of a project after a number of an assignment, by all or by one labeler, with their tasks."""
     query = (
         sa.select(
-            assignments,
+            *(column for column in assignments.c if column is not assignments.c.group),
             tasks.c.key.label("task_key"),
             tasks.c.content,
             tasks.c.is_qualification,
             accounts.c.name.label("labeler"),
-            accounts.c.group,
+            GROUP_OF_LABEL,
         )
         .join(tasks, tasks.c.id == assignments.c.task_id)
         .join(accounts, accounts.c.id == assignments.c.account_id)

@@ -44,7 +44,7 @@ async def build(runtime: Runtime[LabelingServiceConfig]) -> Service:
     servicer = LabelingServicer(runtime, database)
     return Service(
         handlers=[partial(labeling_pb2_grpc.add_LabelingServiceServicer_to_server, servicer)],
-        routes=routes(config, database),
+        routes=routes(config, database, lambda resource: runtime.metrics.quota_refusals.labels(resource).inc()),
         background=[open_database],
         close=close,
     )

@@ -13,7 +13,7 @@ from trimtab.errors import InvalidRequest, Reason, Unavailable
 from trimtab.v1 import labeling_pb2 as pb
 from trimtab.v1 import labeling_pb2_grpc
 from trimtab_services.labeling import accounts, agreement_report, audit, export, imports, messages, projects
-from trimtab_services.labeling.accounts import Role
+from trimtab_services.labeling.accounts import NewPassword, Role
 from trimtab_services.labeling.audit import program_actor
 from trimtab_services.labeling.config import LabelingServiceConfig
 from trimtab_services.labeling.contents import Task
@@ -122,13 +122,18 @@ class LabelingServicer(labeling_pb2_grpc.LabelingServiceServicer):
         if request.follow and request.include_unfinished:
             raise InvalidRequest("include_unfinished: not with follow", field="include_unfinished")
         project = await self._database.read(projects.get, request.project)
-        after, quiet_s = request.after_sequence, 0.0
+        after, quiet_s, is_last_pass = request.after_sequence, 0.0, not request.include_unfinished
         while True:
             page = await self._database.read(_finished, request, after)
             for row in page.rows:
                 yield _exported(row)
             if page.last is not None:
                 after, quiet_s = page.last, 0.0
+                continue
+            if not is_last_pass:
+                async for row in self._unfinished(project, request):
+                    yield _exported(row)
+                is_last_pass = True  # for what was finished meanwhile
                 continue
             if not request.follow:
                 break
@@ -138,9 +143,6 @@ class LabelingServicer(labeling_pb2_grpc.LabelingServiceServicer):
             if quiet_s >= self._config.sign_of_life_s:
                 quiet_s = 0.0
                 yield pb.ExportLabelsResponse()
-        if request.include_unfinished:
-            async for row in self._unfinished(project, request):
-                yield _exported(row)
 
     async def _unfinished(self, project: Project, request: pb.ExportLabelsRequest) -> AsyncIterator[Row]:
         after: int | None = 0
@@ -172,11 +174,12 @@ class LabelingServicer(labeling_pb2_grpc.LabelingServiceServicer):
     async def CreateAccount(self, request: pb.CreateAccountRequest, context: Context) -> pb.CreateAccountResponse:
         """Makes an account; idempotent by name."""
         role = messages.role_of(request.role, required=True) or Role.LABELER
+        password = await asyncio.to_thread(NewPassword.of, request.password)
         account = await self._database.change(
             accounts.create,
             _actor(),
             name=request.name,
-            password=request.password,
+            password=password,
             role=role,
             group=request.group,
         )
@@ -184,11 +187,13 @@ class LabelingServicer(labeling_pb2_grpc.LabelingServiceServicer):
 
     async def UpdateAccount(self, request: pb.UpdateAccountRequest, context: Context) -> pb.UpdateAccountResponse:
         """Sets fields of an account."""
+        has_password = request.HasField("password")
+        password = await asyncio.to_thread(NewPassword.of, request.password) if has_password else None
         account = await self._database.change(
             accounts.update,
             _actor(),
             request.name,
-            password=request.password if request.HasField("password") else None,
+            password=password,
             role=messages.role_of(request.role, required=False),
             group=request.group if request.HasField("group") else None,
             enabled=request.enabled if request.HasField("enabled") else None,

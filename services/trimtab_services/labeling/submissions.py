@@ -143,11 +143,12 @@ def submit(
     )
     now = time.time()
     if assignment.lease_end_time <= now and not wants_more(connection, assignment, counting_leases=False):
-        _keep(connection, assignment_id, submission_id, {"label": dict(label)})
+        _keep(connection, assignment_id, submission_id, _as_draft(label, active_ms))
         return Late(_too_late(assignment, now))
     by_answer = at_answers(by_place, assignment.order)
     _finish(
         connection,
+        account,
         assignment,
         state="submitted",
         submission_id=submission_id,
@@ -155,6 +156,7 @@ def submit(
         active_ms=active_ms,
         **_gold_score(assignment, by_answer),
     )
+    connection.execute(drafts.delete().where(drafts.c.assignment_id == assignment_id))  # the label has all of it
     connection.execute(
         tasks.update().where(tasks.c.id == assignment.task_id).values(label_count=tasks.c.label_count + 1)
     )
@@ -168,6 +170,8 @@ def skip(
     connection: sa.Connection, account: Account, assignment_id: int, *, submission_id: str, reason: str
 ) -> Assignment:
     """Gives a task back for good; its labeler does not get it again. A skipped qualification task counts as wrong.
+
+    The draft is kept: it comes back where the skip is taken back.
 
     Raises:
         InvalidRequest: no reason, or too long a one; an id.
@@ -188,6 +192,7 @@ def skip(
         raise _done_already(assignment)
     _finish(
         connection,
+        account,
         assignment,
         state="skipped",
         submission_id=submission_id,
@@ -199,21 +204,28 @@ def skip(
 
 
 def undo(connection: sa.Connection, account: Account, assignment_id: int) -> Assignment:
-    """Takes back the labeler's last label or skip of a project; what was sent becomes the draft again.
+    """Takes back the labeler's last label or skip of a project; a label that was sent becomes the draft again.
 
     Raises:
-        FailedPrecondition: it is not the last one, or was sent longer ago than the project allows.
+        FailedPrecondition: it is not the last one, was sent longer ago than the project allows, or is of a
+            qualification task, whose gold answers could be found out by trying.
+        LeaseHeld: of a skip: others have finished the task since, or finish it now.
     """
     assignment = hold(connection, account, assignment_id)
     if assignment.state == "leased":
         return assignment
     _check_undo(connection, assignment)
+    if assignment.state == "skipped" and not wants_more(connection, assignment, counting_leases=True):
+        raise LeaseHeld(
+            f"assignment: others took the task of {assignment.id} after you had skipped it; it stays skipped",
+            reason=Reason.LEASE_LOST,
+            field="assignment",
+            value=assignment.id,
+        )
     values = {
         "state": "leased",
         "lease_end_time": time.time() + assignment.project.fields.lease_ms / 1000,
-        **dict.fromkeys(
-            ("done_time", "submission_id", "label", "active_ms", "skip_reason", "gold_agreeing", "gold_pairs")
-        ),
+        **dict.fromkeys(("done_time", "submission_id", "group", "label", "active_ms", "skip_reason")),
     }
     connection.execute(assignments.update().where(assignments.c.id == assignment_id).values(**values))
     if assignment.label is not None:
@@ -221,7 +233,7 @@ def undo(connection: sa.Connection, account: Account, assignment_id: int) -> Ass
             connection,
             assignment_id,
             f"undone-{assignment.submission_id}"[:MOST_NAME],
-            {"label": at_places(assignment.label, assignment.order)},
+            _as_draft(at_places(assignment.label, assignment.order), assignment.active_ms),
         )
         connection.execute(
             tasks.update().where(tasks.c.id == assignment.task_id).values(label_count=tasks.c.label_count - 1)
@@ -233,6 +245,10 @@ def undo(connection: sa.Connection, account: Account, assignment_id: int) -> Ass
 
 
 def _check_undo(connection: sa.Connection, assignment: Assignment) -> None:
+    if assignment.is_qualification:
+        raise FailedPrecondition(
+            "assignment: a qualification task cannot be taken back", field="assignment", value=assignment.id
+        )
     last = connection.execute(
         sa.select(sa.func.max(assignments.c.done_time)).where(
             assignments.c.account_id == assignment.account_id, assignments.c.project_id == assignment.project.id
@@ -256,11 +272,10 @@ def _check_undo(connection: sa.Connection, assignment: Assignment) -> None:
         )
 
 
-def _finish(connection: sa.Connection, assignment: Assignment, **values: object) -> None:
-    """Ends a labeler's turn; the draft has served."""
+def _finish(connection: sa.Connection, account: Account, assignment: Assignment, **values: object) -> None:
+    """Ends a labeler's turn. The label stays one of the group that its labeler is in now."""
     mine = assignments.c.id == assignment.id
-    connection.execute(assignments.update().where(mine).values(done_time=time.time(), **values))
-    connection.execute(drafts.delete().where(drafts.c.assignment_id == assignment.id))
+    connection.execute(assignments.update().where(mine).values(done_time=time.time(), group=account.group, **values))
 
 
 def _keep(connection: sa.Connection, assignment_id: int, draft_id: str, content: Mapping[str, Any]) -> None:
@@ -268,6 +283,11 @@ def _keep(connection: sa.Connection, assignment_id: int, draft_id: str, content:
     mine = drafts.c.assignment_id == assignment_id
     if not connection.execute(drafts.update().where(mine).values(**values)).rowcount:
         connection.execute(drafts.insert().values(assignment_id=assignment_id, **values))
+
+
+def _as_draft(label: Mapping[str, Any], active_ms: int | None) -> dict[str, Any]:
+    """A label by place as the page would have kept it, with the time that it took so far."""
+    return {"label": dict(label)} | ({} if active_ms is None else {"active_ms": active_ms})
 
 
 def _gold_score(assignment: Assignment, label: Mapping[str, Any] | None) -> dict[str, int]:

@@ -12,9 +12,22 @@ and a task, which is how nobody gets a task twice.
 
 from __future__ import annotations
 
+from typing import Any
+
 import sqlalchemy as sa
 
-__all__ = ["accounts", "assignments", "audit", "drafts", "imports", "metadata", "projects", "sessions", "tasks"]
+__all__ = [
+    "GROUP_OF_LABEL",
+    "accounts",
+    "assignments",
+    "audit",
+    "drafts",
+    "imports",
+    "metadata",
+    "projects",
+    "sessions",
+    "tasks",
+]
 
 metadata = sa.MetaData(
     naming_convention={
@@ -27,6 +40,12 @@ metadata = sa.MetaData(
 )
 
 _NUMBER = sa.BigInteger().with_variant(sa.Integer(), "sqlite")  # SQLite counts up in columns of type INTEGER only
+
+
+def _where(condition: sa.ColumnElement[bool]) -> dict[str, Any]:
+    """Of an index of a part of the rows."""
+    return {"sqlite_where": condition, "postgresql_where": condition}
+
 
 accounts = sa.Table(
     "accounts",
@@ -73,7 +92,7 @@ tasks = sa.Table(
     sa.Column("id", _NUMBER, primary_key=True, autoincrement=True),
     sa.Column("project_id", sa.ForeignKey("projects.id"), nullable=False),
     sa.Column("key", sa.String(200), nullable=False),
-    sa.Column("content", sa.JSON, nullable=False),  # of `contents.TaskContent`
+    sa.Column("content", sa.JSON, nullable=False),  # as `contents.Task.content` gives it
     sa.Column("overlap", sa.Integer, nullable=False),  # 0: the project's
     sa.Column("is_qualification", sa.Boolean, nullable=False),
     sa.Column("label_count", sa.Integer, nullable=False),
@@ -81,6 +100,20 @@ tasks = sa.Table(
     sa.Column("finish_time", sa.Double, nullable=True),
     sa.UniqueConstraint("project_id", "key"),
     sa.Index(None, "project_id", "finished_sequence", "label_count"),
+)
+# in the order in which they are given out, so that the next one is the first that fits
+sa.Index(
+    "ix_tasks_open",
+    tasks.c.project_id,
+    tasks.c.label_count.desc(),
+    tasks.c.id,
+    **_where(sa.and_(tasks.c.is_qualification.is_(False), tasks.c.finished_sequence.is_(None))),
+)
+sa.Index(
+    "ix_tasks_qualification",
+    tasks.c.project_id,
+    tasks.c.id,
+    **_where(tasks.c.is_qualification.is_(True)),
 )
 
 assignments = sa.Table(
@@ -96,7 +129,8 @@ assignments = sa.Table(
     sa.Column("lease_end_time", sa.Double, nullable=False),
     sa.Column("done_time", sa.Double, nullable=True),
     sa.Column("submission_id", sa.String(200), nullable=True),
-    sa.Column("label", sa.JSON(none_as_null=True), nullable=True),  # of `contents.Label`, by index of answer
+    sa.Column("group", sa.String(63), nullable=True),  # its labeler's when it was sent: what is held out stays so
+    sa.Column("label", sa.JSON(none_as_null=True), nullable=True),  # of `contents.read_label`, by index of answer
     sa.Column("skip_reason", sa.String(500), nullable=True),
     sa.Column("active_ms", sa.BigInteger, nullable=True),  # as the page measured it
     sa.Column("gold_agreeing", sa.Integer, nullable=True),  # pairs of the gold answers that the label orders alike
@@ -105,6 +139,9 @@ assignments = sa.Table(
     sa.Index(None, "account_id", "project_id", "state"),
     sa.Index(None, "project_id", "state"),
 )
+
+GROUP_OF_LABEL = sa.func.coalesce(assignments.c.group, accounts.c.group).label("group")
+"""The group of a label. A server of an earlier version that still runs beside this one leaves the column empty."""
 
 drafts = sa.Table(
     "drafts",

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from trimtab.v1 import labeling_pb2 as pb
+from trimtab_services.labeling import accounts, agreement_report, assignments, imports, projects, submissions
 from trimtab_services.labeling.agreement import (
     Share,
     agreeing_pairs,
@@ -17,8 +20,12 @@ from trimtab_services.labeling.agreement import (
     pair_share,
     proportion,
 )
+from trimtab_services.labeling.contents import Task, TaskKind
+from trimtab_services.labeling.database import Database
+from trimtab_trainer.data import read_rankings
+from trimtab_trainer.data.agreement import Labelings
 
-from .people import Service, in_order, ranking_task
+from .people import PASSWORD, Service, in_order, ranking_task
 
 
 def random_ranking(rng: random.Random, count: int) -> list[list[int]]:
@@ -48,11 +55,12 @@ def test_tau_b_is_scipys_also_with_ties() -> None:
     assert undefined > 3
 
 
-def test_pairs_count_as_alike_where_both_order_or_both_tie_them() -> None:
+def test_pairs_count_as_alike_where_both_order_them_alike_and_ties_do_not_count() -> None:
     assert pair_share([[0], [1], [2]], [[0], [1], [2]]) == Share(3, 3)
     assert pair_share([[0], [1], [2]], [[2], [1], [0]]) == Share(0, 3)
-    assert pair_share([[0, 1], [2]], [[0], [1], [2]]) == Share(2, 3)  # one tie only is not alike
-    assert pair_share([[0, 1], [2]], [[0, 1], [2]]) == Share(3, 3)
+    assert pair_share([[0, 1], [2]], [[0], [1], [2]]) == Share(2, 2)
+    assert pair_share([[0, 1], [2]], [[0, 1], [2]]) == Share(2, 2)
+    assert pair_share([[0, 1, 2]], [[0], [1], [2]]) == Share(0, 0)
     gold = [[0], [1, 2]]
     assert gold_pairs(gold) == 2 and agreeing_pairs(gold, [[0], [2], [1]]) == 2
     assert agreeing_pairs(gold, [[0, 1, 2]]) == 0
@@ -82,6 +90,56 @@ def test_the_interval_covers_the_truth_where_tasks_differ() -> None:
         found = proportion([Share(int(rng.binomial(6, chance)), 6) for chance in chances])
         covered += found.low <= 0.7 <= found.high
     assert 0.92 <= covered / 400 <= 0.98
+
+
+def test_the_trainer_finds_the_agreement_that_the_service_tells(either: Service, tmp_path: Path) -> None:
+    rng = random.Random(3)
+    either.project(overlap=3)
+    either.add(*(ranking_task(number, answers=5) for number in range(20)))
+    for name in ("ann", "bob", "cat"):
+        person = either.person(name)
+        while given := person.next("p"):
+            assert person.submit(given, {"ranking": random_ranking(rng, 5)}).status_code == 200
+    told = either.program.get_agreement(pb.GetAgreementRequest(project="p")).agreement
+    file = tmp_path / "rankings.jsonl"
+    file.write_text("".join(row.row_json + "\n" for row in either.export()))
+    labelings = Labelings()
+    for row in read_rankings(file):
+        labelings.add(row)
+    found = labelings.agreements(samples=10, seed=0)[0]
+    assert (found.value, found.decisions, found.prompts) == (pytest.approx(told.value), told.count, told.tasks)
+    assert told.count < 20 * 3 * 10  # there are ties
+
+
+def test_a_report_on_demonstrations_does_not_load_them(database: str) -> None:
+    opened = Database(database)
+    opened.migrate()
+    with opened.changing() as connection:
+        ann = accounts.create(
+            connection, "test", name="ann", password=accounts.NewPassword.of(PASSWORD), role=accounts.Role.LABELER
+        )
+        fields = projects.ProjectFields()
+        projects.create(connection, "test", "p", TaskKind.DEMONSTRATE, wants_ratings=False, fields=fields)
+        new = [Task(prompt=f"Q{number}") for number in range(60)]
+        imports.add(connection, "test", "p", "i", new, max_characters=100)
+        for number in range(60):
+            given = assignments.give_out(connection, ann, "p")
+            label = {"completion": "x" * 100_000}
+            submissions.submit(
+                *(connection, ann, given.id),
+                submission_id=str(number),
+                label=label,
+                active_ms=None,
+                max_characters=100_000,
+            )
+    with opened.reading() as connection:
+        tracemalloc.start()
+        found = agreement_report.report(connection, "p")
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    opened.close()
+    assert found.labelers[0].labels == 60 and found.agreement.count == 0
+    assert most < 2_000_000  # of 6,000,000 characters
 
 
 def test_the_service_tells_of_pairs_labelers_gold_and_time(either: Service) -> None:

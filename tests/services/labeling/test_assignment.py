@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from trimtab.v1 import labeling_pb2 as pb
+from trimtab_services.labeling import accounts, assignments, export, imports, projects
+from trimtab_services.labeling.contents import Task, TaskKind
+from trimtab_services.labeling.database import Database
 
-from .people import Person, Service, in_order, ranking_task
+from .people import PASSWORD, Person, Service, in_order, ranking_task
 
 
 def test_a_task_goes_to_as_many_labelers_as_it_wants_and_never_twice_to_one(either: Service) -> None:
@@ -194,3 +199,118 @@ def test_the_qualification_decides_who_goes_on(service: Service, passes: bool, a
     else:
         assert answer.status_code == 409 and "0 of 10 pairs" in answer.json()["message"]
     assert service.export() == []  # a qualification is no data
+
+
+def test_gold_answers_cannot_be_found_out_by_trying(either: Service) -> None:
+    gold = [pb.TieGroup(indices=[0]), pb.TieGroup(indices=[1, 2, 3])]
+    either.project(qualification_pass=0.8)
+    either.add(ranking_task(0, gold_ranking=gold), ranking_task(1, gold_ranking=gold), ranking_task(2))
+    ann = either.person("ann")
+    for done in (1, 2):
+        given = ann.next("p")
+        sent = ann.submit(given, in_order(given)).json()
+        assert sent["undo_left_ms"] == 0
+        refused = ann.post(f"assignments/{given['id']}/undo")
+        assert refused.status_code == 409 and "qualification" in refused.json()["message"]
+        mine = ann.get("projects/p").json()["mine"]["qualification"]
+        scored = {1: (0, 0, None), 2: (6, 6, True)}[done]
+        assert (mine["done"], mine["agreeing"], mine["pairs"], mine["passed"]) == (done, *scored)
+    ann.submit(other := ann.next("p"), in_order(other))
+    assert ann.post(f"assignments/{other['id']}/undo").json()["state"] == "leased"
+
+
+def test_projects_are_told_with_what_the_labeler_did_in_each(either: Service) -> None:
+    gold = [pb.TieGroup(indices=[0]), pb.TieGroup(indices=[1, 2, 3])]
+    for name in ("a", "b", "c"):
+        either.project(name)
+    either.add(ranking_task(0), ranking_task(1), project="a")
+    either.add(ranking_task(0, gold_ranking=gold), ranking_task(1), project="b")
+    ann, bob = either.person("ann"), either.person("bob")
+    for name in ("a", "b", "b"):
+        given = ann.next(name)
+        ann.submit(given, in_order(given))
+    skipped = ann.next("a")
+    ann.post(f"assignments/{skipped['id']}/skip", {"submission_id": "s", "reason": "hard"})
+    told = {one["name"]: one["mine"] for one in ann.get("projects").json()["projects"]}
+    counts = {name: (mine["labels"], mine["skips"]) for name, mine in told.items()}
+    assert counts == {"a": (1, 1), "b": (2, 0), "c": (0, 0)}
+    assert told["b"]["qualification"] == {"done": 1, "wanted": 1, "agreeing": 3, "pairs": 3, "passed": True}
+    assert told["a"]["qualification"] == {"done": 0, "wanted": 0, "agreeing": 0, "pairs": 0, "passed": True}
+    assert {one["mine"]["labels"] for one in bob.get("projects").json()["projects"]} == {0}
+
+
+def test_projects_are_told_by_as_many_questions_as_one_is(database: str) -> None:
+    opened, asked = filled(database, tasks=1)
+    with opened.reading() as connection:
+        ann = accounts.by_name(connection, "ann")
+        (first,) = projects.page(connection, "", 1)
+        asked.clear()
+        assignments.qualifications(connection, ann, [first] * 30)
+        assert len(asked) == 2
+    opened.close()
+
+
+def test_the_next_task_is_found_without_a_look_at_all_of_them(database: str) -> None:
+    opened, asked = filled(database, tasks=300)
+    with opened.changing() as connection:
+        ann = accounts.by_name(connection, "ann")
+        asked.clear()
+        assert assignments.give_out(connection, ann, "p") is not None
+        looked = [(text, values) for text, values in asked if "LIMIT" in text]
+        indexes = ["ix_tasks_qualification", "ix_tasks_open"]
+        for (text, values), index in zip(looked, indexes, strict=True):
+            told = plan(connection, text, values)
+            assert index in told and "sort" not in told.lower() and "order by" not in told.lower(), told
+    opened.close()
+
+
+def filled(database: str, tasks: int) -> tuple[Database, list[tuple[str, Any]]]:
+    """A project `p`, the account ann, and what the database is asked from now on."""
+    opened = Database(database)
+    opened.migrate()
+    answers = ("a", "b", "c", "d")
+    with opened.changing() as connection:
+        accounts.create(
+            connection, "test", name="ann", password=accounts.NewPassword.of(PASSWORD), role=accounts.Role.LABELER
+        )
+        projects.create(
+            connection, "test", "p", TaskKind.RANK, wants_ratings=False, fields=projects.ProjectFields(overlap=3)
+        )
+        new = [Task(prompt=f"Q{number}", answers=answers) for number in range(tasks)]
+        imports.add(connection, "test", "p", "i", new, max_characters=100)
+    asked: list[tuple[str, Any]] = []
+    sa.event.listen(
+        opened.engine, "before_cursor_execute", lambda c, cursor, text, values, *_: asked.append((text, values))
+    )
+    return opened, asked
+
+
+def plan(connection: sa.Connection, text: str, values: Any) -> str:
+    """How the database answers, where it has so many rows that reading all of them costs more."""
+    if connection.dialect.name == "sqlite":
+        rows = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}", values)
+        return "\n".join(row[3] for row in rows)
+    connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
+    return "\n".join(row[0] for row in connection.exec_driver_sql(f"EXPLAIN {text}", values))
+
+
+def test_what_is_finished_while_unfinished_tasks_are_exported_is_not_missed(
+    either: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    either.project(overlap=2)
+    either.add(*(ranking_task(number) for number in range(3)))
+    ann, bob = either.person("ann"), either.person("bob")
+    for _ in range(2):
+        given = ann.next("p")
+        ann.submit(given, in_order(given))
+    waits = [bob.next("p")]
+    look = export.unfinished
+
+    def finish_one_then_look(*given: Any, **options: Any) -> export.Page:
+        while waits:
+            bob.submit(waits[0], in_order(waits.pop()))
+        return look(*given, **options)
+
+    monkeypatch.setattr(export, "unfinished", finish_one_then_look)
+    rows = either.export(include_unfinished=True)
+    assert [(row.task_key, row.sequence) for row in rows] == [("task-1", 0), ("task-0", 1)]

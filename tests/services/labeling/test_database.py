@@ -17,8 +17,9 @@ from alembic.migration import MigrationContext
 from running import FREE_PORTS, RunningServer, client, wait_serving
 from trimtab.errors import ConfigError, Unavailable
 from trimtab.v1 import labeling_pb2 as pb
-from trimtab_services.labeling import main
+from trimtab_services.labeling import accounts, assignments, imports, main, projects
 from trimtab_services.labeling.config import LabelingServiceConfig
+from trimtab_services.labeling.contents import Task, TaskKind
 from trimtab_services.labeling.database import Database
 from trimtab_services.labeling.tables import metadata
 
@@ -34,6 +35,37 @@ def test_migrations_from_empty_make_what_the_code_knows(database: str) -> None:
         context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
         assert compare_metadata(context, metadata) == []
         assert set(sa.inspect(connection).get_table_names()) == {*metadata.tables, "alembic_version"}
+    opened.close()
+
+
+def test_labels_of_an_earlier_version_get_the_group_of_today(database: str) -> None:
+    opened = Database(database)
+    opened.migrate()
+    with opened.changing() as connection:
+        ann = accounts.create(
+            connection,
+            "t",
+            name="ann",
+            password=accounts.NewPassword.of("x" * 12),
+            role=accounts.Role.LABELER,
+            group="heldout",
+        )
+        project = projects.create(
+            connection, "t", "p", TaskKind.RANK, wants_ratings=False, fields=projects.ProjectFields()
+        )
+        new = [Task(prompt=f"Q{number}", answers=("a", "b", "c", "d")) for number in range(2)]
+        imports.add(connection, "t", "p", "i", new, max_characters=100)
+        for state in ("submitted", "leased"):
+            given = assignments.give_out(connection, ann, project.name)
+            connection.execute(sa.text(f"UPDATE assignments SET state = '{state}' WHERE id = {given.id}"))
+        for name in ("open", "qualification"):
+            connection.execute(sa.text(f"DROP INDEX ix_tasks_{name}"))
+        connection.execute(sa.text('ALTER TABLE assignments DROP COLUMN "group"'))
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = '0001'"))
+    opened.migrate()
+    with opened.reading() as connection:
+        rows = connection.execute(sa.text('SELECT state, "group" FROM assignments ORDER BY id')).all()
+    assert rows == [("submitted", "heldout"), ("leased", None)]
     opened.close()
 
 

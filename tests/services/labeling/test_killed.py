@@ -28,8 +28,8 @@ def free_port() -> int:
 
 
 @pytest.mark.timeout(240)
-def test_fifty_labelers_lose_nothing_when_the_server_is_killed(tmp_path: Path) -> None:
-    settings = {"database": f"sqlite:///{tmp_path}/labeling.sqlite", "http_port": free_port()}
+def test_fifty_labelers_lose_nothing_when_the_server_is_killed(database: str, tmp_path: Path) -> None:
+    settings = {"database": database, "http_port": free_port()}
     server = ServiceProcess("labeling", tmp_path / "server", **settings)
     names = [f"labeler-{number}" for number in range(PEOPLE)]
     with Client(server.target, timeout_s=60) as program:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import ssl
+import threading
 import time
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import httpx
 import pytest
 import sqlalchemy as sa
 import yaml
+from argon2 import PasswordHasher
 
 from certificate_files import make_pair
 from running import FREE_PORTS, RunningServer, client, wait_serving
@@ -20,6 +22,7 @@ from trimtab.v1 import labeling_pb2 as pb
 from trimtab_services.labeling import accounts, main, sessions
 from trimtab_services.labeling.config import LabelingServiceConfig
 from trimtab_services.labeling.database import Database
+from trimtab_services.labeling.http.people import address_of
 
 from .people import PASSWORD, Person, Service, in_order, labeling, ranking_task
 
@@ -144,6 +147,111 @@ def test_failed_logins_are_limited_and_lock_nobody_else_out(tmp_path: Path) -> N
         assert Person(service.url, "ann").answer.status_code == 200
 
 
+def forwarded(service: Service, addresses: str, name: str, password: str) -> int:
+    """Status of a login as a proxy on this machine sends it on."""
+    body = {"name": name, "password": password}
+    headers = {"x-forwarded-for": addresses}
+    return httpx.post(f"{service.url}/labeling/api/login", json=body, headers=headers, trust_env=False).status_code
+
+
+def test_behind_a_trusted_proxy_strangers_lock_nobody_out(tmp_path: Path) -> None:
+    guess = "wrong password"
+    proxies = {"trusted_proxies": ["127.0.0.0/8", "10.0.0.0/8"]}
+    limits = {"login_tries": 1, "login_window_s": 60}
+    with labeling(f"sqlite:///{tmp_path}/a.sqlite", **limits, **proxies) as service:
+        service.account("ann")
+        # what the stranger writes into the header itself stands before what the proxies saw
+        tries = [forwarded(service, f"192.0.2.{n}, 203.0.113.5, 10.1.2.3", f"n{n}", guess) for n in range(11)]
+        assert tries == [401] * 10 + [429]
+        assert forwarded(service, "198.51.100.7, 10.1.2.3", "ann", PASSWORD) == 200
+        assert forwarded(service, "203.0.113.5, 10.1.2.3", "ann", PASSWORD) == 429
+    with labeling(f"sqlite:///{tmp_path}/a.sqlite", **limits) as service:  # nobody is trusted: the header is nobody's
+        tries = [forwarded(service, f"192.0.2.{n}", f"n{n}", guess) for n in range(11)]
+        assert tries == [401] * 10 + [429]
+
+
+@pytest.mark.parametrize(
+    ("remote", "headers", "address"),
+    [
+        ("203.0.113.5", ["192.0.2.1"], "203.0.113.5"),
+        ("::ffff:10.0.0.1", ["192.0.2.1"], "192.0.2.1"),
+        ("10.0.0.1", ["192.0.2.1, 198.51.100.2", "10.0.0.9"], "198.51.100.2"),
+        ("10.0.0.1", ["10.0.0.8"], "10.0.0.8"),
+        ("10.0.0.1", ["2001:db8::1"], "2001:db8::1"),
+        ("10.0.0.1", ["192.0.2.1, unknown"], "10.0.0.1"),
+        ("10.0.0.1", [], "10.0.0.1"),
+        ("", ["192.0.2.1"], ""),
+    ],
+)
+def test_the_address_of_a_person(remote: str, headers: list[str], address: str) -> None:
+    config = LabelingServiceConfig.model_validate({"trusted_proxies": ["10.0.0.0/8"]})
+    assert address_of(remote, headers, config) == address
+
+
+def test_a_person_may_ask_only_so_much_and_others_do_not_feel_it(tmp_path: Path) -> None:
+    quota = {"requests_per_s": 0.5, "burst_s": 20.0}
+    with labeling(f"sqlite:///{tmp_path}/a.sqlite", people_quota=quota) as service:
+        service.project()
+        service.add(ranking_task(0))
+        ann, bob = service.person("ann"), service.person("bob")
+        again = Person(service.url, "ann")  # another session of the same person
+        answers = [person.get("projects") for person in (ann, again) for _ in range(6)]
+        assert [answer.status_code for answer in answers[:10]] == [200] * 10
+        assert answers[-1].status_code == 429 and int(answers[-1].headers["retry-after"]) >= 1
+        assert answers[-1].json()["reason"] == "QUOTA_EXCEEDED" and "'ann'" in answers[-1].json()["message"]
+        assert ann.post("projects/p/next").status_code == 429
+        assert bob.post("projects/p/next").status_code == 200
+        again.close()
+
+
+def test_a_nul_is_refused_by_name(either: Service) -> None:
+    either.project()
+    root = either.person("root", pb.ACCOUNT_ROLE_ADMIN)
+    for path, query, field in (
+        ("projects", {"after": "\0"}, "after"),
+        ("accounts", {"after": "a\0"}, "after"),
+        ("projects/p%00", {}, "project"),
+        ("projects/p/labels", {"labeler": "\0"}, "labeler"),
+    ):
+        refused = root.get(path, **query)
+        assert (refused.status_code, refused.json()["field"]) == (400, field), refused.text
+    stranger = Person(either.url, "a\0", PASSWORD)
+    assert (stranger.answer.status_code, stranger.answer.json()["field"]) == (400, "name")
+
+
+def test_others_label_while_a_password_is_hashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashing, go_on, hash_now = threading.Event(), threading.Event(), PasswordHasher.hash
+
+    def hash_slowly(hasher: PasswordHasher, password: str) -> str:
+        hashing.set()
+        assert go_on.wait(30)
+        return hash_now(hasher, password)
+
+    with labeling(f"sqlite:///{tmp_path}/a.sqlite", database_wait_s=1.0) as service:
+        service.project()
+        service.add(*(ranking_task(number) for number in range(4)))
+        ann, root = service.person("ann"), service.person("root", pb.ACCOUNT_ROLE_ADMIN)
+        new = {"name": "bob", "password": PASSWORD, "role": "labeler"}
+        update = pb.UpdateAccountRequest(name="bob", password=PASSWORD)
+        monkeypatch.setattr(PasswordHasher, "hash", hash_slowly)
+        for make in (
+            lambda: root.post("accounts", new),
+            lambda: root.post("accounts/bob", {"password": PASSWORD}),
+            lambda: service.account("cat"),
+            lambda: service.program.update_account(update),
+        ):
+            hashing.clear()
+            go_on.clear()
+            thread = threading.Thread(target=make)
+            thread.start()
+            assert hashing.wait(30)
+            given = ann.next("p")
+            assert ann.submit(given, in_order(given)).status_code == 200
+            go_on.set()
+            thread.join(30)
+        assert [one["name"] for one in root.get("accounts").json()["accounts"]] == ["ann", "bob", "cat", "root"]
+
+
 def test_accounts_are_made_once_and_checked(service: Service) -> None:
     service.account("ann")
     service.account("ann")  # a retry
@@ -234,7 +342,9 @@ def test_an_unknown_account_takes_as_long_as_a_wrong_password(database: str) -> 
     opened = Database(database)
     opened.migrate()
     with opened.changing() as connection:
-        accounts.create(connection, "test", name="ann", password=PASSWORD, role=accounts.Role.LABELER)
+        accounts.create(
+            connection, "test", name="ann", password=accounts.NewPassword.of(PASSWORD), role=accounts.Role.LABELER
+        )
     seconds = {}
     for name in ("ann", "nobody"):
         times = []

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import httpx
 import pytest
 
 from trimtab.v1 import labeling_pb2 as pb
+from trimtab_services.labeling.config import LabelingServiceConfig
 
 from .people import Service, in_order, labeling, ranking_task
 
@@ -130,6 +132,67 @@ def test_a_skip_can_be_taken_back_and_nothing_once_its_time_is_over(service: Ser
     assert refused.status_code == 409 and "can be taken back for 0 s" in refused.json()["message"]
 
 
+def test_a_skip_that_is_taken_back_brings_the_draft_back(either: Service) -> None:
+    either.project()
+    either.add(ranking_task(0))
+    ann = either.person("ann")
+    path = f"assignments/{ann.next('p')['id']}"
+    ann.send("PUT", f"{path}/draft", draft("d", text="an hour of work"))
+    ann.post(f"{path}/skip", {"submission_id": "s", "reason": "by mistake"})
+    assert ann.post(f"{path}/undo").json()["draft"] == {"draft_id": "d", "content": {"text": "an hour of work"}}
+    assert ann.send("PUT", f"{path}/draft", draft("e", "d", text="and more")).status_code == 200
+
+
+def test_a_skip_is_not_taken_back_once_others_took_the_task(either: Service) -> None:
+    either.project()
+    either.add(ranking_task(0))
+    ann, bob = either.person("ann"), either.person("bob")
+    given = ann.next("p")
+    ann.post(f"assignments/{given['id']}/skip", {"submission_id": "s", "reason": "hard"})
+    other = bob.next("p")
+    for _ in range(2):  # while bob works on it, and once he has finished it
+        refused = ann.post(f"assignments/{given['id']}/undo")
+        assert (refused.status_code, refused.json()["reason"]) == (409, "LEASE_LOST"), refused.text
+        bob.submit(other, in_order(other))
+    assert ann.get(f"assignments/{given['id']}").json()["state"] == "skipped"
+    assert [label_of(either)["labeler"]] == ["bob"]
+
+
+def test_a_label_that_comes_back_as_the_draft_has_the_time_that_it_took(either: Service) -> None:
+    either.project(lease_ms=1000)
+    either.add(ranking_task(0))
+    ann, bob = either.person("ann"), either.person("bob")
+    given = ann.next("p")
+    sent = {"submission_id": "s", "label": in_order(given), "active_ms": 61_000}
+    ann.post(f"assignments/{given['id']}/submit", sent)
+    undone = ann.post(f"assignments/{given['id']}/undo").json()
+    assert undone["draft"]["content"]["active_ms"] == 61_000
+    time.sleep(1.1)
+    other = bob.next("p")
+    bob.submit(other, in_order(other))
+    assert ann.post(f"assignments/{given['id']}/submit", sent).json()["reason"] == "LEASE_LOST"
+    kept = ann.get(f"assignments/{given['id']}").json()["draft"]["content"]
+    assert kept == {"label": in_order(given), "active_ms": 61_000}
+
+
+def test_a_label_keeps_the_group_that_its_labeler_had(either: Service) -> None:
+    either.project()
+    either.add(ranking_task(0), ranking_task(1))
+    ann, root = either.person("ann", group="heldout"), either.person("root", pb.ACCOUNT_ROLE_ADMIN)
+    for group in ("heldout", "training"):
+        root.post("accounts/ann", {"group": group})
+        given = ann.next("p")
+        ann.submit(given, in_order(given))
+    rows = [json.loads(row.row_json) for row in either.export()]
+    assert [row["labels"][0]["group"] for row in rows] == ["heldout", "training"]
+    assert [row.task_key for row in either.export(groups=["heldout"])] == ["task-0"]
+    assert [one["group"] for one in root.get("projects/p/labels").json()["labels"]] == ["heldout", "training"]
+    given = ann.post(f"assignments/{given['id']}/undo").json()
+    root.post("accounts/ann", {"group": "heldout"})
+    ann.submit(given, in_order(given))
+    assert len(either.export(groups=["heldout"])) == 2  # a label that is sent again is one of the group of now
+
+
 def test_demonstrations_with_and_without_a_prompt(either: Service) -> None:
     either.project(kind=pb.TASK_KIND_DEMONSTRATE)
     either.add(
@@ -218,10 +281,22 @@ def test_texts_that_are_too_long_or_no_text_are_refused_with_the_limit(service: 
     )
     assert (half.status_code, latin.status_code) == (400, 400)
     assert "not JSON in UTF-8" in latin.json()["message"]
-    large = ann.send("PUT", f"assignments/{given['id']}/draft", draft("d", text="x" * 1024 * 1024))
-    assert large.status_code == 400 and large.json()["limit"] == str(1024 * 1024)
+    known = ""
+    for letter in ("\U0001f600", "\x01"):  # what a label may have, a draft may have, too
+        label = dict.fromkeys(("completion", "prompt"), letter * 100_000)
+        kept = ann.send("PUT", f"assignments/{given['id']}/draft", draft(f"d{ord(letter)}", known, label=label))
+        assert kept.status_code == 200, kept.text
+        known = f"d{ord(letter)}"
+    large = ann.send("PUT", f"assignments/{given['id']}/draft", draft("d", known, text="x" * 1_300_000))
+    assert large.status_code == 400 and large.json()["limit"] == "1204096"
     longest = ann.submit(given, {"completion": "x" * 100_000})
     assert longest.status_code == 200
+
+
+def test_drafts_that_could_not_hold_every_label_are_refused_at_the_start() -> None:
+    assert LabelingServiceConfig(max_answer_characters=1_000_000).max_draft_bytes == 12_004_096
+    with pytest.raises(ValueError, match="max_draft_bytes: 1048576 is too small .* allowed: at least 12004096"):
+        LabelingServiceConfig(max_answer_characters=1_000_000, max_draft_bytes=1024 * 1024)
 
 
 def test_what_is_kept_survives_a_restart(database: str) -> None:

@@ -6,7 +6,7 @@ The page itself stands under `/labeling/`: `trimtab_services.labeling.web`.
 token, which every request but GET sends back as the header `x-csrf-token`; `GET me` tells it again after a reload. An
 error is `{"error", "reason", "message", "field", "value", "limit", "metadata"}` with a status: 400 a field is wrong,
 401 no session, 403 no right or CSRF token, 404, 409 not in this state (`LEASE_LOST`, `VERSION_CONFLICT`, ...), 429 too
-many tries, 503 the database is away; the last two have `Retry-After` in seconds.
+many tries, or beyond `people_quota`, 503 the database is away; the last two have `Retry-After` in seconds.
 
 **Sending again.** Every change can be sent again as it is after a dropped connection: labels and skips carry a
 `submission_id`, drafts a `draft_id`, both made by the page, and one that came already is answered as the first time.
@@ -27,9 +27,11 @@ long without a request |
 | `PUT assignments/ID/draft` `{draft_id, base_draft_id, content}` | its labeler | keeps a draft, renews the lease: \
 `{lease_left_ms}`, 0 where it is lost; 409 `VERSION_CONFLICT`, `limit` the draft that another tab saved |
 | `POST assignments/ID/submit` `{submission_id, label, active_ms?}` | its labeler | ASSIGNMENT; 409 `LEASE_LOST` where \
-others finished the task after the lease: the label is kept as draft `{label}` |
+others finished the task after the lease: the label is kept as draft `{label, active_ms?}` |
 | `POST assignments/ID/skip` `{submission_id, reason}` | its labeler | ASSIGNMENT |
-| `POST assignments/ID/undo` `{}` | its labeler | ASSIGNMENT, leased again, with what was sent as draft `{label}` |
+| `POST assignments/ID/undo` `{}` | its labeler | ASSIGNMENT, leased again, with what was sent as draft `{label, \
+active_ms?}`, or with the draft of before a skip; 409 `LEASE_LOST` where others took a skipped task; never of the \
+qualification |
 | `GET projects/NAME/progress` | reviewer | counts of tasks and labels |
 | `GET projects/NAME/agreement` | reviewer | `{agreement, labelers, pairs}` as GetAgreement in labeling.proto |
 | `GET projects/NAME/labels?after=ID&labeler=NAME&limit=N` | reviewer | `{labels, next_after}`, answers by index |
@@ -40,7 +42,8 @@ others finished the task after the lease: the label is kept as draft `{label}` |
 
 PROJECT: `name, kind` (demonstrate, rank, compare), `instructions` (Markdown), `is_open, wants_ratings, overlap,
 lease_ms, undo_ms, qualification_pass, flags` (names, in their order), `limits` (`max_answer_characters,
-max_draft_bytes`), `mine` (`labels, skips, qualification`: `done, wanted, agreeing, pairs, passed`).
+max_draft_bytes`), `mine` (`labels, skips, qualification`: `done, wanted, agreeing, pairs, passed`; 0, 0 and null while
+some are left to do).
 `instructions_tree` is the Markdown as texts and elements `{tag, children}`, with `href`, `start` or `align` where they
 have one; markup in it is text.
 

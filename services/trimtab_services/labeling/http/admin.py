@@ -64,13 +64,16 @@ class AdminRoutes:
 
     Args:
         database: where everything is kept.
+        people: the sessions.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, people: People) -> None:
         self._database = database
+        self._people = people
 
-    def routes(self, people: People) -> Sequence[Route]:
+    def routes(self) -> Sequence[Route]:
         """All of them."""
+        people = self._people
         return [
             people.route("GET", "accounts", self._list_accounts, Role.ADMIN),
             people.route("POST", "accounts", self._create_account, Role.ADMIN),
@@ -94,7 +97,7 @@ class AdminRoutes:
             accounts.create,
             account_actor(account.name),
             name=body.name,
-            password=body.password,
+            password=await self._people.new_password(body.password),
             role=body.role,
             group=body.group,
         )
@@ -103,7 +106,13 @@ class AdminRoutes:
     async def _update_account(self, request: web.Request, account: Account) -> object:
         body = _AccountChange(**await read_json(request))
         changed = await self._database.change(
-            accounts.update, account_actor(account.name), request.match_info["account"], **body.model_dump()
+            accounts.update,
+            account_actor(account.name),
+            request.match_info["account"],
+            password=None if body.password is None else await self._people.new_password(body.password),
+            role=body.role,
+            group=body.group,
+            enabled=body.enabled,
         )
         return account_json(changed)
 

@@ -8,7 +8,8 @@ from aiohttp import web
 from pydantic import Field
 
 from trimtab.types.shared import Record, Text
-from trimtab_services.labeling.accounts import MOST_PASSWORD, check_password
+from trimtab_services.labeling.accounts import MOST_PASSWORD
+from trimtab_services.labeling.contents import StoredText
 from trimtab_services.labeling.http.people import PREFIX, People
 from trimtab_services.runtime.http import Route
 from trimtab_services.runtime.json_body import read_json
@@ -18,7 +19,7 @@ __all__ = ["LoginRoutes"]
 
 
 class _Login(Record):
-    name: Text = Field(max_length=MOST_PASSWORD)
+    name: StoredText = Field(max_length=MOST_PASSWORD)
     password: Text = Field(max_length=MOST_PASSWORD, repr=False)
 
 
@@ -62,7 +63,7 @@ class LoginRoutes:
     async def _change_password(self, request: web.Request) -> web.StreamResponse:
         session = await self._people.session(request)
         body = _NewPassword(**await read_json(request))
-        check_password(body.new_password)
+        new = await self._people.new_password(body.new_password)
         account = await self._people.log_in(request, session.account.name, body.password)
-        await self._people.change_password(account, body.new_password)
+        await self._people.change_password(account, new)
         return await self._people.begin(account)

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import ipaddress
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from aiohttp import web
 
-from trimtab.errors import PermissionDenied, Reason, Unauthenticated
+from trimtab.errors import InvalidRequest, PermissionDenied, Reason, Unauthenticated
 from trimtab_services.labeling import accounts, sessions
-from trimtab_services.labeling.accounts import Account, Role
+from trimtab_services.labeling.accounts import Account, NewPassword, Role
 from trimtab_services.labeling.audit import account_actor
 from trimtab_services.labeling.config import LabelingServiceConfig
 from trimtab_services.labeling.database import Database
 from trimtab_services.labeling.sessions import LoginLimit, Session
 from trimtab_services.runtime.http import Route
+from trimtab_services.runtime.quota import Quotas
 from trimtab_services.runtime.web import SessionCookie, reply
 
-__all__ = ["PREFIX", "Handler", "People", "account_json"]
+__all__ = ["PREFIX", "Handler", "People", "account_json", "address_of"]
 
 PREFIX = "/labeling/api/"
 _MOST_HASHES = 2
@@ -34,11 +36,13 @@ class People:
     Args:
         config: of the service.
         database: where sessions are kept.
+        refused: told each refusal of a person's quota.
     """
 
-    def __init__(self, config: LabelingServiceConfig, database: Database) -> None:
+    def __init__(self, config: LabelingServiceConfig, database: Database, refused: Callable[[str], None]) -> None:
         self._config = config
         self._database = database
+        self._quotas = Quotas(config.people_quota, own=lambda account: None, refused=refused)
         self._limit = LoginLimit(config.login_tries, config.login_window_s)
         self._hashing = asyncio.Semaphore(_MOST_HASHES)
         is_secure = config.secure_cookies or config.tls is not None
@@ -56,6 +60,7 @@ class People:
 
         async def handle(request: web.Request) -> web.StreamResponse:
             session = await self.session(request)
+            _refuse_nul(request)
             if not session.account.role.includes(role):
                 raise PermissionDenied(
                     f"account {session.account.name!r} is a {session.account.role}; this is for {role}s",
@@ -73,11 +78,13 @@ class People:
         Raises:
             Unauthenticated: none, or one that has ended.
             PermissionDenied: no CSRF token, where one is needed.
+            Overloaded: its account asked for too much of late.
         """
         cookie = self.cookie_of(request)
         session, is_old = await self._database.read(sessions.find, cookie, idle_s=self._config.session_idle_s)
         if request.method not in ("GET", "HEAD"):
             sessions.check_csrf(session, request.headers.get("x-csrf-token", ""))
+        self._quotas.charge_request(session.account.name)
         if is_old:
             await self._database.change(sessions.touch, cookie)
         return session
@@ -93,7 +100,7 @@ class People:
             Unauthenticated: no such account, another password, or it is not enabled; which of these is not told.
             Overloaded: too many failures of late.
         """
-        address = request.remote or ""
+        address = address_of(request.remote or "", request.headers.getall("x-forwarded-for", []), self._config)
         self._limit.check(name, address)
         async with self._hashing:
             account = await self._database.read(accounts.password_matches, name, password)
@@ -119,10 +126,18 @@ class People:
         self._cookie.delete(response)
         return response
 
-    async def change_password(self, account: Account, password: str) -> None:
-        """Sets a new password, which ends all sessions of the account."""
+    async def new_password(self, text: str) -> NewPassword:
+        """Hashes a password.
+
+        Raises:
+            InvalidRequest: it is too short or too long.
+        """
         async with self._hashing:
-            await self._database.change(accounts.update, account_actor(account.name), account.name, password=password)
+            return await asyncio.to_thread(NewPassword.of, text)
+
+    async def change_password(self, account: Account, password: NewPassword) -> None:
+        """Sets a new password, which ends all sessions of the account."""
+        await self._database.change(accounts.update, account_actor(account.name), account.name, password=password)
 
     def told(self, session: Session) -> dict[str, Any]:
         """What a page is told of its session; `idle_ms` is how long it lasts without a request."""
@@ -141,3 +156,42 @@ def account_json(account: Account) -> dict[str, Any]:
         "group": account.group,
         "enabled": account.enabled,
     }
+
+
+def address_of(remote: str, forwarded: Sequence[str], config: LabelingServiceConfig) -> str:
+    """Whose request it is: of the addresses on its way, from the last one on, the first that is no trusted proxy's.
+
+    Who sends a request may write into X-Forwarded-For what it likes; proxies add to the end what they see.
+
+    Args:
+        remote: who is connected to this server.
+        forwarded: each header X-Forwarded-For, in their order.
+        config: names the trusted proxies.
+    """
+    seen = remote
+    for one in reversed([part.strip() for header in forwarded for part in header.split(",")]):
+        if not _is_trusted(seen, config) or _parsed(one) is None:
+            break
+        seen = one
+    return seen
+
+
+def _is_trusted(address: str, config: LabelingServiceConfig) -> bool:
+    parsed = _parsed(address)
+    return parsed is not None and any(parsed in network for network in config.trusted_proxies)
+
+
+def _parsed(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return None
+    mapped = parsed.ipv4_mapped if isinstance(parsed, ipaddress.IPv6Address) else None
+    return mapped or parsed  # a socket for both kinds sees ::ffff:10.0.0.1
+
+
+def _refuse_nul(request: web.Request) -> None:
+    """PostgreSQL keeps no text with U+0000, and asks for none."""
+    for name, value in (*request.match_info.items(), *request.query.items()):
+        if "\0" in value:
+            raise InvalidRequest(f"{name}: has the character U+0000", field=name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from trimtab_services.labeling.config import LabelingServiceConfig
 from trimtab_services.labeling.database import Database
@@ -17,18 +17,19 @@ from trimtab_services.runtime.http import Route
 __all__ = ["routes"]
 
 
-def routes(config: LabelingServiceConfig, database: Database) -> Sequence[Route]:
+def routes(config: LabelingServiceConfig, database: Database, refused: Callable[[str], None]) -> Sequence[Route]:
     """What the server answers over HTTP.
 
     Args:
         config: of the service.
         database: where everything is kept.
+        refused: told each refusal of a person's quota.
     """
-    people = People(config, database)
+    people = People(config, database, refused)
     return [
         *LoginRoutes(people).routes(),
         *WorkRoutes(config, database).routes(people),
         *ReviewRoutes(database).routes(people),
-        *AdminRoutes(database).routes(people),
+        *AdminRoutes(database, people).routes(),
         *page_routes(),
     ]

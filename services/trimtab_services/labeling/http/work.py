@@ -80,8 +80,7 @@ class WorkRoutes:
         after, limit = request.query.get("after", ""), limit_of(request)
 
         def work(connection: sa.Connection) -> list[dict[str, Any]]:
-            found = projects.page(connection, after, limit)
-            return [self._project(connection, account, project) for project in found]
+            return self._projects(connection, account, projects.page(connection, after, limit))
 
         found = await self._database.read(work)
         return {"projects": found, "next_after": found[-1]["name"] if len(found) == limit else None}
@@ -89,8 +88,8 @@ class WorkRoutes:
     async def _show_project(self, request: web.Request, account: Account) -> object:
         def work(connection: sa.Connection) -> dict[str, Any]:
             project = projects.get(connection, request.match_info["project"])
-            tree = instructions_tree(project.fields.instructions)
-            return self._project(connection, account, project) | {"instructions_tree": tree}
+            (shown,) = self._projects(connection, account, [project])
+            return shown | {"instructions_tree": instructions_tree(project.fields.instructions)}
 
         return await self._database.read(work)
 
@@ -130,7 +129,7 @@ class WorkRoutes:
 
     async def _save_draft(self, request: web.Request, account: Account) -> object:
         body = _Draft(**await read_json(request))
-        size = len(json.dumps(body.content).encode())
+        size = len(json.dumps(body.content, ensure_ascii=False).encode())
         if size > self._config.max_draft_bytes:
             raise InvalidRequest(
                 f"content: {size} bytes; allowed: {self._config.max_draft_bytes}",
@@ -189,22 +188,26 @@ class WorkRoutes:
 
         return await self._database.change(work)
 
-    def _project(self, connection: sa.Connection, account: Account, project: Project) -> dict[str, Any]:
-        counts = listing.counts_of(connection, account, project)
-        qualification = asdict(assignments.qualification(connection, account, project))
-        return {
-            **project_json(project),
-            "flags": list(FLAGS),
-            "limits": {
-                "max_answer_characters": self._config.max_answer_characters,
-                "max_draft_bytes": self._config.max_draft_bytes,
-            },
-            "mine": {
-                "labels": counts.get("submitted", 0),
-                "skips": counts.get("skipped", 0),
-                "qualification": qualification,
-            },
-        }
+    def _projects(self, connection: sa.Connection, account: Account, found: Sequence[Project]) -> list[dict[str, Any]]:
+        """Projects with what the labeler did in each, asked for all of them at once."""
+        counts = listing.counts_of(connection, account, found)
+        qualified = assignments.qualifications(connection, account, found)
+        return [
+            {
+                **project_json(project),
+                "flags": list(FLAGS),
+                "limits": {
+                    "max_answer_characters": self._config.max_answer_characters,
+                    "max_draft_bytes": self._config.max_draft_bytes,
+                },
+                "mine": {
+                    "labels": counts[project.id].get("submitted", 0),
+                    "skips": counts[project.id].get("skipped", 0),
+                    "qualification": asdict(qualified[project.id]),
+                },
+            }
+            for project in found
+        ]
 
 
 def project_json(project: Project) -> dict[str, Any]:
@@ -247,6 +250,6 @@ def _left_ms(until: float) -> int:
 
 
 def _undo_left_ms(given: Assignment) -> int:
-    if given.done_time is None:
+    if given.done_time is None or given.is_qualification:
         return 0
     return _left_ms(given.done_time + given.project.fields.undo_ms / 1000)
