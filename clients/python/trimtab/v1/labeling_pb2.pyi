@@ -133,7 +133,9 @@ class Project(_message.Message):
     CreateProject means 1800000.
     """
     undo_ms: _builtins.int
-    """How long a labeler can take back the last label, in milliseconds, in [0, 86400000]; 0 means not at all."""
+    """How long a labeler can take back the last label, in milliseconds, in [0, 86400000]; 0 means not at all. Never one of
+    the qualification.
+    """
     qualification_pass: _builtins.float
     """Least agreement with the gold answers of the qualification tasks for a labeler to get others, in [0, 1]. 0 means
     that the qualification bars nobody.
@@ -653,10 +655,12 @@ class ExportLabelsRequest(_message.Message):
     settled_only: _builtins.bool
     """Leaves out tasks with a label that can still be taken back. Follow does so always."""
     include_unfinished: _builtins.bool
-    """Adds the tasks that have a label and want more, after all others, with sequence 0. Not with follow."""
+    """Adds the tasks that have a label and want more, with sequence 0, after the finished ones; those that are finished
+    meanwhile come last, and may be there twice. Not with follow.
+    """
     @_builtins.property
     def groups(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Only labels of labelers of these groups. Empty: of all."""
+        """Only labels of these groups, which their labelers had when they sent them. Empty: of all."""
 
     def __init__(
         self,
@@ -782,7 +786,7 @@ class LabelerAgreement(_message.Message):
     labeler: _builtins.str
     """Name of the account."""
     group: _builtins.str
-    """Its group. Empty: none."""
+    """Its group now; its labels keep the one that it had when it sent them. Empty: none."""
     labels: _builtins.int
     """Labels, without those of the qualification."""
     skips: _builtins.int
@@ -791,11 +795,11 @@ class LabelerAgreement(_message.Message):
     """Median time that it took for a label, in milliseconds, by the service's clock. 0: no label."""
     @_builtins.property
     def agreement(self) -> Global___Proportion:
-        """How often it orders two answers as others do who had the same task."""
+        """How often it orders two answers as others do who had the same task. Pairs that either ties are left out."""
 
     @_builtins.property
     def gold(self) -> Global___Proportion:
-        """How often it orders two answers as the gold answers do."""
+        """How often it orders two answers as the gold answers do, of those that these order; a tie is not alike."""
 
     def __init__(
         self,
@@ -837,7 +841,7 @@ class PairAgreement(_message.Message):
     """Tasks in which tau-b is defined: neither of them tied all answers."""
     @_builtins.property
     def agreement(self) -> Global___Proportion:
-        """How often they order two answers alike; a tie of one of them only is not alike."""
+        """How often they order two answers alike, of those that neither ties."""
 
     def __init__(
         self,
@@ -867,7 +871,7 @@ class GetAgreementResponse(_message.Message):
     PAIRS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def agreement(self) -> Global___Proportion:
-        """Over all pairs of labelers."""
+        """Over all pairs of labelers. Pairs of answers that either ties are left out."""
 
     @_builtins.property
     def labelers(self) -> _containers.RepeatedCompositeFieldContainer[Global___LabelerAgreement]:
@@ -908,8 +912,8 @@ class Account(_message.Message):
     role: Global___AccountRole.ValueType
     """What it may do. Never unspecified."""
     group: _builtins.str
-    """Group of labelers, as in exported rows, such as "heldout" for labelers whose labels no model is trained on. Empty:
-    none. Up to 63 characters.
+    """Group of labelers, as in exported rows of what they send from now on, such as "heldout" for labelers whose labels no
+    model is trained on. Empty: none. Up to 63 characters.
     """
     enabled: _builtins.bool
     """Whether it can work."""

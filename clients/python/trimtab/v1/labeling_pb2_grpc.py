@@ -27,8 +27,9 @@ if _version_not_supported:
 
 class LabelingServiceStub(object):
     """LabelingService keeps projects, tasks, accounts and labels in one database. What was acknowledged is on disk, and
-    every change but that of a draft has an entry in an append-only audit. While the database is away every call answers
-    UNAVAILABLE / UNREACHABLE with google.rpc.RetryInfo. Scope: label; label.read to read projects and labels.
+    every change has an entry in an append-only audit, but that of a draft and a lease that is renewed; so have logins, but
+    none that failed. While the database is away every call answers UNAVAILABLE / UNREACHABLE with google.rpc.RetryInfo.
+    Scope: label; label.read to read projects and labels.
     """
 
     def __init__(self, channel):
@@ -96,8 +97,9 @@ class LabelingServiceStub(object):
 
 class LabelingServiceServicer(object):
     """LabelingService keeps projects, tasks, accounts and labels in one database. What was acknowledged is on disk, and
-    every change but that of a draft has an entry in an append-only audit. While the database is away every call answers
-    UNAVAILABLE / UNREACHABLE with google.rpc.RetryInfo. Scope: label; label.read to read projects and labels.
+    every change has an entry in an append-only audit, but that of a draft and a lease that is renewed; so have logins, but
+    none that failed. While the database is away every call answers UNAVAILABLE / UNREACHABLE with google.rpc.RetryInfo.
+    Scope: label; label.read to read projects and labels.
     """
 
     def CreateProject(self, request, context):
@@ -261,8 +263,9 @@ def add_LabelingServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class LabelingService(object):
     """LabelingService keeps projects, tasks, accounts and labels in one database. What was acknowledged is on disk, and
-    every change but that of a draft has an entry in an append-only audit. While the database is away every call answers
-    UNAVAILABLE / UNREACHABLE with google.rpc.RetryInfo. Scope: label; label.read to read projects and labels.
+    every change has an entry in an append-only audit, but that of a draft and a lease that is renewed; so have logins, but
+    none that failed. While the database is away every call answers UNAVAILABLE / UNREACHABLE with google.rpc.RetryInfo.
+    Scope: label; label.read to read projects and labels.
     """
 
     @staticmethod

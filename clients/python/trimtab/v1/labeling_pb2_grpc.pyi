@@ -30,8 +30,9 @@ GRPC_VERSION: str
 
 class LabelingServiceStub:
     """LabelingService keeps projects, tasks, accounts and labels in one database. What was acknowledged is on disk, and
-    every change but that of a draft has an entry in an append-only audit. While the database is away every call answers
-    UNAVAILABLE / UNREACHABLE with google.rpc.RetryInfo. Scope: label; label.read to read projects and labels.
+    every change has an entry in an append-only audit, but that of a draft and a lease that is renewed; so have logins, but
+    none that failed. While the database is away every call answers UNAVAILABLE / UNREACHABLE with google.rpc.RetryInfo.
+    Scope: label; label.read to read projects and labels.
     """
 
     @_typing.overload
@@ -89,8 +90,9 @@ class LabelingServiceStub:
 @_typing.type_check_only
 class LabelingServiceAsyncStub(LabelingServiceStub):
     """LabelingService keeps projects, tasks, accounts and labels in one database. What was acknowledged is on disk, and
-    every change but that of a draft has an entry in an append-only audit. While the database is away every call answers
-    UNAVAILABLE / UNREACHABLE with google.rpc.RetryInfo. Scope: label; label.read to read projects and labels.
+    every change has an entry in an append-only audit, but that of a draft and a lease that is renewed; so have logins, but
+    none that failed. While the database is away every call answers UNAVAILABLE / UNREACHABLE with google.rpc.RetryInfo.
+    Scope: label; label.read to read projects and labels.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -144,8 +146,9 @@ class LabelingServiceAsyncStub(LabelingServiceStub):
 
 class LabelingServiceServicer(metaclass=_abc_1.ABCMeta):
     """LabelingService keeps projects, tasks, accounts and labels in one database. What was acknowledged is on disk, and
-    every change but that of a draft has an entry in an append-only audit. While the database is away every call answers
-    UNAVAILABLE / UNREACHABLE with google.rpc.RetryInfo. Scope: label; label.read to read projects and labels.
+    every change has an entry in an append-only audit, but that of a draft and a lease that is renewed; so have logins, but
+    none that failed. While the database is away every call answers UNAVAILABLE / UNREACHABLE with google.rpc.RetryInfo.
+    Scope: label; label.read to read projects and labels.
     """
 
     @_abc_1.abstractmethod

@@ -62,7 +62,8 @@ export type Project = Message<"trimtab.v1.Project"> & {
   leaseMs: bigint;
 
   /**
-   * How long a labeler can take back the last label, in milliseconds, in [0, 86400000]; 0 means not at all.
+   * How long a labeler can take back the last label, in milliseconds, in [0, 86400000]; 0 means not at all. Never one of
+   * the qualification.
    *
    * @generated from field: int64 undo_ms = 6;
    */
@@ -631,14 +632,15 @@ export type ExportLabelsRequest = Message<"trimtab.v1.ExportLabelsRequest"> & {
   settledOnly: boolean;
 
   /**
-   * Adds the tasks that have a label and want more, after all others, with sequence 0. Not with follow.
+   * Adds the tasks that have a label and want more, with sequence 0, after the finished ones; those that are finished
+   * meanwhile come last, and may be there twice. Not with follow.
    *
    * @generated from field: bool include_unfinished = 5;
    */
   includeUnfinished: boolean;
 
   /**
-   * Only labels of labelers of these groups. Empty: of all.
+   * Only labels of these groups, which their labelers had when they sent them. Empty: of all.
    *
    * @generated from field: repeated string groups = 6;
    */
@@ -771,7 +773,7 @@ export type LabelerAgreement = Message<"trimtab.v1.LabelerAgreement"> & {
   labeler: string;
 
   /**
-   * Its group. Empty: none.
+   * Its group now; its labels keep the one that it had when it sent them. Empty: none.
    *
    * @generated from field: string group = 2;
    */
@@ -792,14 +794,14 @@ export type LabelerAgreement = Message<"trimtab.v1.LabelerAgreement"> & {
   skips: bigint;
 
   /**
-   * How often it orders two answers as others do who had the same task.
+   * How often it orders two answers as others do who had the same task. Pairs that either ties are left out.
    *
    * @generated from field: trimtab.v1.Proportion agreement = 5;
    */
   agreement?: Proportion | undefined;
 
   /**
-   * How often it orders two answers as the gold answers do.
+   * How often it orders two answers as the gold answers do, of those that these order; a tie is not alike.
    *
    * @generated from field: trimtab.v1.Proportion gold = 6;
    */
@@ -841,7 +843,7 @@ export type PairAgreement = Message<"trimtab.v1.PairAgreement"> & {
   labelerB: string;
 
   /**
-   * How often they order two answers alike; a tie of one of them only is not alike.
+   * How often they order two answers alike, of those that neither ties.
    *
    * @generated from field: trimtab.v1.Proportion agreement = 3;
    */
@@ -876,7 +878,7 @@ export const PairAgreementSchema: GenMessage<PairAgreement> = /*@__PURE__*/
  */
 export type GetAgreementResponse = Message<"trimtab.v1.GetAgreementResponse"> & {
   /**
-   * Over all pairs of labelers.
+   * Over all pairs of labelers. Pairs of answers that either ties are left out.
    *
    * @generated from field: trimtab.v1.Proportion agreement = 1;
    */
@@ -925,8 +927,8 @@ export type Account = Message<"trimtab.v1.Account"> & {
   role: AccountRole;
 
   /**
-   * Group of labelers, as in exported rows, such as "heldout" for labelers whose labels no model is trained on. Empty:
-   * none. Up to 63 characters.
+   * Group of labelers, as in exported rows of what they send from now on, such as "heldout" for labelers whose labels no
+   * model is trained on. Empty: none. Up to 63 characters.
    *
    * @generated from field: string group = 3;
    */
@@ -1366,8 +1368,9 @@ export const AccountRoleSchema: GenEnum<AccountRole> = /*@__PURE__*/
 
 /**
  * LabelingService keeps projects, tasks, accounts and labels in one database. What was acknowledged is on disk, and
- * every change but that of a draft has an entry in an append-only audit. While the database is away every call answers
- * UNAVAILABLE / UNREACHABLE with google.rpc.RetryInfo. Scope: label; label.read to read projects and labels.
+ * every change has an entry in an append-only audit, but that of a draft and a lease that is renewed; so have logins, but
+ * none that failed. While the database is away every call answers UNAVAILABLE / UNREACHABLE with google.rpc.RetryInfo.
+ * Scope: label; label.read to read projects and labels.
  *
  * @generated from service trimtab.v1.LabelingService
  */
