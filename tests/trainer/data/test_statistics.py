@@ -15,10 +15,10 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trimtab.errors import DataError
 from trimtab_models.tokenizer import load_tokenizer
 from trimtab_trainer.data.agreement import Agreement, Labelings
 from trimtab_trainer.data.categories import PAPER_SHARES, Categories, paper_category
+from trimtab_trainer.data.check import describe_dataset
 from trimtab_trainer.data.file_statistics import FileStatistics, describe_file
 from trimtab_trainer.data.lengths import Lengths, LengthTable
 from trimtab_trainer.data.records import Labeling, Ranking
@@ -71,11 +71,18 @@ class TestCategories:
         counted.add("")
         assert counted.table() == []
 
-    def test_a_field_that_is_no_category(self) -> None:
-        counted = Categories()
-        with pytest.raises(DataError, match="category has more than 1000 different values"):
-            for number in range(2000):
-                counted.add(f"text {number}")
+    def test_a_field_that_is_no_category_is_counted_together_after_a_thousand_names(self, tmp_path: Path) -> None:
+        names = [*(f"text {number}" for number in range(1500)), "open_qa", "text 7", ""]
+        rows = [{"prompt": f"p{number}", "category": name} for number, name in enumerate(names)]
+        found = describe(tmp_path / "rows.jsonl", "prompts", rows)
+        shares = {one.category: one.rows for one in found.categories}
+        assert shares["(after 1000 other names)"] == 500 and shares["text 7"] == 2 and shares["text 999"] == 1
+        assert shares["Open QA"] == 1 and shares[""] == 1 and sum(shares.values()) == 1503
+        assert len({one.category for one in found.lengths}) == 1003  # "" is all of them
+
+    def test_groups_beyond_a_thousand_are_counted_together(self) -> None:
+        found = describe_dataset(ranking(str(number), {f"{number}-a": (0, 1)}) for number in range(1200))
+        assert found["groups"]["(after 1000 other names)"] == 200 and found["labelings"] == 1200
 
 
 def ranking(prompt: str, ranks: dict[str, Sequence[int]], *, answers: str = "abcdefghi", **more: Any) -> Ranking:

@@ -47,11 +47,11 @@ class Categories:
     """Counts categories one row after another."""
 
     def __init__(self) -> None:
-        self._rows = Tally("category")
+        self._rows = Tally({"", *PAPER_SHARES})
 
-    def add(self, category: str) -> None:
-        """One row more; raises DataError as `Tally.add`."""
-        self._rows.add(paper_category(category))
+    def add(self, category: str) -> str:
+        """One row more; returns the name that it is counted by, as `Tally.add`."""
+        return self._rows.add(paper_category(category))
 
     def table(self) -> list[CategoryShare]:
         """The paper's categories in its order, then the file's own, most frequent first; nothing if no row has one."""

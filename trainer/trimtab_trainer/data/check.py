@@ -31,7 +31,7 @@ def describe_dataset(rows: Iterable[Row]) -> dict[str, Any]:
     """
     different, prompts = DiskCounts(), DiskCounts()
     lengths, rankings = Lengths(), _Rankings()
-    categories = Tally("category")
+    categories = Tally()
     count = 0
     for row in rows:
         count += 1
@@ -122,7 +122,7 @@ class _Rankings:
 
     def __init__(self) -> None:
         self._answers: Counter[int] = Counter()
-        self._groups = Tally("labels[].group")
+        self._groups = Tally()
         self._counts: Counter[str] = Counter()
 
     def add(self, ranking: Ranking) -> None:

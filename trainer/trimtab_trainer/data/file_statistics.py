@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trimtab_trainer.data.agreement import Agreement, Labelings
-from trimtab_trainer.data.categories import PAPER_SHARES, Categories, CategoryShare, paper_category
+from trimtab_trainer.data.categories import PAPER_SHARES, Categories, CategoryShare
 from trimtab_trainer.data.lengths import Lengths, LengthTable
 from trimtab_trainer.data.readers import stream_rows
 from trimtab_trainer.data.records import KINDS, Demonstration, Passage, Ranking, Row, turns_of
@@ -85,8 +85,7 @@ def describe_file(
     rows = 0
     for _, row in stream_rows(path, KINDS[kind].from_row, skip_bad_rows=skip_bad_rows, warn=warn):
         rows += 1
-        category = "" if isinstance(row, Passage) else paper_category(row.category)
-        categories.add(category)
+        category = categories.add("" if isinstance(row, Passage) else row.category)
         lengths.add(row, category)
         if isinstance(row, Ranking):
             labelings.add(row)
