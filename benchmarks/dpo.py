@@ -8,7 +8,7 @@ their own; with --dir the folder is kept, and a benchmark that was interrupted g
     python benchmarks/dpo.py [--seeds 1 2 3] [--betas 0.1 0.15 0.2] [--dir DIR]
 
 Prints the table, and as the last line one JSON object: `ratio` is DPO's win rate over PPO-ptx, by gold score, at the
-beta whose KL is nearest to PPO-ptx's, as a mean over the seeds.
+beta whose KL is nearest to PPO-ptx's, as a mean over the seeds. The goal is 0.5: at equal KL neither is preferred.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from trimtab_trainer.evaluate import read_evaluated
 
 SETTINGS = {"generation": {"slots": 128, "threads": 1}, "reward": {"threads": 1}, "reference": {"threads": 1}}
 SAMPLES = 2000
+GOAL = 0.5
 
 
 def whole_run(directory: Path, seed: int, beta: float) -> dict[str, Any]:
@@ -138,6 +139,18 @@ def nearest(rows: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
     return min((row for row in of_seed if row["beta"] is not None), key=lambda row: abs(row["kl"]["value"] - target))
 
 
+def result(rows: Sequence[dict[str, Any]], seeds: Sequence[int]) -> dict[str, Any]:
+    """What the last line says of the rows."""
+    at_equal_kl = {seed: nearest(rows, seed) for seed in seeds}
+    return {
+        "benchmark": "dpo",
+        "ratio": round(statistics.fmean(row["over_ppo_ptx"]["value"] for row in at_equal_kl.values()), 3),
+        "goal": GOAL,
+        "beta_at_nearest_kl": {seed: row["beta"] for seed, row in at_equal_kl.items()},
+        "rows": rows,
+    }
+
+
 def main() -> None:
     """Runs the comparison and prints it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -149,15 +162,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         rows = compare((args.dir or Path(temporary)).resolve(), args.seeds, args.betas)
     print(table(rows))
-    at_equal_kl = {seed: nearest(rows, seed) for seed in args.seeds}
-    result = {
-        "benchmark": "dpo",
-        "ratio": round(statistics.fmean(row["over_ppo_ptx"]["value"] for row in at_equal_kl.values()), 3),
-        "beta_at_nearest_kl": {seed: row["beta"] for seed, row in at_equal_kl.items()},
-        "rows": rows,
-        "wall_s": round(time.monotonic() - began),
-    }
-    print(json.dumps(result))
+    print(json.dumps({**result(rows, args.seeds), "wall_s": round(time.monotonic() - began)}))
 
 
 if __name__ == "__main__":
