@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from real_data import real
 from trimtab.errors import ConfigError, DataError
 from trimtab.types import ChatMessage
 from trimtab_trainer.data import read_demonstrations, read_prompts, read_rankings
@@ -348,14 +349,6 @@ class TestFiles:
     def test_a_kind_that_a_format_has_not(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="kind is prompts; hh-rlhf has rankings"):
             import_file("hh-rlhf", "prompts", tmp_path / "in", tmp_path / "out", warn=print)
-
-
-def real(name: str) -> Path:
-    root = Path(__file__).parents[3]
-    file = Path(os.environ.get("TRIMTAB_DATA", root.parent / "shared" / "data")) / name
-    if not file.is_file():
-        pytest.skip(f"{file} is not there; TRIMTAB_DATA names the folder of the real data")
-    return file
 
 
 class TestRealFiles:

@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from real_data import real
 from trimtab.errors import ConfigError, DataError
 from trimtab_trainer.data import PromptRow, read_demonstrations, read_pretraining, read_prompts, read_rankings
 from trimtab_trainer.data.check import describe_dataset, find_leaks
@@ -326,10 +326,7 @@ REAL = [
 
 @pytest.mark.parametrize(("name", "read"), REAL, ids=[name for name, _ in REAL])
 def test_real_files_have_no_bad_row(name: str, read) -> None:
-    root = Path(__file__).parents[3]
-    file = Path(os.environ.get("TRIMTAB_DATA", root.parent / "shared" / "data")) / name
-    if not file.is_file():
-        pytest.skip(f"{file} is not there; TRIMTAB_DATA names the folder of the real data")
+    file = real(name)
     rows = read(file)
     with gzip.open(file, "rb") as lines:
         assert len(rows) == sum(1 for line in lines if line.strip())

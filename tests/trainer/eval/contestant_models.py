@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import click
-import pytest
 import torch
 from click.testing import CliRunner
 
@@ -17,7 +15,7 @@ from tiny_models import make_policy, make_tokenizer
 from trimtab_models.loading import load_policy, save_model
 from trimtab_models.tokenizer import load_tokenizer
 
-__all__ = ["direct_logprob", "found_by", "model_folder", "real", "write_rows"]
+__all__ = ["direct_logprob", "found_by", "model_folder", "write_rows"]
 
 
 def model_folder(folder: Path, *, seed: int) -> Path:
@@ -27,15 +25,6 @@ def model_folder(folder: Path, *, seed: int) -> Path:
     model.config.max_position_embeddings = 4096
     save_model(model, tokenizer, folder)
     return folder
-
-
-def real(name: str) -> Path:
-    """A file of the real data."""
-    root = Path(__file__).parents[3]
-    file = Path(os.environ.get("TRIMTAB_DATA", root.parent / "shared" / "data")) / "eval" / name
-    if not file.is_file():
-        pytest.skip(f"{file} is not there; TRIMTAB_DATA names the folder of the real data")
-    return file
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:

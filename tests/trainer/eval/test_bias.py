@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 from scipy.stats import entropy as scipy_entropy
 
+from real_data import real
 from running import running
 from trimtab.errors import ConfigError, DataError, Mismatch, Unavailable
 from trimtab_trainer.dpo_reference import folder_digest
@@ -25,7 +26,7 @@ from trimtab_trainer.eval.safety.bias import (
 from trimtab_trainer.eval.safety.bias_command import command
 from trimtab_trainer.eval.safety.instructions import INSTRUCTIONS
 
-from .contestant_models import direct_logprob, found_by, model_folder, real, write_rows
+from .contestant_models import direct_logprob, found_by, model_folder, write_rows
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +61,9 @@ class TestEntropy:
 
 class TestReading:
     def test_the_real_files(self) -> None:
-        crows = read_crows_pairs(real("crows_pairs.jsonl"))
+        crows = read_crows_pairs(real("eval/crows_pairs.jsonl"))
         assert len(crows.pairs) == 1000 and len({pair.group for pair in crows.pairs}) == 9
-        winogender = read_winogender(real("winogender.jsonl"))
+        winogender = read_winogender(real("eval/winogender.jsonl"))
         assert len(winogender.pairs) == 148 and len({pair.cluster for pair in winogender.pairs}) == 37
         for pair in winogender.pairs:  # they differ in pronouns alone
             words = zip(pair.first.split(), pair.second.split(), strict=True)
@@ -115,7 +116,7 @@ class TestCommand:
         self, base: Path, tuned: Path, services: dict[str, str], tmp_path: Path
     ) -> None:
         """Real sentences under each instruction; lm-eval's pct_stereotype is the same count."""
-        rows = [json.loads(line) for line in real("crows_pairs.jsonl").read_text().splitlines()[:6]]
+        rows = [json.loads(line) for line in real("eval/crows_pairs.jsonl").read_text().splitlines()[:6]]
         file = write_rows(tmp_path / "crows", rows)
         found = found_by(
             command,
@@ -143,7 +144,7 @@ class TestCommand:
         assert json.loads((tmp_path / "out" / "bias.json").read_text())["settings"]["files"][str(file)]
 
     def test_a_folder_gets_a_service_of_its_own(self, base: Path, services: dict[str, str], tmp_path: Path) -> None:
-        asked = ("--winogender", real("winogender.jsonl"), "--instruction", "none")
+        asked = ("--winogender", real("eval/winogender.jsonl"), "--instruction", "none")
         own = found_by(command, "--model", f"base={base}", *asked, "--out", tmp_path)
         there = found_by(command, "--model", f"base={services['base']}", "--tokenizer", base, *asked)
         assert own["winogender"]["base"]["none"]["entropy"] == pytest.approx(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import math
-import os
 import random
 from collections import defaultdict
 from itertools import combinations
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap as scipy_bootstrap
 
+from real_data import real
 from trimtab.errors import ConfigError, DataError
 from trimtab_trainer.eval.preference.answers import flag_rates, mean_ratings
 from trimtab_trainer.eval.preference.bootstrap import interval_of
@@ -186,14 +186,6 @@ def test_one_contestant_alone_is_refused_and_a_baseline_must_be_there() -> None:
         compared([label(0, "ann", "aa", (0, 1))])
     with pytest.raises(ConfigError, match="baseline: c; the contestants are a, b"):
         contestants_of([label(0, "ann", "ab", (0, 1))], "c")
-
-
-def real(name: str) -> Path:
-    root = Path(__file__).parents[3]
-    file = Path(os.environ.get("TRIMTAB_DATA", root.parent / "shared" / "data")) / name
-    if not file.exists():
-        pytest.skip(f"{file} is not there; TRIMTAB_DATA names the folder of the real data")
-    return file
 
 
 def test_real_rankings_are_counted_as_by_hand(tmp_path: Path) -> None:

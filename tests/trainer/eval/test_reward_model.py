@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 import scipy.stats
 from click.testing import CliRunner, Result
 
+from real_data import real
 from running import running
 from trimtab.errors import ConfigError, DataError
 from trimtab_trainer.config import RunSpec
@@ -245,14 +245,6 @@ def test_a_service_says_what_is_too_long_as_a_folder_does(reward_folder: Path, t
         assert "1 of 2 rankings are too long for the model and left out." in done.output
         with pytest.raises(DataError, match=r"rankings.jsonl:2: answers"):
             evaluated(file, "--target", service.target)
-
-
-def real(name: str) -> Path:
-    root = Path(__file__).resolve().parents[3]
-    file = Path(os.environ.get("TRIMTAB_DATA", root.parent / "shared" / "data")) / name
-    if not file.exists():
-        pytest.skip(f"{file} is not there; TRIMTAB_DATA names the folder of the real data")
-    return file
 
 
 @pytest.mark.timeout(300)

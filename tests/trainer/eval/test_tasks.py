@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 import venv
@@ -16,6 +15,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from real_data import real
 from running import running
 from tiny_models import make_policy, make_tokenizer
 from trimtab.errors import ConfigError, DataError, DeadlineExceeded, InternalError, Unavailable
@@ -28,7 +28,6 @@ from trimtab_trainer.eval.tasks.figures import check_rows, document_figures, doc
 from trimtab_trainer.eval.tasks.lm_eval import Front, LmEval, Work, find_lm_eval, front_of, run_lm_eval
 
 ROOT = Path(__file__).parents[3]
-DATA = Path(os.environ.get("TRIMTAB_DATA", ROOT.parent / "shared" / "data")) / "eval"
 
 
 def lambada_rows(seed: int, count: int = 40) -> list[dict[str, Any]]:
@@ -267,16 +266,13 @@ def lm_eval_python() -> Path:
 @pytest.mark.timeout(2400)
 def test_lm_eval_itself(tmp_path: Path) -> None:
     """Its figures are those of the model itself, computed by transformers, and those that it tells."""
-    for name in ("hellaswag", "lambada", "squad_v2"):
-        if not (DATA / f"{name}.jsonl").is_file():
-            pytest.skip(f"{DATA / name}.jsonl is not there; TRIMTAB_DATA names the folder of the real data")
+    tasks = [f"--task={name}={real(f'eval/{name}.jsonl')}" for name in ("hellaswag", "lambada", "squad_v2")]
     tokenizer = make_tokenizer(template=False)
     for name, seed in (("base", 0), ("tuned", 1)):
         model = make_policy("llama", len(tokenizer), seed=seed)
         model.config.max_position_embeddings = 4096
         save_model(model, tokenizer, tmp_path / name)
     (tmp_path / "drop.jsonl").write_text(json.dumps(DROP) + "\n")
-    tasks = [f"--task={name}={DATA / name}.jsonl" for name in ("hellaswag", "lambada", "squad_v2")]
     done = CliRunner().invoke(
         command,
         [
@@ -305,7 +301,7 @@ def test_lm_eval_itself(tmp_path: Path) -> None:
 def direct_lambada(folder: Path, count: int) -> tuple[float, float]:
     tokenizer, model = load_tokenizer(folder), load_policy(folder)
     hits, sums = [], []
-    for line in (DATA / "lambada.jsonl").read_text().splitlines()[:count]:
+    for line in real("eval/lambada.jsonl").read_text().splitlines()[:count]:
         text = json.loads(line)["text"]
         ids, start = tokenizer(text)["input_ids"], len(tokenizer(text.rpartition(" ")[0])["input_ids"])
         with torch.inference_mode():

@@ -15,6 +15,7 @@ import yaml
 from click.testing import CliRunner
 from scipy.stats import mannwhitneyu
 
+from real_data import real
 from running import running
 from trimtab.errors import ConfigError, DataError
 from trimtab.types import SamplingParams, ScoreItem, ScoreRequest
@@ -39,7 +40,7 @@ from trimtab_trainer.eval.safety.toxicity_classifier_command import command as c
 from trimtab_trainer.eval.safety.toxicity_command import command
 from trimtab_trainer.eval.safety.toxicity_services import complete, scorer, scores_of
 
-from .contestant_models import found_by, model_folder, real, write_rows
+from .contestant_models import found_by, model_folder, write_rows
 
 
 def prompts(count: int) -> list[ToxicityPrompt]:
@@ -136,7 +137,7 @@ class TestFigures:
 
 class TestReading:
     def test_the_real_file(self) -> None:
-        rows = read_toxicity_prompts(real("realtoxicityprompts.jsonl"))
+        rows = read_toxicity_prompts(real("eval/realtoxicityprompts.jsonl"))
         assert len(rows) == 1000 and len(known_toxicity(rows)) == 993
         assert {row.subset for row in rows} == {"toxic", "nontoxic"}
 
@@ -173,7 +174,7 @@ def services(base: Path, classifier: Path) -> Iterator[dict[str, str]]:
 
 class TestCommand:
     def test_figures_from_real_services(self, services: dict[str, str], tmp_path: Path) -> None:
-        file, texts = real("realtoxicityprompts.jsonl"), tmp_path / "texts.jsonl"
+        file, texts = real("eval/realtoxicityprompts.jsonl"), tmp_path / "texts.jsonl"
         found = found_by(
             command,
             *("--model", f"base={services['generation']}", "--model", f"again={services['generation']}"),
@@ -247,7 +248,7 @@ class TestCommand:
 def test_a_classifier_of_our_own(base: Path, tmp_path: Path, go: Callable[..., Any]) -> None:
     """Prepared, trained by a run, started as a scorer; its accuracy is what the run told of the same held-out rows,
     however few of them are completed."""
-    rows = [json.loads(line) for line in real("realtoxicityprompts.jsonl").read_text().splitlines()[:300]]
+    rows = [json.loads(line) for line in real("eval/realtoxicityprompts.jsonl").read_text().splitlines()[:300]]
     without = sum(row["continuation"]["toxicity"] is None for row in rows)
     file = write_rows(tmp_path / "rows", rows)
     done = CliRunner().invoke(

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from real_data import real
 from running import running
 from trimtab.errors import DataError
 from trimtab_trainer.eval.safety.truthfulness import PROMPTS, mc1, mc2, question_context, read_truthfulqa
 from trimtab_trainer.eval.safety.truthfulness_command import command
 
-from .contestant_models import direct_logprob, found_by, model_folder, real, write_rows
+from .contestant_models import direct_logprob, found_by, model_folder, write_rows
 
 ROW: dict[str, Any] = {
     "Question": "What steers the ship?",
@@ -59,7 +60,7 @@ class TestFormulas:
 
 class TestReading:
     def test_the_real_file(self) -> None:
-        questions = read_truthfulqa(real("truthfulqa.jsonl"))
+        questions = read_truthfulqa(real("eval/truthfulqa.jsonl"))
         assert len(questions) == 563 and all(sum(one.mc1.values()) == 1 for one in questions)
         assert sum(one.has_empty_choice for one in questions) == 14
         assert all(choice.strip() for one in questions for choice in one.choices)
@@ -90,7 +91,7 @@ class TestReading:
 
 
 def test_figures_are_those_of_the_models_themselves(tmp_path: Path) -> None:
-    rows = [json.loads(line) for line in real("truthfulqa.jsonl").read_text().splitlines()[:2]]
+    rows = [json.loads(line) for line in real("eval/truthfulqa.jsonl").read_text().splitlines()[:2]]
     file = write_rows(tmp_path / "rows", rows)
     folders = {name: model_folder(tmp_path / name, seed=seed) for name, seed in (("base", 0), ("tuned", 1))}
     with (
