@@ -22,7 +22,7 @@ export async function reviewPage(main, name) {
       { class: "card" },
       h("h2", {}, "Overall"),
       h("p", {}, "How often two labelers order two answers alike: ", share(report.agreement)),
-      h("p", { class: "hint" }, "Intervals are of 95 %, over tasks. A tie of one of them only is not alike."),
+      h("p", { class: "hint" }, "Intervals are of 95 %, over tasks. Pairs that either of them ties do not count."),
     ),
     report.labelers.length > 0 &&
       table(
