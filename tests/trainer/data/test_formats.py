@@ -71,6 +71,53 @@ def tree(prompt: dict[str, Any]) -> dict[str, Any]:
     return {"message_tree_id": prompt["message_id"], "tree_state": "ready_for_export", "prompt": prompt}
 
 
+def published_message(name: str, role: str, parent: str | None, **more: Any) -> dict[str, Any]:
+    """With every field of a message of the published trees; the ones that are not known are null."""
+    made: dict[str, Any] = {"message_id": f"{name}-id", "parent_id": parent, "user_id": f"user of {name}"}
+    made |= {"created_date": "2023-02-05T14:23:50.983374+00:00", "text": name, "role": role, "lang": "en"}
+    made |= {"review_count": 3, "review_result": True, "deleted": False, "rank": None, "synthetic": False}
+    made |= {"model_name": None, "detoxify": {"toxicity": 0.0004}, "emojis": {"+1": 4}, "replies": []}
+    made |= {"labels": {"spam": {"value": 0.0, "count": 3}, "quality": {"value": 0.75, "count": 3}}, "events": None}
+    return made | more
+
+
+class TestPublishedForms:
+    """Rows written by hand with every field of the published files, whose own bytes are no part of the project."""
+
+    def test_a_tree_of_openassistant(self, tmp_path: Path) -> None:
+        again = published_message("Why?", "prompter", "Because.-id", review_result=None, replies=None)
+        replies = [
+            published_message("So it is.", "assistant", "Why not?-id", rank=1, deleted=None, synthetic=None),
+            published_message("Because.", "assistant", "Why not?-id", rank=0, replies=[again]),
+            published_message("Buy this!", "assistant", "Why not?-id", review_result=False),
+            published_message("As a model", "assistant", "Why not?-id", rank=2, synthetic=True, model_name="some"),
+        ]
+        root = published_message("Why not?", "prompter", None, replies=replies, emojis=None, labels=None, user_id=None)
+        row = {"message_tree_id": "Why not?-id", "tree_state": "ready_for_export", "prompt": root, "origin": "web"}
+        (ranked,) = imported(tmp_path, "openassistant", "rankings", [row])
+        assert (turns_of(ranked.prompt), ranked.answers) == ((user("Why not?"),), ("Because.", "So it is."))
+        assert (ranked.prompt_id, ranked.labelings[0].ranks) == ("Why not?-id", (0, 1))
+        prompts = imported(tmp_path, "openassistant", "prompts", [row])
+        assert [len(turns_of(one.prompt)) for one in prompts] == [1, 3]
+
+    def test_comparisons_of_summarize_from_feedback(self, tmp_path: Path) -> None:
+        """A line of the authors' own files, and rows of the Hugging Face data set, where each has every field."""
+        own = {**COMPARISON, "batch": "batch6", "extra": {"confidence": 8}}
+        absent = dict.fromkeys(("post", "title", "subreddit", "site", "article"))
+        about = {"worker": "w2", "batch": "cnndm0", "split": "valid1", "extra": {"confidence": None}}
+        news = {"id": "f37fd", "site": "cnndm", "article": "It rained.\n\nAll day."}
+        rows = [
+            own,
+            {**COMPARISON, **about, "info": absent | POST, "choice": 0},
+            {**COMPARISON, **about, "info": absent | news, "choice": 0},
+        ]
+        found = imported(tmp_path, "summarize-from-feedback", "rankings", rows)
+        assert found[0].prompt == found[1].prompt and found[1].prompt.startswith("SUBREDDIT: r/legaladvice")
+        assert found[2].prompt == "Article: It rained.\n\nAll day.\n\nTL;DR:"
+        assert [one.labelings[0].ranks for one in found] == [(1, 0), (0, 1), (0, 1)]
+        assert [one.prompt_id for one in found] == ["t3_1", "t3_1", "f37fd"]
+
+
 class TestSamples:
     def test_hh_rlhf(self, tmp_path: Path) -> None:
         (one,) = imported(tmp_path, "hh-rlhf", "rankings", [{"chosen": f"{HH}A robot.", "rejected": f"{HH}No."}])
