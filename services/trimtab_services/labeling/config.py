@@ -44,7 +44,7 @@ class LabelingServiceConfig(ServiceConfig):
         "Unset: behind a proxy all people share its address.",
     )
     people_quota: Quota | None = Field(
-        default=Quota(requests_per_s=20.0, burst_s=10.0),
+        default=Quota(requests_per_s=20.0, burst_s=60.0),
         description="What each person who is signed in may ask for, by account. null: no limit. `quota` counts "
         "programs by their token, and people by the address that their requests come from.",
     )
