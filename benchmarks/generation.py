@@ -9,6 +9,9 @@ medians.
 
     python benchmarks/generation.py [--repeats 5] [--slots 32] [--threads 2]
     python benchmarks/generation.py --device cuda --dtype bfloat16 --model 1b --slots 64 --batch 64 --requests 256
+    .venv-vllm/bin/python benchmarks/generation.py --vllm
+
+With `--vllm`, in the environment that `make vllm` sets up, the engine over vLLM runs in turn with them.
 
 On a GPU it also times a decode step with every slot busy, and sets it beside the time that reading the weights once
 takes at the bandwidth of a large copy, below which no step can be.
@@ -35,7 +38,7 @@ from workloads.models import SHAPES, VOCAB, policy_model
 from trimtab.types import SamplingParams
 from trimtab_models.loading import DTYPES
 from trimtab_services.generation.config import GenerationConfig
-from trimtab_services.generation.engines.base import SequenceRequest
+from trimtab_services.generation.engines.base import Engine, SequenceRequest
 from trimtab_services.generation.engines.transformers import TransformersEngine
 
 GOAL = 3.0
@@ -74,8 +77,8 @@ def static_batches(model: Any, work: Work, batch: int) -> Callable[[], int]:
     return once
 
 
-def continuous(engine: TransformersEngine, work: Work) -> Callable[[], int]:
-    """The engine, all requests submitted at once; returns a function that makes one pass."""
+def continuous(engine: Engine, work: Work) -> Callable[[], int]:
+    """An engine, all requests submitted at once; returns a function that makes one pass."""
 
     def once() -> int:
         for i, (prompt, limit) in enumerate(work):
@@ -141,6 +144,18 @@ def copy_bytes_per_second(device: torch.device) -> float:
     return 2 * 2**31 / statistics.median(seconds)
 
 
+def vllm_engine(args: argparse.Namespace, defaults: GenerationConfig) -> Engine:
+    from trimtab_services.generation.engines.vllm.engine import VLLMEngine
+
+    return VLLMEngine(
+        policy_model(args.model, dtype=DTYPES[args.dtype]),
+        device=args.device,
+        slots=args.slots,
+        prefill_tokens_per_step=defaults.prefill_tokens_per_step,
+        prefill_chunk_tokens=defaults.prefill_chunk_tokens,
+    )
+
+
 def main() -> None:
     """Run both sides in turn and print the figures."""
     parser = argparse.ArgumentParser(description=str(__doc__))
@@ -149,6 +164,7 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=None, help="torch threads; default: torch's own")
+    parser.add_argument("--vllm", action="store_true", help="beside them the engine over vLLM")
     parser.add_argument("--deterministic", action="store_true", help="the engine in deterministic mode")
     parser.add_argument("--model", choices=sorted(SHAPES), default="10m", help="shape of the model")
     parser.add_argument("--device", default="cpu")
@@ -169,6 +185,8 @@ def main() -> None:
         prefill_chunk_tokens=defaults.prefill_chunk_tokens,
     )
     sides = {"generate_static": static, "engine": continuous(engine, work)}
+    if args.vllm:
+        sides["vllm"] = continuous(vllm_engine(args, defaults), work)
     rates: dict[str, list[float]] = {name: [] for name in sides}
     for repeat in range(args.repeats + 1):
         for name, once in sides.items():
@@ -193,6 +211,7 @@ def main() -> None:
         "model": args.model,
         "dtype": args.dtype,
         "device": torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else args.device,
+        **({"engine_over_vllm": round(medians["engine"] / medians["vllm"], 2)} if args.vllm else {}),
         **(decode_step(engine, args.slots, args.prompt_tokens) if model.device.type == "cuda" else {}),
         "threads": torch.get_num_threads(),
         "load_1m": round(os.getloadavg()[0], 2),

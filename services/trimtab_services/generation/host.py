@@ -74,6 +74,8 @@ class EngineHost:
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._held: dict[int, _Held] = {}
         self._deliveries: list[Callable[[], None]] = []
+        self._swap: Callable[[], None] | None = None
+        self._newcomers: list[Callable[[], None]] = []
         self._next_id = 0
         self._closing = False
         self._fault: BaseException | None = None
@@ -112,6 +114,24 @@ class EngineHost:
             TrimtabError: as `Engine.stage`, or what `read` raised.
         """
         await in_own_thread(lambda: self._engine.stage(version, read()))
+
+    async def swap(self) -> float:
+        """Swaps between two steps, to what was staged; where sequences must end first, newcomers wait until then.
+
+        Returns:
+            Seconds that the swap itself took.
+
+        Raises:
+            TrimtabError: as `Engine.swap`.
+            InternalError: the engine has failed.
+        """
+        swapped, command = self._command(_timed_swap)
+
+        def request() -> None:
+            self._swap = command
+
+        self._commands.put(request)
+        return await asyncio.wrap_future(swapped)
 
     async def submit(
         self,
@@ -163,7 +183,8 @@ class EngineHost:
                 self._held[sequence_id] = _Held(receive, request.sampling.max_new_tokens)
             return ids
 
-        admission = self._ask(admit)
+        admission, command = self._command(admit)
+        self._commands.put(lambda: command() if self._swap is None else self._newcomers.append(command))
         try:
             return await asyncio.wrap_future(admission)
         except asyncio.CancelledError:
@@ -190,6 +211,12 @@ class EngineHost:
         await asyncio.to_thread(self._thread.join)
 
     def _ask(self, function: Callable[[Engine], T]) -> Future[T]:
+        done, command = self._command(function)
+        self._commands.put(command)
+        return done
+
+    def _command(self, function: Callable[[Engine], T]) -> tuple[Future[T], Callable[[], None]]:
+        """What the engine's thread is to run, and where its result will be."""
         done: Future[T] = Future()
 
         def command() -> None:
@@ -203,8 +230,7 @@ class EngineHost:
             except BaseException as error:
                 done.set_exception(error)
 
-        self._commands.put(command)
-        return done
+        return done, command
 
     def _give_back(self, admission: Future[list[int]]) -> None:
         """Drops what was admitted for a caller that went away before it was told."""
@@ -238,6 +264,7 @@ class EngineHost:
             _log.exception("the engine has failed")
             self._fail(error)
         while not self._closing:
+            self._swap_if_possible()
             self._commands.get()()
 
     def _commands_now(self, *, wait: bool) -> None:
@@ -248,7 +275,18 @@ class EngineHost:
         ):  # what comes meanwhile waits for the next step: nobody holds up sampling
             if not self._closing:
                 self._commands.get_nowait()()
+        self._swap_if_possible()
         self._load = self._engine.load()
+
+    def _swap_if_possible(self) -> None:
+        """Swaps where that was asked for and nothing holds it up, then admits who has waited for it."""
+        if self._swap is None or (self._fault is None and not self._engine.can_swap):
+            return
+        swap, self._swap = self._swap, None
+        swap()
+        newcomers, self._newcomers = self._newcomers, []
+        for admit in newcomers:
+            admit()
 
     def _step(self) -> None:
         before = self._load.computed_decode_tokens
@@ -290,6 +328,12 @@ class EngineHost:
             self._loop.call_soon_threadsafe(callback)
         except RuntimeError:
             _log.debug("the event loop has ended; an answer has nobody to go to")
+
+
+def _timed_swap(engine: Engine) -> float:
+    began = time.perf_counter()
+    engine.swap()
+    return time.perf_counter() - began
 
 
 def _failed(fault: BaseException) -> InternalError:

@@ -98,8 +98,7 @@ class PolicyHolder:
                     raise
                 await self._replace(version, tokenizer.tokenizer)
             else:
-                pause_s = await self._host.call(_timed_swap)
-                self._runtime.metrics.swap_pause_seconds.observe(pause_s)
+                self._runtime.metrics.swap_pause_seconds.observe(await self._host.swap())
         self._tokenizer = tokenizer
         self.served = ServedModel(
             name=self.name,
@@ -226,13 +225,6 @@ def _engine(
         deterministic=config.deterministic,
         kv_on_swap=config.kv_on_swap,
     )
-
-
-def _timed_swap(engine: Engine) -> float:
-    """Swaps between two steps; returns the seconds that it took."""
-    began = time.perf_counter()
-    engine.swap()
-    return time.perf_counter() - began
 
 
 def _config_of(version: ModelVersion) -> dict[str, Any]:

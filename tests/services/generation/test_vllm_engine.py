@@ -6,9 +6,11 @@ wider than elsewhere.
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,16 +19,27 @@ import pytest
 import torch
 from scipy import stats
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from tiny_models import make_policy, make_tokenizer
-from trimtab.errors import ConfigError, CorruptData, InternalError, Mismatch, Reason, SequenceTooLong, Unsupported
+from trimtab.errors import (
+    ConfigError,
+    CorruptData,
+    FailedPrecondition,
+    InternalError,
+    Mismatch,
+    Reason,
+    SequenceTooLong,
+    Unsupported,
+)
 from trimtab.types import FinishReason, SamplingParams
 from trimtab_models.loading import named_parameter_tensors
 from trimtab_services.generation.config import GenerationConfig
 from trimtab_services.generation.engines.base import Engine, FinishedSequence, SampledToken, SequenceRequest
 from trimtab_services.generation.engines.transformers import TransformersEngine
 from trimtab_services.generation.engines.vllm.installed import check_vllm
+from trimtab_services.generation.host import EngineHost
+from trimtab_services.generation.http.scoring import SequenceScorer
 
 if TYPE_CHECKING:
     from trimtab_services.generation.engines.vllm.engine import VLLMEngine
@@ -36,11 +49,28 @@ needs_vllm = pytest.mark.skipif(
 )
 PROMPTS = [(5, 6, 7), (9,) * 17, (11, 12), tuple(range(20, 60)), (70, 71, 72, 73, 74)]
 TOKENIZER = make_tokenizer()
+_MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "mistral": {"sliding_window": 8},
+    "gemma3_text": {"sliding_window": 8, "layer_types": _MIXED},
+    "granite": {"logits_scaling": 8.0},
+    "qwen3": {},
+}
+"""Hugging Face's model type and what its configuration adds."""
 Make = Callable[..., "VLLMEngine"]
 
 
 def policy(shape: str = "llama", *, seed: int = 0, layers: int = 2) -> PreTrainedModel:
     return make_policy(shape, len(TOKENIZER), seed=seed, hidden=128, layers=layers).eval()
+
+
+def architecture(model_type: str, *, seed: int = 1) -> PreTrainedModel:
+    sizes = dict(hidden_size=128, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, head_dim=32)
+    ids = dict(vocab_size=len(TOKENIZER), pad_token_id=0, eos_token_id=1, bos_token_id=2)
+    others = dict(intermediate_size=256, max_position_embeddings=256, initializer_range=0.2)
+    config = AutoConfig.for_model(model_type, **sizes, **ids, **others, **ARCHITECTURES[model_type])
+    torch.manual_seed(seed)
+    return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
 
 
 @pytest.fixture
@@ -84,6 +114,13 @@ def moved(seed: int = 1) -> dict[str, Tensor]:
 def with_tensors(tensors: dict[str, Tensor]) -> PreTrainedModel:
     model = policy()
     model.load_state_dict(tensors, strict=False)
+    return model
+
+
+@torch.no_grad()
+def poisoned() -> PreTrainedModel:
+    model = policy()
+    model.get_output_embeddings().weight[7] = float("nan")
     return model
 
 
@@ -132,6 +169,18 @@ class TestEngine:
                 torch.tensor([PROMPTS[i]]), max_new_tokens=12, min_new_tokens=12, do_sample=False, eos_token_id=None
             )
             assert one.token_ids == tuple(out[0, len(PROMPTS[i]) :].tolist())
+
+    @pytest.mark.parametrize("model_type", list(ARCHITECTURES))
+    def test_other_architectures_before_and_after_a_swap(self, make: Make, model_type: str) -> None:
+        """Sliding windows that the completions leave behind, logits that are scaled or capped."""
+        engine = make(architecture(model_type), version=1)
+        for version in (1, 2):
+            model = architecture(model_type, seed=version)
+            if version > 1:
+                engine.stage(version, named_parameter_tensors(model))
+                engine.swap()
+            for i, one in finish(engine, requests(30)).items():
+                assert np.allclose(one.logprobs, full_forward(model, PROMPTS[i], one.token_ids), atol=1e-4)
 
     def test_draws_follow_the_distribution(self, make: Make) -> None:
         """Chi-square of the first token of 3,000 samples against the model's own probabilities."""
@@ -269,7 +318,7 @@ class TestEngine:
                 assert np.allclose(done[i].logprobs[part], expected[part], atol=1e-4)
 
     def test_a_swap_waits_for_pinned_sequences_and_for_no_others(self, make: Make) -> None:
-        engine = make(version=1, slots=2)
+        engine, done = make(version=1, slots=2), {}
         short, long = (SamplingParams(max_new_tokens=n, ignore_eos=True) for n in (10, 40))
         engine.submit(SequenceRequest(0, (5, 6, 7), short, finish_on_version=True))
         engine.submit(SequenceRequest(1, (5, 6, 8), long))
@@ -277,17 +326,57 @@ class TestEngine:
         engine.step()
         engine.renumber(2)
         engine.stage(3, moved())
-        engine.swap()
-        done = finish(engine)
+        with pytest.raises(FailedPrecondition, match="must finish on version 2, and vLLM has one set of weights"):
+            engine.swap()
+        while not engine.can_swap:
+            done |= {one.sequence_id: one for one in engine.step()}
+        assert engine.swap() == 3
+        done |= finish(engine)
         versions = {i: [span.version for span in one.version_spans] for i, one in sorted(done.items())}
         assert versions == {0: [1], 1: [1, 3], 2: [1]}
         assert len(done[1].token_ids) == 40 and done[1].version_spans[0].end_token < 30
 
-    @pytest.mark.parametrize("other", [policy("qwen2"), policy(layers=1)])
+    def test_the_host_scores_and_admits_newcomers_after_a_swap_that_waits(self, make: Make) -> None:
+        asyncio.run(self._swap_that_waits(make(version=1, slots=4)))
+
+    async def _swap_that_waits(self, engine: VLLMEngine) -> None:
+        done: asyncio.Queue[FinishedSequence] = asyncio.Queue()
+        host = EngineHost(engine, max_queue_tokens=10_000, loop=asyncio.get_running_loop())
+        admitted: list[int] = []
+
+        async def submit(tokens: int, *, pinned: bool) -> list[int]:
+            sampling = SamplingParams(max_new_tokens=tokens, ignore_eos=True)
+            request = SequenceRequest(0, (5, 6), sampling, finish_on_version=pinned)
+            return await host.submit([request], done.put_nowait, admitted.append)
+
+        try:
+            async with asyncio.timeout(120):
+                ids = PROMPTS[3] * 3
+                scored = await SequenceScorer(GenerationConfig(model_folder=Path(), engine="vllm")).score(
+                    host, ids, start=1, temperature=1.0, top_n=0
+                )
+                assert np.allclose(scored.logprobs, full_forward(policy(), ids[:1], ids[1:]), atol=1e-4)
+                await submit(20, pinned=True)
+                endless = await submit(250, pinned=True)
+                await host.stage(2, moved)
+                swap = asyncio.create_task(host.swap())
+                await asyncio.sleep(0)
+                newcomer = asyncio.create_task(submit(3, pinned=False))
+                first = await done.get()  # what is pinned goes on, and is handed out
+                assert [span.version for span in first.version_spans] == [1]
+                assert not swap.done() and not newcomer.done() and admitted == [1, 1]
+                host.cancel(endless)  # nobody waits for what is gone
+                assert await swap < 60
+                await newcomer
+                assert admitted == [1, 1, 2] and [s.version for s in (await done.get()).version_spans] == [2]
+        finally:
+            await host.close()
+
+    @pytest.mark.parametrize("other", [policy("qwen2"), policy(layers=1), poisoned()])
     def test_what_cannot_be_applied_leaves_the_last_good_version_serving(
         self, make: Make, other: PreTrainedModel
     ) -> None:
-        """Tensors too many and too few, behind the back of the check that would refuse them."""
+        """Tensors too many, too few and not finite, behind the back of the check that would refuse them."""
         engine = make(version=1)
         alone = finish(make(version=1), requests(20))
         for request in requests(20):
@@ -303,6 +392,16 @@ class TestEngine:
             assert [span.version for span in done[i].version_spans] == [1]
         engine.stage(3, moved())
         assert engine.swap() == 3
+
+    def test_a_core_that_cannot_be_started_again_is_told_by_the_next_step(self, make: Make) -> None:
+        engine = make(version=1)
+        engine._staged = (2, policy("qwen2"))
+        engine._limits = replace(engine._limits, kv_cache_bytes=2**50)  # memory that is gone by then
+        with pytest.raises(InternalError, match="version 2 could not .*; vLLM could not be started again: slots: vLLM"):
+            engine.swap()
+        assert engine.has_work and engine.load().busy_slots == 0
+        with pytest.raises(InternalError, match="vLLM could not be started again"):
+            engine.step()  # its host tells every caller, and takes the service to FAILED
 
     def test_sixteen_bits(self, make: Make) -> None:
         engine, model = make(policy().bfloat16(), version=1), policy().bfloat16()
@@ -323,7 +422,9 @@ class TestEngine:
             make(device="cuda")
         with pytest.raises(ConfigError, match="slots: vLLM has no memory for their keys and values"):
             make(kv_cache_bytes=2**50)
-        engine = make(slots=2)
+        engine = make(slots=2, max_sequence_tokens=12)
         with pytest.raises(SequenceTooLong) as caught:
-            engine.submit(SequenceRequest(1, (5,) * 200, SamplingParams(max_new_tokens=100)))
-        assert (caught.value.value, caught.value.limit) == ("300", "256")
+            engine.submit(SequenceRequest(1, (5,) * 8, SamplingParams(max_new_tokens=5)))
+        assert (caught.value.value, caught.value.limit) == ("13", "12")
+        parameters = SamplingParams(max_new_tokens=4, ignore_eos=True)
+        assert len(finish(engine, [SequenceRequest(1, (5,) * 8, parameters)])[1].token_ids) == 4

@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from trimtab.errors import TrimtabError
 from trimtab.types import FinishReason, SamplingParams, VersionSpan
@@ -114,6 +115,11 @@ class Engine(Protocol):
     """Continuous batching behind a few verbs."""
 
     @property
+    def model(self) -> PreTrainedModel | None:
+        """The model that new sequences start on, to score given tokens with between two steps; None: not at hand."""
+        ...
+
+    @property
     def version(self) -> int:
         """The version that new sequences start on."""
         ...
@@ -185,11 +191,16 @@ class Engine(Protocol):
         """
         ...
 
+    @property
+    def can_swap(self) -> bool:
+        """Whether `swap` need not wait for sequences to end; once it has become True, only newcomers undo that."""
+        ...
+
     def swap(self) -> int:
         """Serve the staged weights from the next step on; returns their version.
 
         Raises:
-            FailedPrecondition: nothing is staged.
+            FailedPrecondition: nothing is staged, or `can_swap` is False.
         """
         ...
 

@@ -254,6 +254,11 @@ class TransformersEngine:
         self._staged = None
         self._staged = (version, staged_copy(self.model, version, tensors))
 
+    @property
+    def can_swap(self) -> bool:
+        """True: sequences that stay on their weights do so beside the new ones."""
+        return True
+
     @torch.inference_mode()
     def swap(self) -> int:
         """Serve the staged weights from the next step on; see `Engine.swap`."""

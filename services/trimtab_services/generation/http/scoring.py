@@ -19,7 +19,6 @@ from trimtab_models.anatomy import backbone
 from trimtab_models.logprobs import token_logprobs
 from trimtab_services.generation.config import GenerationConfig
 from trimtab_services.generation.engines.base import Engine
-from trimtab_services.generation.engines.transformers import TransformersEngine
 from trimtab_services.generation.host import EngineHost
 from trimtab_services.generation.serving import SequenceHost
 from trimtab_services.runtime.calls import current_call
@@ -157,13 +156,14 @@ class _Progress:
         return end >= len(self._ids) - 1
 
     def _begin(self, engine: Engine) -> PreTrainedModel:
-        if not isinstance(engine, TransformersEngine):
+        model = engine.model
+        if model is None:
             raise _no_weights()
-        self._model = engine.model
-        self._cache = DynamicCache(config=engine.model.config)
-        self._ids = self._ids.to(engine.model.device)
+        self._model = model
+        self._cache = DynamicCache(config=model.config)
+        self._ids = self._ids.to(model.device)
         self.scored.version = engine.version
-        return engine.model
+        return model
 
     def _keep(self, model: PreTrainedModel, hidden: torch.Tensor, targets: torch.Tensor) -> None:
         found = token_logprobs(

@@ -256,7 +256,7 @@ def _arguments(model: PreTrainedModel, limits: CoreLimits, folder: str) -> Engin
         max_model_len=limits.max_sequence_tokens,
         max_num_seqs=limits.slots,
         max_num_batched_tokens=limits.slots + limits.prefill_tokens_per_step,
-        long_prefill_token_threshold=limits.prefill_chunk_tokens,
+        long_prefill_token_threshold=min(limits.prefill_chunk_tokens, limits.max_sequence_tokens),
         enable_prefix_caching=limits.share_prefixes,
         kv_cache_memory_bytes=kv_cache_bytes,
         scheduling_policy="priority",

@@ -4,8 +4,8 @@ What differs from the transformers engine, whose tests it passes:
 
 - vLLM's kernels add up in an order that depends on the neighbours, so `deterministic` is refused. The random numbers
   are the same, so tokens are the same but for rounding.
-- There is one set of weights. A sequence that must finish on its weights holds a swap up until it has ended: nothing
-  new comes in meanwhile, so the wait is bounded by what the sequences there may still sample.
+- There is one set of weights. A sequence that must finish on its weights holds a swap up until it has ended; the host
+  lets nothing new in meanwhile, so the wait is bounded by what the sequences there may still sample.
 - `kv_on_swap: recompute` computes the prefixes of all running sequences anew; `keep` shares no prompts between
   sequences, since nobody else may read keys and values of other weights.
 - The model stays in host memory as transformers has it: new weights are checked and tried on it, and a failure while
@@ -26,6 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trimtab.errors import FailedPrecondition, InternalError, InvalidRequest, Reason, TrimtabError, Unsupported
 from trimtab.types import FinishReason, VersionSpan
+from trimtab_models.devices import give_back_memory
 from trimtab_models.loading import vocab_size
 from trimtab_services.generation.engines.base import EngineLoad, FinishedSequence, SampledToken, SequenceRequest
 from trimtab_services.generation.engines.checks import check_request, model_eos_token_ids, sequence_limit
@@ -157,9 +158,9 @@ class VLLMEngine:
         self._decoded_tokens = 0
 
     @property
-    def model(self) -> PreTrainedModel:
-        """The model that serves, in host memory."""
-        return self._model
+    def model(self) -> PreTrainedModel | None:
+        """The model that serves, as transformers has it; None on a GPU, since it is in host memory."""
+        return self._model if self._limits.device == "cpu" else None
 
     @property
     def version(self) -> int:
@@ -183,8 +184,8 @@ class VLLMEngine:
 
     @property
     def has_work(self) -> bool:
-        """Whether `step` has something to do."""
-        return bool(self._held or self._finished)
+        """Whether `step` has something to do, such as to say that vLLM is gone."""
+        return bool(self._held or self._finished) or self._core is None
 
     def load(self) -> EngineLoad:
         """Slots, queue and counters now."""
@@ -239,7 +240,7 @@ class VLLMEngine:
 
     def step(self) -> list[FinishedSequence]:
         """One bounded piece of prefill and one token for every running sequence; see `Engine.step`."""
-        if self._held:
+        if self._held or self._core is None:
             self._advance()
         finished, self._finished = self._finished, []
         return finished
@@ -249,33 +250,36 @@ class VLLMEngine:
         self._staged = None
         self._staged = (version, staged_copy(self._model, version, tensors))
 
+    @property
+    def can_swap(self) -> bool:
+        """False while sequences are here that must finish on their weights."""
+        return all(held.promised is None for held in self._held.values())
+
     def swap(self) -> int:
         """Serve the staged weights from the next step on; see `Engine.swap`.
 
-        First ends the sequences that must finish on the weights before: `step` hands them out afterwards.
-
         Raises:
-            FailedPrecondition: nothing is staged.
-            InternalError: the weights could not be applied; the ones before serve again.
+            FailedPrecondition: nothing is staged, or sequences must finish on the weights that serve.
+            InternalError: the weights could not be applied; the ones before serve again, or vLLM has ended for good.
         """
         if self._staged is None:
             raise FailedPrecondition("nothing is staged to swap to", field="staged_version", limit="a staged version")
+        if not self.can_swap:
+            raise FailedPrecondition(
+                f"sequences must finish on version {self._version}, and vLLM has one set of weights",
+                field="finish_on_version",
+                limit="no such sequence",
+            )
         (version, model), self._staged = self._staged, None
-        while any(held.promised is not None for held in self._held.values()):
-            self._advance()
         stay = [held for held in self._held.values() if self._keep_kv and held.generated]
         moved = [held for held in self._held.values() if held not in stay]
         self._take_out(moved)
-        try:
-            self._working.apply(model)
-        except Exception as error:
-            _log.exception("a version could not be applied", extra={"version": version})
-            self._restart()
+        failure = self._failure_of_applying(version, model)
+        if failure:
+            self._restart(failure)
             raise InternalError(
-                f"version {version} could not be applied: {error}; vLLM was started again with version {self._version}",
-                field="version",
-                value=version,
-            ) from error
+                f"{failure}; vLLM was started again with version {self._version}", field="version", value=version
+            )
         self._model, self._version = model, version
         self._bring_in(moved)
         for held in self._held.values():
@@ -295,16 +299,31 @@ class VLLMEngine:
             raise InternalError("vLLM could not be started again after weights that could not be applied")
         return self._core
 
-    def _restart(self) -> None:
-        """vLLM anew, with the last good weights; sequences go on where they were, their prefixes computed again."""
-        held = list(self._held.values())
+    def _failure_of_applying(self, version: int, model: PreTrainedModel) -> str:
+        """What went wrong while a version was applied; empty where nothing did. No exception: it would hold the core's
+        memory, which a new core needs."""
+        try:
+            self._working.apply(model)
+        except Exception as error:
+            _log.exception("a version could not be applied", extra={"version": version})
+            return f"version {version} could not be applied: {error}"
+        return ""
+
+    def _restart(self, failure: str) -> None:
+        """vLLM anew, with the last good weights; sequences go on where they were, their prefixes computed again.
+
+        Raises:
+            InternalError: it did not start; nothing is sampled any more.
+        """
+        self._working.close()
+        self._core = None
         self._numbered.clear()
-        core, self._core = self._core, None
-        if core is not None:
-            core.close()
-        del core
-        self._core = VLLMCore(self._model, self._limits)
-        self._bring_in(held)
+        give_back_memory()
+        try:
+            self._core = VLLMCore(self._model, self._limits)
+        except Exception as error:
+            raise InternalError(f"{failure}; vLLM could not be started again: {error}", field="version") from error
+        self._bring_in(list(self._held.values()))
 
     def _bring_in(self, sequences: list[_Held]) -> None:
         for held in sequences:
