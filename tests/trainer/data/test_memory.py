@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 SMALL_ROWS, TIMES = 100, 100
@@ -63,6 +67,53 @@ COMMANDS = {
     "import": (),
     "export": (),
 }
+
+
+def packed(file: Path, to: Path) -> Path:
+    with file.open("rb") as rows, gzip.open(to, "wb", compresslevel=1) as written:
+        shutil.copyfileobj(rows, written)
+    return to
+
+
+def columnar(file: Path, to: Path) -> Path:
+    """Groups of 100 rows, as many as the small file has."""
+    with file.open() as lines:
+        table = pyarrow.Table.from_pylist(list(map(json.loads, lines)))
+    pyarrow.parquet.write_table(table, to, row_group_size=SMALL_ROWS)
+    return to
+
+
+def trees(file: Path, to: Path) -> Path:
+    """Each row as an OpenAssistant tree, its answers ranked as they stand."""
+    with file.open() as rows, to.open("w") as lines:
+        for row in map(json.loads, rows):
+            replies = [{"role": "assistant", "text": text, "rank": rank} for rank, text in enumerate(row["answers"])]
+            prompt = {"message_id": row["prompt"][:9], "role": "prompter", "text": row["prompt"], "replies": replies}
+            lines.write(json.dumps({"prompt": prompt}) + "\n")
+    return to
+
+
+FORMS = {
+    "rows.jsonl.gz": (packed, ("check", "rankings")),
+    "rows.parquet": (columnar, ("check", "rankings")),
+    "trees.jsonl": (trees, ("import", "openassistant", "rankings")),
+    "card.jsonl": (shutil.copy, ("card", "rankings")),
+}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process is read from /proc")
+@pytest.mark.parametrize("name", FORMS)
+def test_peak_does_not_grow_with_a_file_of_another_form(name: str, files: tuple[Path, Path], tmp_path: Path) -> None:
+    convert, (command, *arguments) = FORMS[name]
+    more = {"card": ("--name", "ours"), "import": (), "check": ()}[command]
+
+    def run(file: Path) -> float:
+        (folder := tmp_path / file.stem).mkdir()
+        output = () if command == "check" else ("--output", folder / "out")
+        return peak_mib(command, *arguments, convert(file, folder / name), *output, *more)
+
+    small, large = map(run, files)
+    assert large - small < ALLOWED_MIB, f"{small:.0f} MiB, then {large:.0f} MiB"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process is read from /proc")

@@ -176,7 +176,10 @@ def _parquet(path: Path) -> Iterator[Mapping[str, Any]]:
     names = table.schema_arrow.names
     if twice := sorted({name for name in names if names.count(name) > 1}):  # a row would keep the last of them only
         raise ValueError(f"the column {twice[0][:80]!r} is there twice")
-    return (row for batch in table.iter_batches(_PARQUET_ROWS) for row in batch.to_pylist())
+    # One pass over all row groups would hold a buffer of each to its end, and threads keep memory of their own.
+    groups = ([group] for group in range(table.num_row_groups))
+    batches = (table.iter_batches(_PARQUET_ROWS, row_groups=group, use_threads=False) for group in groups)
+    return (row for of_group in batches for batch in of_group for row in batch.to_pylist())
 
 
 def _saved_dataset(path: Path) -> Iterator[Mapping[str, Any]]:
