@@ -48,3 +48,17 @@ def test_an_export_that_follows_is_stopped_and_goes_on_with_every_row_once(tmp_p
             *(f"{name} on Q{number}" for number in (0, 1) for name in ("ann", "bob")),
             *(f"{name} on Q{number}" for number in (2, 3) for name in ("cat", "dan")),
         ]
+
+
+def test_what_follows_to_standard_output_is_told_at_ctrl_c(tmp_path: Path) -> None:
+    with labeling(f"sqlite:///{tmp_path}/a.sqlite") as service:
+        service.project(kind=pb.TASK_KIND_DEMONSTRATE, undo_ms=0)
+        label(service, ("ann",), range(3))
+        target = service.server.target
+        command = [sys.executable, "-m", "trimtab", "labeling", "export", "p", "-", "--follow", "--target", target]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        assert [json.loads(process.stdout.readline())["prompt"] for _ in range(3)] == ["Q0", "Q1", "Q2"]
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        assert "3 rows, the last of sequence 3" in process.communicate(timeout=30)[1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,27 +65,34 @@ def export(
                 finally:
                     _tell(followed.count, followed.last)
             return
-        rows = (one for one in client.export_labels(request, timeout_s=timeout_s) if one.row_json)
+        rows = _Counted(client.export_labels(request, timeout_s=timeout_s), after or 0)
         if str(file) == "-":
-            _write(rows, file, after or 0)
+            try:
+                for row in rows:
+                    click.echo(row.row_json.encode())
+            finally:
+                _tell(rows.count, rows.last)
             return
         partial = file.with_name(f"{file.name}.partial")
-        _write(rows, partial, after or 0)
+        with partial.open("w", encoding="utf-8") as opened:
+            opened.writelines(f"{row.row_json}\n" for row in rows)
         partial.replace(file)
         file.with_name(f"{file.name}.progress").unlink(missing_ok=True)
+        _tell(rows.count, rows.last)
 
 
-def _write(rows: Iterator[pb.ExportLabelsResponse], file: Path, last: int) -> None:
-    """Writes rows as they come; tells their count and the last sequence number, also where it is stopped."""
-    count = 0
-    try:
-        with click.open_file(str(file), "w", encoding="utf-8") as opened:
-            for row in rows:
-                opened.write(row.row_json + "\n")
-                opened.flush()
-                count, last = count + 1, max(last, row.sequence)
-    finally:
-        _tell(count, last)
+class _Counted:
+    """The rows of an export, without signs of life: how many were taken, and the last sequence number of these."""
+
+    def __init__(self, responses: Iterable[pb.ExportLabelsResponse], last: int) -> None:
+        self._responses = responses
+        self.count, self.last = 0, last
+
+    def __iter__(self) -> Iterator[pb.ExportLabelsResponse]:
+        for response in self._responses:
+            if response.row_json:
+                yield response
+                self.count, self.last = self.count + 1, max(self.last, response.sequence)
 
 
 def _tell(count: int, last: int) -> None:
