@@ -1,11 +1,11 @@
 """The labeling service under 50 people at once: how long its page takes to load, and then to wait.
 
-Each labeler loads the page, takes a task, saves a draft every two seconds while working on it, and submits; the service
-is a process of its own over SQLite (or `--database URL`), asked over HTTP from this one. The page is loaded as by a
-browser with an empty cache: the HTML, what that names, then the modules that modules import, by six connections, then
-the session and the project; `page` is the time of all of it. It is loaded once by each labeler, while others work. The
-last line is one JSON object: `ratio` is the goal of 300 ms over the slowest 95th percentile among the page and the
-requests of the work. The logins, all at the same moment and slow on purpose, are told beside it.
+Each labeler takes a task, saves a draft every two seconds while working on it, and submits; the service is a process of
+its own over SQLite (or `--database URL`), asked over HTTP from this one. Once, between two tasks and while the others
+work, each loads the page as a browser with an empty cache does: the HTML, what that names, then the modules that modules
+import, by six connections, then the session and the project; `page` is the time of all of it. The last line is one JSON
+object: `ratio` is the goal of 300 ms over the slowest 95th percentile among the page and the requests of the work. The
+logins, all at the same moment and slow on purpose, are told beside it.
 """
 
 from __future__ import annotations
@@ -113,13 +113,15 @@ class Labeler:
         return answer.text
 
     async def work(self, task_s: float, until: float) -> int:
-        """Loads the page and labels until a time of the clock; returns the files of the page.
+        """Labels until a time of the clock, and loads the page once meanwhile; returns the files of the page.
 
         A task takes `task_s` seconds, up to half of it more or less.
         """
+        files, load_at = 0, self._random.uniform(time.monotonic(), until)
         await asyncio.sleep(task_s * self._random.random())
-        files = await self.load()
         while time.monotonic() < until:
+            if not files and time.monotonic() > load_at:
+                files = await self.load()
             given = (await self._send("next", "POST", f"projects/{PROJECT}/next", {}))["assignment"]
             if given is None:
                 raise SystemExit("there are no tasks left; give more --tasks")
@@ -133,7 +135,7 @@ class Labeler:
                 draft = body["draft_id"]
             await asyncio.sleep(max(0.0, done - time.monotonic()))
             await self._send("submit", "POST", f"{path}/submit", {"submission_id": uuid4().hex, "label": label})
-        return files
+        return files or await self.load()
 
     async def close(self) -> None:
         """Closes the page."""
