@@ -2,10 +2,10 @@
 
 Each labeler takes a task, saves a draft every two seconds while working on it, and submits; the service is a process of
 its own over SQLite (or `--database URL`), asked over HTTP from this one. Once, between two tasks and while the others
-work, each loads the page as a browser with an empty cache does: the HTML, what that names, then the modules that modules
-import, by six connections, then the session and the project; `page` is the time of all of it. The last line is one JSON
-object: `ratio` is the goal of 300 ms over the slowest 95th percentile among the page and the requests of the work. The
-logins, all at the same moment and slow on purpose, are told beside it.
+work, each loads the page as a browser with an empty cache does: the HTML, what that names, then the modules that
+modules import, by six connections, then the session and the project; `page` is the time of all of it. The last line is
+one JSON object: `ratio` is the goal of 300 ms over the slowest 95th percentile among the page and the requests of the
+work. The logins, all at the same moment and slow on purpose, are told beside it.
 """
 
 from __future__ import annotations
