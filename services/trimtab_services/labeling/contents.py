@@ -126,7 +126,8 @@ def check_task(kind: TaskKind, task: Task, *, max_characters: int) -> None:
     """Checks what a task must have by its kind.
 
     Raises:
-        InvalidRequest: a count of answers or sources, a gold ranking, a missing prompt or a too long text.
+        InvalidRequest: a count of answers or sources, equal answers without sources, a gold ranking, a missing prompt
+            or a too long text.
     """
     least, most = ANSWERS[kind]
     if not least <= len(task.answers) <= most:
@@ -144,6 +145,8 @@ def check_task(kind: TaskKind, task: Task, *, max_characters: int) -> None:
             value=len(task.sources),
             limit=len(task.answers),
         )
+    if not task.sources:  # drawn answers of two sources may be equal: then neither is better
+        _refuse_equal(task.answers)
     if task.gold_ranking:
         if kind is TaskKind.DEMONSTRATE:
             raise InvalidRequest("gold_ranking: a demonstration has no ranking to compare with", field="gold_ranking")
@@ -153,6 +156,18 @@ def check_task(kind: TaskKind, task: Task, *, max_characters: int) -> None:
     _check_prompt(kind, task)
     for field, text in _texts(task):
         _check_length(field, text, max_characters)
+
+
+def _refuse_equal(answers: Sequence[str]) -> None:
+    first: dict[str, int] = {}
+    for index, answer in enumerate(answers):
+        if answer in first:
+            raise InvalidRequest(
+                f"answers: {first[answer]} and {index} are equal; allowed only of answers with `sources`",
+                field="answers",
+                value=index,
+            )
+        first[answer] = index
 
 
 def _check_prompt(kind: TaskKind, task: Task) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -80,6 +82,12 @@ BAD_ROWS = [
     (ranked(1, gold_ranking=[[0, 1]]), "gold_ranking: "),
     (ranked(1, overlap="many"), "overlap: "),
     (ranked(0), "task_key: "),
+    (ranked(1, answers=["a", "b", "a", "c"]), "answers: 0 and 2 are equal"),
+    (ranked(1, golden_ranking=[[0], [1, 2, 3]]), "golden_ranking: no field of a task; is gold_ranking meant?"),
+    (ranked(1, sources="m"), "sources: a list is expected, of a mapping with model, version, "),
+    (ranked(1, sources=["v"] * 4), "sources[0]: a mapping with model, version, temperature, seed, sample_index is "),
+    (ranked(1, sources=[{}, {"model": 3}, {}, {}]), "sources[1].model: must be a text; got 3"),
+    (ranked(1, sources=[{}, {"kind": "m"}, {}, {}]), "sources[1].kind: is no field of a source"),
 ]
 
 
@@ -93,6 +101,67 @@ def test_a_broken_row_is_told_by_file_line_and_field_and_nothing_is_imported(
         command("import", "p", file)
     assert caught.value.message.startswith(f"{file}:3: {words}"), caught.value.message
     assert service.program.get_project(pb.GetProjectRequest(name="p")).project.progress.tasks == 0
+
+
+def test_equal_answers_of_two_sources_are_a_task(command: Command, service: Service, tmp_path: Path) -> None:
+    service.project()
+    sources = [{"model": f"m{number}", "version": "7"} for number in range(4)]
+    row = ranked(1, answers=["a", "b", "a", "c"], sources=sources)
+    assert "1 tasks in p" in command("import", "p", jsonl(tmp_path / "rows.jsonl", row)).output
+
+
+def test_what_people_wrote_is_no_markup(command: Command, service: Service, tmp_path: Path) -> None:
+    instructions = tmp_path / "read.md"
+    instructions.write_text("see [/guide], [the guide](https://example.org) :smile:")
+    command("create", "p", "--kind", "rank", "--instructions", instructions)
+    service.account("ann", group="[/red]")
+    assert "see [/guide], [the guide](https://example.org) :smile:" in command("audit").output
+    assert "[/red]" in command("accounts", "list").output
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--undo-s", "nan"), "--undo-s nan: seconds, allowed: 0..86400"),
+        (("--lease-s", "1e308"), r"--lease-s 1e\+308: seconds, allowed: 1..86400"),
+        (("--lease-s", "-5"), "--lease-s -5: seconds, allowed: 1..86400"),
+        (("--overlap", 0), "overlap: 0; allowed: 1..100"),
+    ],
+)
+def test_numbers_out_of_range_are_refused_by_create_and_update(
+    command: Command, service: Service, options: tuple[str, object], told: str
+) -> None:
+    service.project("old")
+    with pytest.raises(TrimtabError, match=told):
+        command("create", "new", "--kind", "rank", *options)
+    with pytest.raises(TrimtabError, match=told):
+        command("update", "old", *options)
+
+
+def test_a_password_without_a_terminal_is_read_from_a_file_only(service: Service) -> None:
+    words = ["labeling", "accounts", "add", "ann", "--target", service.server.target]
+    done = subprocess.run(
+        [sys.executable, "-m", "trimtab", *words],
+        input=f"{PASSWORD}\n{PASSWORD}\n",
+        capture_output=True,
+        text=True,
+        timeout=60,
+        start_new_session=True,  # without a controlling terminal
+    )
+    assert done.returncode == 2
+    assert done.stderr == "error: password: there is no terminal to ask at; --password-file is needed\n"
+
+
+@pytest.mark.parametrize("options", [(), ("--follow",)])
+def test_an_export_that_cannot_begin_tells_of_no_rows_and_leaves_no_file(
+    service: Service, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    service.project("known")
+    for project, file in (("unknown", tmp_path / "rows"), ("unknown", "-"), ("known", tmp_path / "nowhere" / "rows")):
+        words = ["labeling", "export", project, str(file), *options, "--target", service.server.target]
+        done = CliRunner().invoke(trimtab, words)
+        assert isinstance(done.exception, TrimtabError | OSError) and done.output == ""
+    assert not list(tmp_path.glob("rows*"))
 
 
 def test_files_in_other_encodings_are_refused_and_gzip_and_boms_are_read(

@@ -18,10 +18,12 @@ from click.testing import CliRunner, Result
 from running import RunningServer, running
 from trimtab import Client
 from trimtab.cli import trimtab
-from trimtab.cli.labeling_draw_journal import opened_journal
+from trimtab.cli.labeling_draw_command import _ANSWERS
+from trimtab.cli.labeling_draw_journal import Drawn, opened_journal
 from trimtab.errors import ConfigError, DataError, FailedPrecondition, InvalidRequest
 from trimtab.types import GenerateRequest, GenerationPrompt, SamplingParams
 from trimtab.v1 import labeling_pb2 as pb
+from trimtab_services.labeling.contents import ANSWERS
 
 from .people import Service
 
@@ -105,26 +107,68 @@ def test_a_killed_drawing_goes_on_and_ends_as_one_that_was_not(
 def test_a_drawing_goes_on_with_the_same_settings_only(
     command: Command, service: Service, generation: RunningServer, prompts: Path, tmp_path: Path
 ) -> None:
-    service.project("demonstrations", pb.TASK_KIND_DEMONSTRATE)
+    service.project("p")
+    prompts.write_text(json.dumps({"prompt": "say something", "task_key": "one"}) + "\n")
+    service.add(pb.LabelTask(task_key="one", prompt="Q", answers=["a", "b", "c", "d"]))
     out = tmp_path / "out.jsonl"
     words = ("--prompts", prompts, "--policy", generation.target, "--max-new-tokens", 4, "--out", out)
     refused = CliRunner().invoke(
         trimtab,
-        ["labeling", "draw", "demonstrations", *map(str, words), "--target", service.server.target],
+        ["labeling", "draw", "p", *map(str, words), "--target", service.server.target],
     )
-    assert isinstance(refused.exception, DataError | InvalidRequest)  # no answers to a demonstration
-    assert f"{prompts}:1: answers: " in str(refused.exception)
+    assert isinstance(refused.exception, DataError | InvalidRequest)  # its name is another task's
+    assert f"{prompts}:1: task_key: " in str(refused.exception)
     journal = tmp_path / "out.jsonl.drawing"
     assert f"is kept in {journal}; the same command goes on" in refused.output and journal.exists()
-    with pytest.raises(ConfigError, match="it was begun with answers 4, and this is 5"):
-        command("draw", "demonstrations", *words, "--answers", 5)
+    for other, told in (
+        (("--answers", 5), "begun with --answers 4, and this is --answers 5;"),
+        (("--max-new-tokens", 5), "begun with --max-new-tokens 4, and this is --max-new-tokens 5;"),
+        (("--temperature", 2), "begun with base --temperature 1, and this is base --temperature 2;"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            command("draw", "p", *words, *other)
     with opened_journal(tmp_path / "held", {}), pytest.raises(FailedPrecondition, match="another process"):
         with opened_journal(tmp_path / "held", {}):
             pass
     lines = journal.read_text().splitlines()
     journal.write_text("\n".join([*lines[:3], '{"place": 7}', *lines[4:]]) + "\n")
     with pytest.raises(DataError, match=r"out.jsonl.drawing:4: no line of a drawing"):
-        command("draw", "demonstrations", *words)
+        command("draw", "p", *words)
+
+
+def test_what_can_never_be_drawn_is_refused_before_a_file_is_made(
+    command: Command, service: Service, generation: RunningServer, prompts: Path, tmp_path: Path
+) -> None:
+    kinds = {"rank": pb.TASK_KIND_RANK, "compare": pb.TASK_KIND_COMPARE, "demonstrate": pb.TASK_KIND_DEMONSTRATE}
+    for name, kind in kinds.items():
+        service.project(name, kind)
+    with Client(generation.target) as client:
+        longest = client.info().models[0].max_sequence_tokens
+    asked = ("--prompts", prompts, "--policy", generation.target, "--out", tmp_path / "o")
+    assert _ANSWERS == {kinds[kind.value]: counts for kind, counts in ANSWERS.items() if counts[1]}
+    for project, other, told in (
+        ("rank", ("--answers", 3), "--answers 3: a task to rank has 4..9"),
+        ("compare", ("--answers", 4), "--answers 4: a task to compare has 2"),
+        ("demonstrate", (), "PROJECT demonstrate: people write its answers"),
+        ("rank", ("--max-new-tokens", longest), f"--max-new-tokens {longest}: base takes {longest} tokens"),
+        ("rank", ("--temperature", -1), "temperature: "),
+        ("rank", ("--temperature", "nan"), "temperature: "),
+    ):
+        with pytest.raises((ConfigError, InvalidRequest), match=told):
+            command("draw", project, *asked, *other)
+    assert not list(tmp_path.glob("o*"))
+
+
+def test_a_drawing_without_an_answer_binds_nobody(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl.drawing"
+    with opened_journal(path, {"answers": 4}):
+        pass
+    with opened_journal(path, {"answers": 5}) as journal:
+        journal.add((0, 0, 0), Drawn("text", {}))
+    with pytest.raises(ConfigError, match="begun with --answers 5"), opened_journal(path, {"answers": 4}):
+        pass
+    with opened_journal(path, {"answers": 5}) as journal:
+        assert journal.drawn == {(0, 0, 0): Drawn("text", {})}
 
 
 def test_a_base_model_with_a_prefix_is_a_contestant(

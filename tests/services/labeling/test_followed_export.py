@@ -52,7 +52,7 @@ def test_an_export_that_follows_is_stopped_and_goes_on_with_every_row_once(tmp_p
 
 def test_what_follows_to_standard_output_is_told_at_ctrl_c(tmp_path: Path) -> None:
     with labeling(f"sqlite:///{tmp_path}/a.sqlite") as service:
-        service.project(kind=pb.TASK_KIND_DEMONSTRATE, undo_ms=0)
+        service.project(kind=pb.TASK_KIND_DEMONSTRATE, undo_ms=500)
         label(service, ("ann",), range(3))
         target = service.server.target
         command = [sys.executable, "-m", "trimtab", "labeling", "export", "p", "-", "--follow", "--target", target]
@@ -61,4 +61,7 @@ def test_what_follows_to_standard_output_is_told_at_ctrl_c(tmp_path: Path) -> No
         assert [json.loads(process.stdout.readline())["prompt"] for _ in range(3)] == ["Q0", "Q1", "Q2"]
         time.sleep(0.5)
         process.send_signal(signal.SIGINT)
-        assert "3 rows, the last of sequence 3" in process.communicate(timeout=30)[1]
+        assert process.communicate(timeout=30)[1].split("\n")[:2] == [
+            "a finished task comes when its labels can no longer be taken back, after 0.5 s",
+            "3 rows, the last of sequence 3",
+        ]

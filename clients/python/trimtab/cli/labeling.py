@@ -18,12 +18,13 @@ from trimtab.cli.labeling_labels import agreement, audit, export
 from trimtab.cli.labeling_rows import read_tasks
 from trimtab.cli.rows import json_option, limit_option, print_rows
 from trimtab.client import Client
-from trimtab.errors import DataError
+from trimtab.errors import ConfigError, DataError
 from trimtab.v1 import labeling_pb2 as pb
 
 __all__ = ["labeling"]
 
 _KINDS = {"demonstrate": pb.TASK_KIND_DEMONSTRATE, "rank": pb.TASK_KIND_RANK, "compare": pb.TASK_KIND_COMPARE}
+_DAY_S = 86_400
 _STATES = {"open": pb.PROJECT_STATE_OPEN, "closed": pb.PROJECT_STATE_CLOSED}
 
 
@@ -62,13 +63,15 @@ def create(
     **connection: Any,
 ) -> None:
     """Make the project NAME."""
+    if overlap == 0:  # which would be the default of the service
+        raise ConfigError("overlap: 0; allowed: 1..100", field="overlap", value=0, limit="1..100")
     project = pb.Project(
         name=name,
         kind=_KINDS[kind],
         instructions=_text(instructions),
         overlap=overlap,
-        lease_ms=round(1000 * lease_s),
-        undo_ms=round(1000 * undo_s),
+        lease_ms=_milliseconds("--lease-s", lease_s, least=1),
+        undo_ms=_milliseconds("--undo-s", undo_s, least=0),
         qualification_pass=qualification_pass or 0.0,
         wants_ratings=kind == "rank" if ratings is None else ratings,
     )
@@ -101,8 +104,8 @@ def update(
         name=name,
         instructions=_text(instructions) if instructions is not None else None,
         overlap=overlap,
-        lease_ms=round(1000 * lease_s) if lease_s is not None else None,
-        undo_ms=round(1000 * undo_s) if undo_s is not None else None,
+        lease_ms=_milliseconds("--lease-s", lease_s, least=1) if lease_s is not None else None,
+        undo_ms=_milliseconds("--undo-s", undo_s, least=0) if undo_s is not None else None,
         qualification_pass=qualification_pass,
         state=_STATES[state] if state is not None else pb.PROJECT_STATE_UNSPECIFIED,
     )
@@ -166,6 +169,17 @@ def import_file(project: str, file: Path, import_id: str, **connection: Any) -> 
     with client_of("labeling", **connection) as client:
         added = add_tasks(client, project, import_id, rows, file)
     click.echo(f"{added} tasks in {project}")
+
+
+def _milliseconds(option: str, seconds: float, *, least: int) -> int:
+    if not least <= seconds <= _DAY_S:  # nor NaN
+        raise ConfigError(
+            f"{option} {seconds:.10g}: seconds, allowed: {least}..{_DAY_S}",
+            field=option.lstrip("-").replace("-", "_"),
+            value=seconds,
+            limit=f"{least}..{_DAY_S}",
+        )
+    return round(1000 * seconds)
 
 
 def _text(file: Path | None) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import getpass
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import click
 from trimtab.cli.connect import client_of, connection_options
 from trimtab.cli.rows import json_option, print_rows
 from trimtab.client import Client
+from trimtab.errors import ConfigError
 from trimtab.v1 import labeling_pb2 as pb
 
 __all__ = ["accounts"]
@@ -106,5 +109,13 @@ def _row(one: pb.Account) -> dict[str, Any]:
 def _password(file: Path | None) -> str:
     if file is not None:
         return (file.read_text(encoding="utf-8").splitlines() or [""])[0]
-    asked: str = click.prompt("password", hide_input=True, confirmation_prompt=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", getpass.GetPassWarning)  # else it would be read with all of its letters shown
+        try:
+            asked: str = click.prompt("password", hide_input=True, confirmation_prompt=True)
+        except getpass.GetPassWarning:
+            click.echo()
+            raise ConfigError(
+                "password: there is no terminal to ask at; --password-file is needed", field="password"
+            ) from None
     return asked

@@ -16,7 +16,7 @@ from google.protobuf import json_format
 
 from trimtab.cli.connect import client_of, connection_options
 from trimtab.cli.labeling_draw import Contestant, Drawing, contestants_of, draw
-from trimtab.cli.labeling_draw_journal import opened_journal
+from trimtab.cli.labeling_draw_journal import Journal, opened_journal
 from trimtab.cli.labeling_few_shot import FewShot, read_few_shot
 from trimtab.cli.labeling_import import add_tasks
 from trimtab.cli.labeling_rows import TaskRow, read_tasks
@@ -29,6 +29,8 @@ from trimtab.v1 import labeling_pb2 as pb
 __all__ = ["draw_answers"]
 
 _PATH = click.Path(path_type=Path)
+_ANSWERS = {pb.TASK_KIND_RANK: (4, 9), pb.TASK_KIND_COMPARE: (2, 2)}
+"""Least and most answers of a task, as the labeling service takes them."""
 
 
 @click.command("draw")
@@ -58,10 +60,10 @@ _PATH = click.Path(path_type=Path)
     help="Ends an answer of --few-shot, as the beginning of a next example would; may be repeated.",
 )
 @click.option("--temperature", "temperatures", multiple=True, type=float, help="May be repeated. Default: 1.")
-@click.option("--answers", default=4, show_default=True, type=click.IntRange(1, 9), help="Answers to each prompt.")
+@click.option("--answers", default=4, show_default=True, help="Answers to each prompt: 4 to 9 to rank, 2 to compare.")
 @click.option("--top-p", default=1.0, show_default=True)
 @click.option("--max-new-tokens", default=256, show_default=True)
-@click.option("--seed", default=0, show_default=True)
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**64 - 1))
 @click.option("--tries", default=3, show_default=True, type=click.IntRange(1), help="Most draws of one answer.")
 @click.option("--out", type=_PATH, help="The tasks, as rows of `import`.  [default: PROJECT-drawn.jsonl]")
 @connection_options
@@ -83,13 +85,16 @@ def draw_answers(
     """Draw answers to prompts from the generation service and add them to PROJECT, to be ranked or compared.
 
     Several policies and temperatures take turns. An answer that is empty or unusable, or that the prompt has already,
-    is drawn again; prompts that keep such a place are left out, and told. Answers are kept in OUT.drawing as they come:
+    is drawn again. After --tries draws a prompt with an empty or unusable answer is left out, and an answer that always
+    came out equal stands twice; both are told. Answers are kept in OUT.drawing as they come:
     after an interruption the same command goes on where it stopped. OUT is written, and added to PROJECT, when all are
     there.
     """
     out = out or Path(f"{project}-drawn.jsonl")
     rows = _read_prompts(prompts, alone=bool(few_shots))
     sampling = SamplingParams(top_p=top_p, max_new_tokens=max_new_tokens)
+    for temperature in temperatures or (1.0,):
+        SamplingParams(temperature=temperature, stop_strings=stops)  # refuses what no service takes
     prefixes = [(policy, read_few_shot(file, stops)) for policy, file in few_shots]
     with ExitStack() as opened:
 
@@ -101,11 +106,12 @@ def draw_answers(
         contestants = contestants_of(asked, temperatures or (1.0,), connect)
         _tell_of_twins(contestants)
         client = opened.enter_context(client_of("labeling", **connection))
-        client.get_project(pb.GetProjectRequest(name=project))  # before hours of drawing
+        found = client.get_project(pb.GetProjectRequest(name=project)).project
+        _check(found, contestants, answers=answers, max_new_tokens=max_new_tokens)  # before hours of drawing
         settings = _settings(project, prompts, contestants, sampling, answers=answers, seed=seed, tries=tries)
         path = _journal_path(out)
         journal = opened.enter_context(opened_journal(path, settings))
-        with _told_when_interrupted(path), _bar(answers * len(rows)) as bar:
+        with _told_when_interrupted(journal, path), _bar(answers * len(rows)) as bar:
             drawings = draw(
                 [row.task for row in rows],
                 contestants,
@@ -118,7 +124,7 @@ def draw_answers(
             )
         complete = _complete(rows, drawings, prompts)
         _write(out, [row.task for row in complete])
-        with _told_when_interrupted(path):
+        with _told_when_interrupted(journal, path):
             added = add_tasks(client, project, journal.import_id, complete, prompts)
         journal.remove()
     click.echo(f"{added} tasks in {project}, {answers} answers each, from {len(contestants)} contestants")
@@ -148,6 +154,30 @@ def _generation(directory: Path) -> str:
     if not replicas:
         raise ConfigError(f"{directory}: no generation service runs there; give --policy", field="policy")
     return str(replicas[0]["grpc"])
+
+
+def _check(project: pb.Project, contestants: Sequence[Contestant], *, answers: int, max_new_tokens: int) -> None:
+    """Refuses what the project or a model can never take."""
+    if project.kind not in _ANSWERS:
+        raise ConfigError(
+            f"PROJECT {project.name}: people write its answers; draw for one of kind rank or compare", field="project"
+        )
+    least, most = _ANSWERS[project.kind]
+    if not least <= answers <= most:
+        does = "rank" if project.kind == pb.TASK_KIND_RANK else "compare"
+        allowed = str(least) if least == most else f"{least}..{most}"
+        raise ConfigError(
+            f"--answers {answers}: a task to {does} has {allowed}", field="answers", value=answers, limit=allowed
+        )
+    for one in contestants:
+        longest = one.info.models[0].max_sequence_tokens if one.info.models else 0
+        if 0 < longest <= max_new_tokens:
+            raise ConfigError(
+                f"--max-new-tokens {max_new_tokens}: {one.model} takes {longest} tokens, the prompt among them",
+                field="max_new_tokens",
+                value=max_new_tokens,
+                limit=longest - 1,
+            )
 
 
 def _tell_of_twins(contestants: Sequence[Contestant]) -> None:
@@ -193,11 +223,14 @@ def _journal_path(out: Path) -> Path:
 
 
 @contextmanager
-def _told_when_interrupted(path: Path) -> Iterator[None]:
+def _told_when_interrupted(journal: Journal, path: Path) -> Iterator[None]:
     try:
         yield
     except (TrimtabError, KeyboardInterrupt):
-        _warn(f"what was drawn is kept in {path}; the same command goes on from there")
+        if journal.drawn:
+            _warn(f"what was drawn is kept in {path}; the same command goes on from there")
+        else:
+            journal.remove()
         raise
 
 

@@ -71,7 +71,7 @@ def opened_journal(path: Path, settings: Mapping[str, Any]) -> Iterator[Journal]
         settings: what decides what is drawn, as JSON.
 
     Raises:
-        ConfigError: it was begun with other settings; names the first that differs.
+        ConfigError: it has answers and was begun with other settings; names the first that differs.
         DataError: names file and line of what is no journal.
         FailedPrecondition: another process is drawing to it.
     """
@@ -81,9 +81,12 @@ def opened_journal(path: Path, settings: Mapping[str, Any]) -> Iterator[Journal]
         *lines, cut_off = file.read().split(b"\n")
         if cut_off:
             file.truncate(sum(len(line) + 1 for line in lines))
-        if lines:
-            import_id, drawn = _read(path, lines, settings)
-        else:
+        begun, import_id = _parsed(path, 1, lines[0], _beginning) if lines else ({}, "")
+        if len(lines) > 1:
+            _refuse_others(path, begun, settings)
+            drawn = dict(_parsed(path, number, line, _answer) for number, line in enumerate(lines[1:], 2))
+        else:  # without an answer it binds nobody
+            file.truncate(0)
             import_id, drawn = f"draw-{secrets.token_hex(16)}", {}
             _write(file, {"settings": settings, "import_id": import_id})
         yield Journal(path, file, import_id, drawn)
@@ -98,18 +101,37 @@ def _hold(file: IO[bytes], path: Path) -> None:
         raise FailedPrecondition(f"{path}: another process is drawing to it", field="out", value=path) from None
 
 
-def _read(path: Path, lines: list[bytes], settings: Mapping[str, Any]) -> tuple[str, dict[Place, Drawn]]:
-    begun, import_id = _parsed(path, 1, lines[0], lambda row: (dict(row["settings"]), str(row["import_id"])))
+def _beginning(row: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    return dict(row["settings"]), str(row["import_id"])
+
+
+def _refuse_others(path: Path, begun: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     for name, value in settings.items():
-        if begun.get(name) != value:
-            raise ConfigError(
-                f"{path}: it was begun with {name} {begun.get(name)}, and this is {value}; go on with the same, or "
-                "name another --out",
-                field=name,
-                value=value,
-                limit=begun.get(name),
-            )
-    return import_id, dict(_parsed(path, number, line, _answer) for number, line in enumerate(lines[1:], 2))
+        if (before := begun.get(name)) == value:
+            continue
+        if isinstance(value, dict) and isinstance(before, dict):
+            _refuse_others(path, before, value)
+            continue
+        raise ConfigError(
+            f"{path}: it was begun with {_option(name, before)}, and this is {_option(name, value)}; go on with the "
+            "same, or name another --out",
+            field=name,
+            value=value,
+            limit=before,
+        )
+
+
+def _option(name: str, value: Any) -> str:
+    """A setting as the command line has it."""
+    if name == "contestants" and isinstance(value, list):
+        return "; ".join(
+            f"{model}{'' if version is None else f'@{version}'} --temperature {temperature:g}"
+            + "".join(f" --few-shot-stop {json.dumps(stop)}" for stop in stops)
+            for model, version, temperature, stops in value
+        )
+    if name == "prompts":
+        return f"--prompts of SHA-256 {value!s:.12}"
+    return f"PROJECT {value}" if name == "project" else f"--{name.replace('_', '-')} {value}"
 
 
 def _answer(row: Mapping[str, Any]) -> tuple[Place, Drawn]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,13 @@ _FOLLOW_S = 10 * 365 * 86400.0
 @click.argument("file", type=click.Path(path_type=Path, allow_dash=True))
 @click.option("--group", "groups", multiple=True, help="Only labels of this group of labelers; may be repeated.")
 @click.option("--after", type=click.IntRange(0), help="Only tasks finished after this sequence number.")
-@click.option("--settled-only", is_flag=True, help="Leave out what can still be taken back.")
+@click.option("--settled-only", is_flag=True, help="Leave out what can still be taken back (--undo-s of the project).")
 @click.option("--include-unfinished", is_flag=True, help="Also tasks that want more labels.")
-@click.option("--follow", is_flag=True, help="Go on with each task that is finished, until Ctrl-C.")
+@click.option(
+    "--follow",
+    is_flag=True,
+    help="Go on with each task that is finished and can no longer be taken back.",
+)
 @connection_options
 def export(
     project: str,
@@ -44,7 +49,7 @@ def export(
     """Write the labels of PROJECT to FILE (`-`: standard output) in the dataset format of its kind.
 
     A FILE that is there already is replaced once all rows have come; with --follow rows are added to it as they come,
-    and the same command goes on where it was stopped, as FILE.progress says.
+    until Ctrl-C, and the same command goes on where it was stopped, as FILE.progress says.
     """
     request = pb.ExportLabelsRequest(
         project=project,
@@ -56,29 +61,28 @@ def export(
     )
     with client_of("labeling", **connection) as client:
         timeout_s = _FOLLOW_S if follow else max(_EXPORT_S, client.timeout_s)
+        found = client.get_project(pb.GetProjectRequest(name=project)).project  # before a file is made
         if follow and str(file) != "-":
-            with FollowedFile(file, project, groups, after) as followed:
+            with FollowedFile(file, project, groups, after) as followed, _told(followed):
                 request.after_sequence = followed.last
-                try:
-                    for response in client.export_labels(request, timeout_s=timeout_s):
-                        followed.add(response)
-                finally:
-                    _tell(followed.count, followed.last)
+                _tell_of_undo(found)
+                for response in client.export_labels(request, timeout_s=timeout_s):
+                    followed.add(response)
             return
         rows = _Counted(client.export_labels(request, timeout_s=timeout_s), after or 0)
         if str(file) == "-":
-            try:
+            with _told(rows):
+                if follow:
+                    _tell_of_undo(found)
                 for row in rows:
                     click.echo(row.row_json.encode())
-            finally:
-                _tell(rows.count, rows.last)
             return
         partial = file.with_name(f"{file.name}.partial")
         with partial.open("w", encoding="utf-8") as opened:
             opened.writelines(f"{row.row_json}\n" for row in rows)
         partial.replace(file)
         file.with_name(f"{file.name}.progress").unlink(missing_ok=True)
-        _tell(rows.count, rows.last)
+        _tell(rows)
 
 
 class _Counted:
@@ -95,8 +99,28 @@ class _Counted:
                 self.count, self.last = self.count + 1, max(self.last, response.sequence)
 
 
-def _tell(count: int, last: int) -> None:
-    click.echo(f"{count} rows, the last of sequence {last}", err=True)
+@contextmanager
+def _told(rows: _Counted | FollowedFile) -> Iterator[None]:
+    """Tells in the end how many rows have come; at an error only where some have."""
+    tells = True
+    try:
+        yield
+    except Exception:
+        tells = rows.count > 0
+        raise
+    finally:
+        if tells:
+            _tell(rows)
+
+
+def _tell(rows: _Counted | FollowedFile) -> None:
+    click.echo(f"{rows.count} rows, the last of sequence {rows.last}", err=True)
+
+
+def _tell_of_undo(project: pb.Project) -> None:
+    if project.undo_ms:
+        seconds = f"{project.undo_ms / 1000:g}"
+        click.echo(f"a finished task comes when its labels can no longer be taken back, after {seconds} s", err=True)
 
 
 @click.command()

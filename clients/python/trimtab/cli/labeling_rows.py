@@ -3,11 +3,12 @@
 A row is a JSON object with `prompt` or `messages`, `answers` where they are to be ranked or compared, and optionally
 `task_key`, `context`, `category`, `user`, `overlap`, `sources` [{model, version, temperature, seed, sample_index}] and
 `gold_ranking` (tie groups, best first: a qualification task). Rows of the dataset formats are such rows; what they have
-besides is left out, and told.
+besides is left out, and told; a field that is nearly one of these is an error.
 """
 
 from __future__ import annotations
 
+import difflib
 import gzip
 import json
 import re
@@ -26,6 +27,11 @@ __all__ = ["TaskRow", "in_file", "read_tasks"]
 
 _TEXTS = ("task_key", "prompt", "context", "category", "user")
 _TAKEN = (*_TEXTS, "messages", "answers", "sources", "overlap", "gold_ranking")
+_SOURCE = {"model": str, "version": int, "temperature": float, "seed": int, "sample_index": int}
+_NEAR = 0.82
+"""Least likeness of a misspelt name; `prompt_id` is no `prompt` by it."""
+_OTHERS = ("source",)
+"""Fields of the dataset formats that are like a field of a task and are not one."""
 _IN_IMPORT = re.compile(r"tasks\[(\d+)\]\.?(.*)")
 
 
@@ -98,11 +104,42 @@ def _parsed(line: bytes) -> dict[str, Any]:
     return row
 
 
+def _refuse_misspelt(row: Mapping[str, Any]) -> None:
+    for name in row:
+        if name not in _TAKEN and name not in _OTHERS:
+            if near := difflib.get_close_matches(name.lower(), _TAKEN, 1, _NEAR):
+                raise DataError(f"{name}: no field of a task; is {near[0]} meant?", field=name)
+
+
+def _check_sources(sources: Any) -> None:
+    expected = f"a mapping with {', '.join(_SOURCE)}"
+    if not isinstance(sources, list):
+        raise DataError(
+            f"sources: a list is expected, of {expected} for each answer; got {sources!r:.80}", field="sources"
+        )
+    for index, one in enumerate(sources):
+        if not isinstance(one, dict):
+            raise DataError(f"sources[{index}]: {expected} is expected; got {one!r:.80}", field=f"sources[{index}]")
+        for name, value in one.items():
+            field = f"sources[{index}].{name}"
+            if name not in _SOURCE:
+                raise DataError(f"{field}: is no field of a source; {expected} is expected", field=field)
+            wanted = _SOURCE[name]
+            if value is None or (isinstance(value, str) and wanted is int and value.isdecimal()):
+                continue  # the latter as protobuf writes 64-bit numbers into JSON
+            if isinstance(value, bool) or not isinstance(value, (int, float) if wanted is float else wanted):
+                kind = {str: "a text", int: "a whole number", float: "a number"}[wanted]
+                raise DataError(f"{field}: must be {kind}; got {value!r:.80}", field=field, value=value)
+
+
 def _task(row: Mapping[str, Any]) -> pb.LabelTask:
+    _refuse_misspelt(row)
     values = {key: row[key] for key in _TAKEN if row.get(key) is not None}
     for field in _TEXTS:
         if not isinstance(values.get(field, ""), str):
             raise DataError(f"{field}: must be a text, found {type(values[field]).__name__}", field=field)
+    if "sources" in values:
+        _check_sources(values["sources"])
     if isinstance(values.get("gold_ranking"), list):
         values["gold_ranking"] = [{"indices": group} for group in values["gold_ranking"]]
     if isinstance(values.get("messages"), list):  # a turn may have more than role and content, as a tool's name

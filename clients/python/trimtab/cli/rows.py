@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import click
 from rich.console import Console
 from rich.table import Column, Table
+from rich.text import Text
 
 __all__ = ["json_option", "limit_option", "print_rows", "table", "table_console"]
 
@@ -30,14 +31,14 @@ def limit_option(command: Command) -> Command:
 
 def table_console() -> Console:
     """Where tables go: as wide as the terminal; wide enough for every word where no terminal is."""
-    return Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH)
+    return Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH, markup=False, emoji=False)
 
 
 def table(keys: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> Table:
-    """A table that fits a narrow terminal and in which nothing is cut off."""
+    """A table that fits a narrow terminal, in which nothing is cut off and every text stands as it is."""
     made = Table(*(Column(key, overflow="fold") for key in keys), box=None, padding=(0, 1), pad_edge=False)
     for row in rows:
-        made.add_row(*(str(row[key]) for key in keys))
+        made.add_row(*(Text(str(row[key])) for key in keys))  # a plain str would be read as markup
     return made
 
 
