@@ -26,6 +26,7 @@ from trimtab_trainer.config import RunSpec
 from trimtab_trainer.context import Orders
 from trimtab_trainer.data import read_demonstrations, read_rankings
 from trimtab_trainer.data.labeling import copy_labels
+from trimtab_trainer.report import write_report
 from trimtab_trainer.run import RunOutcome, read_outcome, run
 
 from ..services.labeling.people import PASSWORD, Person, Service, labeling
@@ -290,5 +291,8 @@ def test_labels_of_held_out_labelers_measure_and_are_not_learnt(
     metrics, details = (getattr(outcome.results["reward_model"], name) for name in ("metrics", "details"))
     assert (metrics["rankings"], metrics["rankings_held_out"]) == (45, 15)
     assert set(details["accuracy_by_group"]) == {"heldout"}
+    write_report(spec.directory)
+    page = (spec.directory / "report.html").read_text()
+    assert page.index("labelers learnt from</td>") < page.index("no pair held out") < page.index("heldout</td>")
     theirs = [row for row in read_rankings(spec.directory / "labels/p.jsonl") if row.labelings[0].group == "heldout"]
     assert len(theirs) == 15

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from click.testing import CliRunner
 
 from trimtab.errors import ConfigError
+from trimtab_trainer.cli import run
 from trimtab_trainer.config import RunSpec
 from trimtab_trainer.preflight import check_inputs, check_services
 
@@ -92,6 +96,16 @@ def test_a_labeling_project_needs_the_service_and_no_other(fields: dict[str, Any
     (tmp_path / "endpoints.json").unlink()
     with pytest.raises(ConfigError, match="services.labeling: .*endpoints.json: no such file"):
         check_inputs(RunSpec.model_validate(labeled))
+
+
+def test_a_check_says_that_a_labeling_project_is_not_asked_about(fields: dict[str, Any], tmp_path: Path) -> None:
+    labeled = {**fields, "stages": ["sft"], "sft": {"demonstrations": "labeling:answers"}}
+    (file := tmp_path / "spec.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(labeled, default=str))))
+    done = CliRunner().invoke(run, [str(file), "--check"], catch_exceptions=False)
+    assert done.exit_code == 0
+    assert "sft.demonstrations: labeling:answers is not asked about here" in done.output
+    file.write_text(yaml.safe_dump(json.loads(json.dumps(fields, default=str))))
+    assert "asked" not in CliRunner().invoke(run, [str(file), "--check"], catch_exceptions=False).output
 
 
 def test_the_address_of_labeling_alone_is_not_enough_to_sample(fields: dict[str, Any]) -> None:

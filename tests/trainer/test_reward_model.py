@@ -31,10 +31,12 @@ from trimtab_trainer.evaluation import (
 )
 from trimtab_trainer.examples import RankingExample
 from trimtab_trainer.optimization import Learner, prepare_for_training
+from trimtab_trainer.report import write_report
 from trimtab_trainer.reporter import RunState, step_metrics
 from trimtab_trainer.reward_model import train_on_rankings
 from trimtab_trainer.reward_model_accuracy import score_answers
 from trimtab_trainer.run import RunOutcome
+from trimtab_trainer.tables import percent
 
 Go = Callable[..., RunOutcome]
 
@@ -326,8 +328,47 @@ def test_a_reward_model_can_go_on(tmp_path: Path, llama_folder: Path, data: Path
 
 
 def test_no_rankings_left_names_the_filters(tmp_path: Path, llama_folder: Path, data: Path, go: Go) -> None:
-    with pytest.raises(DataError, match="groups: the rows have no nobody"):
+    with pytest.raises(DataError, match="groups: no row has 'nobody'; they have expert, random"):
         go(spec(tmp_path, llama_folder, data, groups=["nobody"]))
+
+
+def test_the_report_opens_with_how_well_it_orders_pairs(tmp_path: Path, llama_folder: Path, data: Path, go: Go) -> None:
+    run = spec(tmp_path, llama_folder, data, groups=["expert"])
+    result = go(run).results["reward_model"]
+    write_report(run.directory)
+    page = (run.directory / "report.html").read_text()
+    shown = page[page.index("<h2>Reward model</h2>") : page.index("<h2>Compute</h2>")]
+    assert page.index("<h2>") == page.index("<h2>Reward model</h2>")
+    accuracy, longer = (result.details[name] for name in ("accuracy", "longer_wins"))
+    for label, found in {"labelers learnt from": accuracy, **result.details["accuracy_by_group"]}.items():
+        interval = f"{percent(found['value'])} ({percent(found['low'])} to {percent(found['high'])})"
+        cells = shown[shown.index(f">{label}</td>") :].partition("</tr>")[0]
+        assert f">{interval}</td>" in cells and f">{found['pairs']}</td>" in cells
+    assert percent(longer["value"]) in shown and "how often they agree is not known" in shown
+    nothing = spec(tmp_path / "nothing", llama_folder, data, held_out_fraction=0.0)
+    go(nothing)
+    write_report(nothing.directory)
+    assert "No pair was held out" in (nothing.directory / "report.html").read_text()
+
+
+def test_turns_without_a_template_are_refused_with_key_file_and_line(
+    tmp_path: Path, llama_folder: Path, data: Path, go: Go
+) -> None:
+    for file in data.iterdir():
+        (tmp_path / file.name).write_text(file.read_text())
+    tokenizer = load_tokenizer(llama_folder)
+    tokenizer.chat_template = None
+    save_model(load_policy(llama_folder), tokenizer, plain := tmp_path / "plain")
+    for name in ("rankings.jsonl", "demonstrations.jsonl"):
+        file = tmp_path / name
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        lines[2]["messages"] = [{"role": "user", "content": lines[2].pop("prompt")}]
+        before = file.read_text()
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        words = f"reward_model.{file.stem}: .*{name}:3: messages: .* no chat template .* rows with `prompt`"
+        with pytest.raises(DataError, match=words):
+            go(spec(tmp_path / f"run-{file.stem}", plain, tmp_path))
+        file.write_text(before)
 
 
 def test_pairs_and_ties() -> None:

@@ -14,7 +14,7 @@ import click
 
 from trimtab import Client, TLSConfig, Token
 from trimtab_models.memory import keep_freed_memory
-from trimtab_trainer.config import load_run_spec
+from trimtab_trainer.config import labeling_project, load_run_spec
 from trimtab_trainer.places import Place
 from trimtab_trainer.preflight import check_inputs, check_services
 
@@ -90,6 +90,9 @@ def run(
         check_inputs(spec)
     if check or check_spec:
         click.echo(f"{spec_file}: all good: {', '.join(spec.stages)}")
+        for key, written in spec.data_paths():
+            if labeling_project(written) is not None:
+                click.echo(f"{key}: {written} is not asked about here; the run asks when it begins")
         return 0
     if spec.services is not None:  # before torch: spinning OpenMP threads would take the services' cores from them
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

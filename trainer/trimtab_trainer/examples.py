@@ -5,8 +5,8 @@ Rows are read, split and filtered by `data`; the tokenizer's template renders pr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,6 +17,7 @@ from trimtab.types import ChatMessage
 from trimtab_models.tokenizer import encode_completion, encode_document, encode_prompt
 from trimtab_trainer.context import StageContext
 from trimtab_trainer.data import Demonstration, Passage, Ranking
+from trimtab_trainer.data.readers import stream_rows
 from trimtab_trainer.data.records import PromptText, turns_of
 from trimtab_trainer.data.splits import Groups, in_groups
 from trimtab_trainer.language_modeling import Example
@@ -24,6 +25,7 @@ from trimtab_trainer.optimization import shuffled
 from trimtab_trainer.stage_configs import TrainingStage
 
 __all__ = [
+    "NO_TEMPLATE",
     "RankingExample",
     "Reading",
     "demonstration_examples",
@@ -36,6 +38,11 @@ __all__ = [
 
 T = TypeVar("T")
 
+NO_TEMPLATE = (
+    "messages: the tokenizer of the model has no chat template to write turns with; give rows with `prompt`, or a "
+    "model whose tokenizer has one"
+)
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -47,6 +54,7 @@ class Reading:
         leave_out: a longer one is left out and told; False makes it an error.
         skip_bad_rows: bad rows tolerated in each file.
         warn: takes one sentence for each file with rows left out.
+        keys: of the spec, by the file that each names, for errors.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -54,6 +62,7 @@ class Reading:
     leave_out: bool
     skip_bad_rows: int
     warn: Callable[[str], None]
+    keys: Mapping[Path, str] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -78,12 +87,15 @@ class Reading:
                 value=config.max_tokens,
                 limit=most,
             )
+        named = [(context.spec.path(written), key) for key, written in context.spec.data_paths()]
+        own = [(path, key) for path, key in named if key.startswith(f"{section or context.stage}.")]
         return cls(
             tokenizer=tokenizer,
             max_tokens=config.max_tokens or most,
             leave_out=config.too_long == "leave_out",
             skip_bad_rows=config.skip_bad_rows,
             warn=context.warn,
+            keys=dict([*named, *own]),
         )
 
     def fitting(self, path: Path, what: Sequence[tuple[T, int]]) -> list[T]:
@@ -111,8 +123,27 @@ class Reading:
         return fitting
 
 
+def _refuse_turns(path: Path, rows: Sequence[Demonstration] | Sequence[Ranking], reading: Reading) -> None:
+    """Refuses rows that are conversations, for a tokenizer that has no template to write their turns with.
+
+    Raises:
+        DataError: names the key, the file, the line of the first of them and what to do.
+    """
+    if reading.tokenizer.chat_template:
+        return
+    turns = next((row for row in rows if not isinstance(row.prompt, str)), None)
+    if turns is None:
+        return
+    parse, skipped = type(turns).from_row, reading.skip_bad_rows
+    read = stream_rows(path, parse, skip_bad_rows=skipped, warn=lambda text: None)  # rows do not know their lines
+    line = next(line for line, row in read if row.prompt == turns.prompt)
+    key = f"{reading.keys[path]}: " if path in reading.keys else ""
+    raise DataError(f"{key}{path}:{line}: {NO_TEMPLATE}", field=reading.keys.get(path, "messages"))
+
+
 def demonstration_examples(path: Path, rows: Sequence[Demonstration], reading: Reading) -> list[Example]:
     """Demonstrations of a file that fit, in their order; the completion's tokens count."""
+    _refuse_turns(path, rows, reading)
     found = []
     for row in rows:
         prompt = encode_prompt(reading.tokenizer, row.prompt)
@@ -193,6 +224,7 @@ def said_by(example: RankingExample, groups: Groups | None) -> RankingExample:
 
 def ranking_examples(path: Path, rows: Sequence[Ranking], reading: Reading) -> list[RankingExample]:
     """Rankings of a file that fit, in their order; a sequence is the prompt with one answer."""
+    _refuse_turns(path, rows, reading)
     found = []
     for row in rows:
         prompt = tuple(encode_prompt(reading.tokenizer, row.prompt))

@@ -26,6 +26,7 @@ from trimtab_trainer.eval.compute.run import run_ledger
 from trimtab_trainer.report_plots import Plot, calibration_plot, run_plots
 from trimtab_trainer.reporter import stage_metrics
 from trimtab_trainer.run import read_outcome
+from trimtab_trainer.tables import Table, percent
 
 __all__ = ["page_environment", "versions", "write_report"]
 
@@ -109,6 +110,7 @@ def _page(
         .get_template("report.html")
         .render(
             report=written,
+            reward_model=_reward_model(written),
             figures=figures,
             plots=[*run_plots(series), *_calibration(written)],
             samples=_side_by_side(samples),
@@ -118,6 +120,37 @@ def _page(
             config=yaml.safe_dump(written["config"], sort_keys=False),
         )
     )
+
+
+def _reward_model(written: Mapping[str, Any]) -> dict[str, Any] | None:
+    """How well the stage's model orders held-out pairs; None where the stage did not run."""
+    if "reward_model" not in written["stages"]:
+        return None
+    result = written["stages"]["reward_model"]
+    metrics, details = result["metrics"], result["details"]
+    measured = {"labelers learnt from": (details.get("accuracy"), details.get("longer_wins"))}
+    for label, found in details.get("accuracy_by_group", {}).items():
+        measured[label] = found, details.get("longer_wins_by_group", {}).get(label)
+    rows = [
+        [label, _share(found), _share(longer) if longer else "", str(found["pairs"]), str(found["prompts"])]
+        if found
+        else [label, "no pair held out", "", "0", "0"]
+        for label, (found, longer) in measured.items()
+    ]
+    return {
+        "table": Table(
+            "", ["labels of", "accuracy", "the longer answer wins", "pairs", "prompts"], rows if details else []
+        ),
+        "agreement": percent(metrics["labeler_agreement"]) if "labeler_agreement" in metrics else None,
+        "agreement_pairs": metrics.get("labeler_agreement_pairs"),
+    }
+
+
+def _share(accuracy: Mapping[str, Any]) -> str:
+    """An accuracy for people, with its interval where there is one."""
+    if accuracy["low"] is None or accuracy["high"] is None:
+        return percent(accuracy["value"])
+    return f"{percent(accuracy['value'])} ({percent(accuracy['low'])} to {percent(accuracy['high'])})"
 
 
 def _evaluations(directory: Path, warn: Callable[[str], None] | None) -> dict[str, dict[str, Any]]:

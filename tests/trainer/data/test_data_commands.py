@@ -113,7 +113,7 @@ def test_figures_and_conversions(tmp_path: Path) -> None:
         (("clean", "prompts", "FILE", "--output", "NEW", "--phone-region", "XY"), "phone_region is 'XY'"),
         (("clean", "prompts", "FILE", "--output", "NEW", "--per-user", "-1"), "per_user is -1; allowed: at least 0"),
         (("clean", "prompts", "NOWHERE", "--output", "NEW"), "no such file"),
-        (("split", "prompts", "FILE", "--dir", "NEW", "--user-field", "org"), "rows.jsonl:1: org is missing"),
+        (("split", "prompts", "FILE", "--dir", "NEW", "--user-field", "org"), "--without-user by-prompt takes each"),
         (("split", "prompts", "FILE", "--dir", "NEW", "--valid", "0.9"), "allowed: each at least 0, below 1 together"),
         (("import", "hh-rlhf", "prompts", "FILE", "--output", "NEW"), "kind is prompts; hh-rlhf has rankings"),
         (("stats", "prompts", "FILE", "--tokenizer", "NOWHERE"), "no such folder"),

@@ -103,21 +103,25 @@ def test_a_source_stands_for_its_subsets() -> None:
     assert [row.prompt for row in keep_groups([*rows, *LABELLED], {"hh": [""], "news": ["expert"]})][:3] == list("abc")
     assert in_groups("hh/base", "crowd", {"hh": ["crowd"]})
     assert not in_groups("hh/base", "crowd", {"hh": ["crowd"], "hh/base": ["expert"]})  # the nearer name counts
-    with pytest.raises(DataError, match="the rows have no hh/bas; they have hh, hh/base, hh/online, hhh"):
+    with pytest.raises(DataError, match="no row has 'hh/bas'; they have hh, hh/base, hh/online, hhh"):
         keep_sources(rows, ["hh/bas"])
 
 
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: keep_groups(LABELLED, ["experts"]), "groups: the rows have no experts; they have crowd, expert"),
-        (lambda: keep_groups(LABELLED, {"new": ["expert"]}), "sources: the rows have no new; they have chat, news"),
-        (lambda: keep_groups(LABELLED, {"chat": ["expert"]}), "groups of chat: the rows have no expert"),
-        (lambda: keep_sources(LABELLED, ["blog"]), "sources: the rows have no blog"),
-        (lambda: keep_categories([PromptRow("a", "qa")], ["QA"]), "categories: the rows have no QA; they have qa"),
-        (lambda: keep_sources(LABELLED, [""]), 'sources: the rows have no ""; they have chat, news'),
-        (lambda: keep_sources([PromptRow("a")][:0], ["news"]), "sources: the rows have no news; they have none"),
-        (lambda: hold_out_labelers(LABELLED, ["zoe"]), "labelers: the rows have no zoe; they have ann, bob, eve"),
+        (lambda: keep_groups(LABELLED, ["experts"]), "groups: no row has 'experts'; they have crowd, expert"),
+        (lambda: keep_groups(LABELLED, {"new": ["expert"]}), "sources: no row has 'new'; they have chat, news"),
+        (lambda: keep_groups(LABELLED, {"chat": ["expert"]}), "groups of chat: no row has 'expert'"),
+        (lambda: keep_sources(LABELLED, ["blog"]), "sources: no row has 'blog'"),
+        (lambda: keep_categories([PromptRow("a", "qa")], ["QA"]), "categories: no row has 'QA'; they have qa"),
+        (lambda: keep_sources(LABELLED, [""]), "sources: no row is without one; they have chat, news"),
+        (lambda: keep_sources([PromptRow("a")][:0], ["news"]), "sources: no row has 'news'; they have none"),
+        (
+            lambda: keep_categories([PromptRow("a", "qa"), PromptRow("b")], ["QA"]),
+            "categories: no row has 'QA'; they have qa and some have none",
+        ),
+        (lambda: hold_out_labelers(LABELLED, ["zoe"]), "labelers: no row has 'zoe'; they have ann, bob, eve"),
     ],
 )
 def test_a_name_that_no_row_has_is_refused(call: object, words: str) -> None:

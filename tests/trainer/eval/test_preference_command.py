@@ -134,7 +134,7 @@ def test_hallucination_needs_the_question_answered(tmp_path: Path) -> None:
 
 RANKED = said("ann", [[0], [1], [2]])
 BAD_ROWS: list[tuple[dict[str, Any], str]] = [
-    ({"sources": None}, "sources is missing"),
+    ({"sources": None}, "sources is missing: .*--skip-bad-rows N"),
     ({"sources": None, "systems": ["a", "b", "c"]}, "sources is missing: .* name contestants by system"),
     ({"sources": [{"model": "a"}]}, "sources must have one value for each of 3 answers, found 1 values"),
     ({"sources": [{"model": "a"}, {}, {"model": "c"}]}, r"sources\[1\] must be an object with `model`"),

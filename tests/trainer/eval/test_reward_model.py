@@ -16,11 +16,15 @@ from click.testing import CliRunner, Result
 
 from real_data import real
 from running import running
+from trimtab import Client
 from trimtab.errors import ConfigError, DataError
+from trimtab_models.loading import load_reward_model, save_model
+from trimtab_models.tokenizer import load_tokenizer
 from trimtab_trainer.config import RunSpec
 from trimtab_trainer.data import Labeling, Ranking, read_rankings
 from trimtab_trainer.data.splits import split_by_prompt
 from trimtab_trainer.digests import content_digest
+from trimtab_trainer.dpo_reference import folder_digest
 from trimtab_trainer.eval.commands import eval as evaluations
 from trimtab_trainer.eval.reward_model.agreement import ALL, HELD_OUT, LONGER, MODEL, ORACLE, TRAINING, Judged, measure
 from trimtab_trainer.eval.reward_model.data import llmbar_ranking
@@ -234,6 +238,33 @@ def test_a_dataset_in_a_folder_is_measured_and_named_by_its_digest(reward_folder
     saved = json.loads((tmp_path / "out" / "reward-model.json").read_text())
     assert saved["figures"]["rankings"] == 6
     assert saved["settings"]["files"] == {str(tmp_path / "saved"): content_digest(tmp_path / "saved")}
+
+
+def test_the_model_is_named_with_its_digest(reward_folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "rankings.jsonl"
+    file.write_text(json.dumps({"prompt": "p", "chosen": "a dog", "rejected": "a fox"}) + "\n")
+    by_folder = evaluated(file, "--model", reward_folder).output
+    assert str(reward_folder) in by_folder and folder_digest(reward_folder) in by_folder
+    with running("reward", model_folder=reward_folder) as service:
+        by_service = evaluated(file, "--target", service.target).output
+        with Client(service.target, insecure=True) as client:
+            (model,) = client.info().models
+    assert f"{model.served.name} version 0" in by_service and model.served.weights_digest in by_service
+
+
+def test_turns_for_a_model_without_a_template_are_refused_with_their_line(reward_folder: Path, tmp_path: Path) -> None:
+    row = {"prompt": "p", "chosen": "a dog", "rejected": "a fox"}
+    turns = {**row, "prompt": None, "messages": [{"role": "user", "content": "p"}]}
+    (one := tmp_path / "one.jsonl").write_text(json.dumps(row) + "\n")
+    (two := tmp_path / "two.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(turns) + "\n")
+    tokenizer = load_tokenizer(reward_folder)
+    tokenizer.chat_template = None
+    save_model(load_reward_model(reward_folder), tokenizer, plain := tmp_path / "plain")
+    words = r"two.jsonl:2: messages: .* no chat template .* rows with `prompt`"
+    with pytest.raises(DataError, match=words):
+        evaluated(one, two, "--model", plain)
+    with running("reward", model_folder=plain) as service, pytest.raises(DataError, match=words):
+        evaluated(one, two, "--target", service.target)
 
 
 def test_a_service_says_what_is_too_long_as_a_folder_does(reward_folder: Path, tmp_path: Path) -> None:

@@ -113,7 +113,11 @@ def user_of(row: Mapping[str, Any], prompt: PromptText, *, field: str, without_u
     if user is None or user == "":
         if without_user == "by-prompt":
             return f"prompt {prompt_key(prompt)}"
-        raise DataError(f"{field} is missing: the rules per user need one", field=field)
+        raise DataError(
+            f"{field} is missing: the rules per user need one; --user-field names another field, --without-user "
+            "by-prompt takes each prompt for a user of its own",
+            field=field,
+        )
     if not isinstance(user, str | int) or isinstance(user, bool):
         raise DataError(f"{field} must be a text or a number, found {type(user).__name__}", field=field)
     return f"user {user}"

@@ -261,10 +261,8 @@ def _labelers(rankings: Iterable[Ranking]) -> set[str]:
 def _check_known(field: str, asked: Iterable[str], present: set[str]) -> None:
     unknown = sorted(set(asked) - present)
     if unknown:
-        missing, there = (", ".join(sorted(name or '""' for name in names)) for names in (unknown, present))
-        raise DataError(
-            f"{field}: the rows have no {missing}; they have {there or 'none'}",
-            field=field,
-            value=unknown,
-            limit=there or "none",
-        )
+        there = ", ".join(sorted(present - {""}))
+        missing = ", ".join(f"no row has {name!r}" if name else "no row is without one" for name in unknown)
+        without = ("some have none" if there else "they have none") if "" in present or not there else ""
+        have = " and ".join(filter(None, (f"they have {there}" if there else "", without)))
+        raise DataError(f"{field}: {missing}; {have}", field=field, value=unknown, limit=there or "none")

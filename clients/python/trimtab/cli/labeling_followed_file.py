@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -82,7 +83,8 @@ class FollowedFile:
             )
         for name, asked in self._whose.items():
             if known[name] != asked:
-                raise ConfigError(f"{name}: {asked}: {path} has rows of {known[name]}", field=name, value=str(asked))
+                text = f"{name}: asked for {_in_words(asked)}, but {path} has rows of {_in_words(known[name])}"
+                raise ConfigError(f"{text}; name another file", field=name, value=str(asked))
         size = path.stat().st_size if path.exists() else 0
         if size < known["bytes"]:
             raise ConfigError(
@@ -93,3 +95,8 @@ class FollowedFile:
                 limit=known["bytes"],
             )
         return known["sequence"], known["bytes"]
+
+
+def _in_words(whose: Sequence[str]) -> str:
+    """A project, or groups of labelers; none are all of them."""
+    return whose if isinstance(whose, str) else ", ".join(whose) or "all groups"

@@ -170,7 +170,10 @@ def _contestants(row: Mapping[str, Any], by: Sequence[str], count: int) -> tuple
 def _there(row: Mapping[str, Any], field: str) -> Any:
     if not row.get(field):
         other = "; it has `systems`: name contestants by system" if field == "sources" and row.get("systems") else ""
-        raise DataError(f"{field} is missing: whose answers these are{other}", field=field)
+        raise DataError(
+            f"{field} is missing: whose answers these are{other}; --skip-bad-rows N leaves out up to N such rows",
+            field=field,
+        )
     return row[field]
 
 

@@ -28,12 +28,13 @@ def reward_model_findings(
     Args:
         found: of the model.
         folds: of the cross-validation, where there is one.
-        settings: of the findings.
+        settings: of the findings; `model` is `Scored.model`.
         notes: further ones, on what was left out.
     """
     calibrated = found.calibration.get(ALL)
     plot = calibration_plot([asdict(one) for one in calibrated.bins]) if calibrated else None
     tables = [
+        _model(settings["model"]),
         _sides(found),
         *_parts("By source", ["source"], {(key,): by for key, by in _by_label(found.by_source).items()}),
         *_parts("By source and labeler group", ["source", "group"], _by_label(found.by_group)),
@@ -68,6 +69,12 @@ def reward_model_findings(
         plots=[plot] if plot is not None else [],
         notes=[*_notes(found, folds), *notes],
     )
+
+
+def _model(described: Mapping[str, str]) -> Table:
+    """Which model it was: its place, version and digest."""
+    header = [name.replace("_", " ") for name in described]
+    return Table("Reward model", header, [list(described.values())], names=len(header))
 
 
 def _sides(found: Measured) -> Table:

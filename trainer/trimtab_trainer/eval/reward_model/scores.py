@@ -24,7 +24,7 @@ from trimtab_models.tokenizer import load_tokenizer
 from trimtab_trainer.config import RewardModelConfig
 from trimtab_trainer.dpo_reference import folder_digest
 from trimtab_trainer.eval.reward_model.data import Item
-from trimtab_trainer.examples import Reading, ranking_examples
+from trimtab_trainer.examples import NO_TEMPLATE, Reading, ranking_examples
 from trimtab_trainer.reward_model_accuracy import held_out_scores
 
 __all__ = ["FolderScorer", "Scored", "Scorer", "ServiceScorer"]
@@ -80,6 +80,8 @@ class FolderScorer:
         """
         tokenizer = load_tokenizer(self.folder)
         model = load_reward_model(self.folder, device=torch.device(self.device))
+        if not tokenizer.chat_template:
+            _refuse_turns(items)
         most = max_sequence_tokens(model)
         reading = Reading(tokenizer, None, leave_out=False, skip_bad_rows=0, warn=lambda text: None)
         examples = ranking_examples(items[0].path, [item.ranking for item in items], reading)
@@ -131,6 +133,9 @@ class ServiceScorer:
         scores: list[list[float] | None] = []
         versions: set[tuple[str, int]] = set()
         async with self.connect() as client, aclosing(score_in_order(client, rows, options)) as answers:
+            asked = [one.served for one in (await client.info()).models if self.model in ("", one.served.name)]
+            if asked and not any(served.chat_template_digest for served in asked):
+                _refuse_turns(items)
             async for batch in answers:
                 for scored in batch:
                     item = items[len(scores)]
@@ -143,12 +148,22 @@ class ServiceScorer:
                         raise DataError(
                             f"{item}: {scored.error.message}", field=scored.error.field, value=scored.error.value
                         )
+            known = {(one.served.name, one.served.version): one.served for one in (await client.info()).models}
         served = ", ".join(f"{name} version {version}" for name, version in sorted(versions))
         if len(versions) > 1:
             raise ConfigError(
                 f"target: {client.target} changed its model on the way: {served}", field="target", value=served
             )
-        return Scored(scores, {"target": client.target, "served": served})
+        digests = [known[one].weights_digest for one in versions if one in known]
+        digest = {"weights_digest": digests[0]} if digests and digests[0] else {}
+        return Scored(scores, {"target": client.target, "served": served, **digest})
+
+
+def _refuse_turns(items: Sequence[Item]) -> None:
+    """Refuses the first conversation, for a model that has no template to write its turns with."""
+    for item in items:
+        if not isinstance(item.ranking.prompt, str):
+            raise DataError(f"{item}: {NO_TEMPLATE}", field="messages")
 
 
 def _prompt(item: Item) -> object:
