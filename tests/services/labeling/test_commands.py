@@ -173,10 +173,10 @@ def test_files_in_other_encodings_are_refused_and_gzip_and_boms_are_read(
     with pytest.raises(DataError, match="latin.jsonl:1: line: not UTF-8 at byte"):
         command("import", "p", latin)
     packed = tmp_path / "rows.jsonl.gz"
-    packed.write_bytes(gzip.compress(b"\xef\xbb\xbf" + json.dumps(ranked(0, source="x", systems=[1])).encode()))
+    packed.write_bytes(gzip.compress(b"\xef\xbb\xbf" + json.dumps(ranked(0, source="x", context_id=1)).encode()))
     done = command("import", "p", packed)
     assert done.exit_code == 0 and "1 tasks in p" in done.output
-    assert "left out of the tasks are the fields source, systems" in done.output
+    assert "left out of the tasks are the fields context_id, source" in done.output
     assert "1 tasks in p" in command("import", "p", packed).output  # the same file is the same import
     cut = tmp_path / "cut.jsonl.gz"
     cut.write_bytes(packed.read_bytes()[:-9])

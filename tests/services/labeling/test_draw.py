@@ -20,7 +20,7 @@ from trimtab import Client
 from trimtab.cli import trimtab
 from trimtab.cli.labeling_draw_command import _ANSWERS
 from trimtab.cli.labeling_draw_journal import Drawn, opened_journal
-from trimtab.errors import ConfigError, DataError, FailedPrecondition, InvalidRequest
+from trimtab.errors import ConfigError, DataError, FailedPrecondition, InvalidRequest, SequenceTooLong
 from trimtab.types import GenerateRequest, GenerationPrompt, SamplingParams
 from trimtab.v1 import labeling_pb2 as pb
 from trimtab_services.labeling.contents import ANSWERS
@@ -156,6 +156,18 @@ def test_what_can_never_be_drawn_is_refused_before_a_file_is_made(
     ):
         with pytest.raises((ConfigError, InvalidRequest), match=told):
             command("draw", project, *asked, *other)
+    assert not list(tmp_path.glob("o*"))
+
+
+def test_a_drawing_that_gets_no_answer_leaves_no_file(
+    command: Command, service: Service, generation: RunningServer, tmp_path: Path
+) -> None:
+    service.project("p")
+    long_prompt = tmp_path / "prompts.jsonl"
+    long_prompt.write_text(json.dumps({"prompt": "say something " * 2000}) + "\n")
+    asked = ("--prompts", long_prompt, "--policy", generation.target, *WORDS, "--out", tmp_path / "o")
+    with pytest.raises(SequenceTooLong):
+        command("draw", "p", *asked)
     assert not list(tmp_path.glob("o*"))
 
 

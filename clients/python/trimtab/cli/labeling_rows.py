@@ -28,8 +28,8 @@ __all__ = ["TaskRow", "in_file", "read_tasks"]
 _TEXTS = ("task_key", "prompt", "context", "category", "user")
 _TAKEN = (*_TEXTS, "messages", "answers", "sources", "overlap", "gold_ranking")
 _SOURCE = {"model": str, "version": int, "temperature": float, "seed": int, "sample_index": int}
-_NEAR = 0.82
-"""Least likeness of a misspelt name; `prompt_id` is no `prompt` by it."""
+_NEAR = 0.83
+"""Least likeness of a misspelt name; `context_id` is no `context` by it."""
 _OTHERS = ("source",)
 """Fields of the dataset formats that are like a field of a task and are not one."""
 _IN_IMPORT = re.compile(r"tasks\[(\d+)\]\.?(.*)")
