@@ -28,8 +28,8 @@ __all__ = ["TaskRow", "in_file", "read_tasks"]
 _TEXTS = ("task_key", "prompt", "context", "category", "user")
 _TAKEN = (*_TEXTS, "messages", "answers", "sources", "overlap", "gold_ranking")
 _SOURCE = {"model": str, "version": int, "temperature": float, "seed": int, "sample_index": int}
-_NEAR = 0.83
-"""Least likeness of a misspelt name; `context_id` is no `context` by it."""
+_NEAR = 0.9
+"""Least likeness of a misspelt name; by it `content` and `context_id` are no `context`."""
 _OTHERS = ("source",)
 """Fields of the dataset formats that are like a field of a task and are not one."""
 _IN_IMPORT = re.compile(r"tasks\[(\d+)\]\.?(.*)")
@@ -107,7 +107,7 @@ def _parsed(line: bytes) -> dict[str, Any]:
 def _refuse_misspelt(row: Mapping[str, Any]) -> None:
     for name in row:
         if name not in _TAKEN and name not in _OTHERS:
-            if near := difflib.get_close_matches(name.lower(), _TAKEN, 1, _NEAR):
+            if near := difflib.get_close_matches(name.lower().replace("-", "_"), _TAKEN, 1, _NEAR):
                 raise DataError(f"{name}: no field of a task; is {near[0]} meant?", field=name)
 
 
