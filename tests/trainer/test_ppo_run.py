@@ -339,7 +339,7 @@ def test_what_a_service_cannot_take_is_refused_before_anything_is_sampled(
     assert figures(run.directory) == {}
 
 
-def test_a_prompt_that_is_too_long_is_an_error_at_load_or_left_out_and_told(
+def test_a_prompt_that_does_not_fit_is_an_error_at_load_or_left_out_and_told(
     tmp_path: Path, services: LocalServices, llama_folder: Path, reward_folder: Path
 ) -> None:
     tokenizer = load_tokenizer(llama_folder)
@@ -353,8 +353,13 @@ def test_a_prompt_that_is_too_long_is_an_error_at_load_or_left_out_and_told(
         assert (caught.value.field, caught.value.limit) == ("ppo.max_prompt_tokens", "12")
         left_out = run.ppo.model_copy(update={"too_long": "leave_out"})
         train, _ = prompt_examples(context, left_out, tokenizer)
-    assert len(train) == 96 and max(len(prompt.token_ids) for prompt in train) <= 12
-    assert "1 of 97 prompts are longer than 12 tokens" in (run.directory / "events.jsonl").read_text()
+        assert len(train) == 96 and max(len(prompt.token_ids) for prompt in train) <= 12
+        assert "1 of 97 prompts are longer than 12 tokens" in (run.directory / "events.jsonl").read_text()
+        with (tmp_path / "prompts.jsonl").open("a") as file:
+            file.write("\n" + json.dumps({"messages": [{"role": "user", "content": "the dog"}]}))
+        tokenizer.chat_template = None
+        with pytest.raises(DataError, match="ppo.prompts: .*prompts.jsonl:98: messages: .* no chat template"):
+            prompt_examples(context, run.ppo, tokenizer)
 
 
 def test_services_that_are_not_deterministic_are_refused(

@@ -16,7 +16,7 @@ from trimtab.errors import ConfigError, DataError
 from trimtab.types import ChatMessage
 from trimtab_models.tokenizer import encode_completion, encode_document, encode_prompt
 from trimtab_trainer.context import StageContext
-from trimtab_trainer.data import Demonstration, Passage, Ranking
+from trimtab_trainer.data import Demonstration, Passage, PromptRow, Ranking
 from trimtab_trainer.data.readers import stream_rows
 from trimtab_trainer.data.records import PromptText, turns_of
 from trimtab_trainer.data.splits import Groups, in_groups
@@ -33,6 +33,7 @@ __all__ = [
     "few_shot_prompt",
     "first_of",
     "ranking_examples",
+    "refuse_turns",
     "said_by",
 ]
 
@@ -123,27 +124,41 @@ class Reading:
         return fitting
 
 
-def _refuse_turns(path: Path, rows: Sequence[Demonstration] | Sequence[Ranking], reading: Reading) -> None:
-    """Refuses rows that are conversations, for a tokenizer that has no template to write their turns with.
+def refuse_turns(
+    path: Path,
+    rows: Sequence[Demonstration] | Sequence[Ranking] | Sequence[PromptRow],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    key: str | None,
+    skip_bad_rows: int,
+) -> None:
+    """Refuses rows of a file that are conversations, for a tokenizer that has no template to write their turns with.
+
+    Args:
+        path: the file.
+        rows: read from it.
+        tokenizer: of the model.
+        key: of the spec that names the file, if one does.
+        skip_bad_rows: bad rows tolerated in it.
 
     Raises:
         DataError: names the key, the file, the line of the first of them and what to do.
     """
-    if reading.tokenizer.chat_template:
+    if tokenizer.chat_template:
         return
     turns = next((row for row in rows if not isinstance(row.prompt, str)), None)
     if turns is None:
         return
-    parse, skipped = type(turns).from_row, reading.skip_bad_rows
-    read = stream_rows(path, parse, skip_bad_rows=skipped, warn=lambda text: None)  # rows do not know their lines
+    parse = type(turns).from_row
+    read = stream_rows(path, parse, skip_bad_rows=skip_bad_rows, warn=lambda text: None)  # rows do not know their lines
     line = next(line for line, row in read if row.prompt == turns.prompt)
-    key = f"{reading.keys[path]}: " if path in reading.keys else ""
-    raise DataError(f"{key}{path}:{line}: {NO_TEMPLATE}", field=reading.keys.get(path, "messages"))
+    raise DataError(f"{f'{key}: ' if key else ''}{path}:{line}: {NO_TEMPLATE}", field=key or "messages")
 
 
 def demonstration_examples(path: Path, rows: Sequence[Demonstration], reading: Reading) -> list[Example]:
     """Demonstrations of a file that fit, in their order; the completion's tokens count."""
-    _refuse_turns(path, rows, reading)
+    key = reading.keys.get(path)
+    refuse_turns(path, rows, reading.tokenizer, key=key, skip_bad_rows=reading.skip_bad_rows)
     found = []
     for row in rows:
         prompt = encode_prompt(reading.tokenizer, row.prompt)
@@ -224,7 +239,8 @@ def said_by(example: RankingExample, groups: Groups | None) -> RankingExample:
 
 def ranking_examples(path: Path, rows: Sequence[Ranking], reading: Reading) -> list[RankingExample]:
     """Rankings of a file that fit, in their order; a sequence is the prompt with one answer."""
-    _refuse_turns(path, rows, reading)
+    key = reading.keys.get(path)
+    refuse_turns(path, rows, reading.tokenizer, key=key, skip_bad_rows=reading.skip_bad_rows)
     found = []
     for row in rows:
         prompt = tuple(encode_prompt(reading.tokenizer, row.prompt))

@@ -14,7 +14,7 @@ from trimtab_trainer.context import StageContext
 from trimtab_trainer.data import Passage, PromptRow, read_pretraining, read_prompts
 from trimtab_trainer.data.records import PromptText
 from trimtab_trainer.data.splits import split_by_prompt
-from trimtab_trainer.examples import first_of
+from trimtab_trainer.examples import first_of, refuse_turns
 from trimtab_trainer.language_modeling import Example, passages
 
 __all__ = ["PromptExample", "passage_examples", "prompt_examples"]
@@ -84,6 +84,8 @@ def _read(
 ) -> list[PromptExample]:
     path = context.spec.path(written)
     rows: Sequence[PromptRow] = read_prompts(path, skip_bad_rows=config.skip_bad_rows, warn=context.warn)
+    key = next((key for key, value in context.spec.data_paths() if value == written), None)
+    refuse_turns(path, rows, tokenizer, key=key, skip_bad_rows=config.skip_bad_rows)
     examples = [PromptExample(row.prompt, tuple(encode_prompt(tokenizer, row.prompt))) for row in rows]
     fitting = [example for example in examples if len(example.token_ids) <= config.max_prompt_tokens]
     left = len(examples) - len(fitting)
