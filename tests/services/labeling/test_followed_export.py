@@ -13,6 +13,9 @@ from trimtab.v1 import labeling_pb2 as pb
 
 from .people import Service, labeling
 
+# A shell's background jobs, and so their children, do not hear of Ctrl-C by default.
+EXPORT = ["env", "--default-signal=INT", sys.executable, "-m", "trimtab", "labeling", "export"]
+
 
 def label(service: Service, names: tuple[str, ...], numbers: range) -> None:
     """Tasks of two demonstrations each."""
@@ -25,7 +28,7 @@ def label(service: Service, names: tuple[str, ...], numbers: range) -> None:
 
 def follow(target: str, path: Path, rows: int) -> str:
     """Follows until the file has so many rows, then Ctrl-C; what was told."""
-    command = [sys.executable, "-m", "trimtab", "labeling", "export", "p", str(path), "--follow", "--target", target]
+    command = [*EXPORT, "p", str(path), "--follow", "--target", target]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     give_up = time.monotonic() + 60
     while not path.exists() or len(path.read_text().splitlines()) < rows:
@@ -55,7 +58,7 @@ def test_what_follows_to_standard_output_is_told_at_ctrl_c(tmp_path: Path) -> No
         service.project(kind=pb.TASK_KIND_DEMONSTRATE, undo_ms=500)
         label(service, ("ann",), range(3))
         target = service.server.target
-        command = [sys.executable, "-m", "trimtab", "labeling", "export", "p", "-", "--follow", "--target", target]
+        command = [*EXPORT, "p", "-", "--follow", "--target", target]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         assert process.stdout is not None
         assert [json.loads(process.stdout.readline())["prompt"] for _ in range(3)] == ["Q0", "Q1", "Q2"]
