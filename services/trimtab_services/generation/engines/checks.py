@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 import torch
 from transformers import PreTrainedModel
 
@@ -14,8 +16,18 @@ from trimtab_services.generation.sampling import uniforms
 __all__ = ["check_request", "check_slots_fit", "model_eos_token_ids", "sequence_limit"]
 
 
-def check_request(request: SequenceRequest, *, vocab: int, max_sequence_tokens: int, has_tokenizer: bool) -> None:
-    """Refuses what cannot be computed; errors as `Engine.submit`, but for an id that is held already."""
+def check_request(
+    request: SequenceRequest, *, held: Container[int], vocab: int, max_sequence_tokens: int, has_tokenizer: bool
+) -> None:
+    """Refuses what cannot be computed, or has the id of a sequence that is held; errors as `Engine.submit`."""
+    if request.sequence_id in held:
+        raise InvalidRequest(
+            f"sequence_id {request.sequence_id} is already held",
+            reason=Reason.DUPLICATE_ID,
+            field="sequence_id",
+            value=request.sequence_id,
+            limit="unique",
+        )
     prompt, sampling = request.prompt_token_ids, request.sampling
     if not prompt:
         raise InvalidRequest(

@@ -7,41 +7,29 @@ from dataclasses import dataclass, field
 
 from numpy.typing import NDArray
 
-from trimtab_services.generation.engines.base import SequenceRequest
+from trimtab_services.generation.engines.completion import Completion
 from trimtab_services.generation.sampling import SamplingRow
 
 __all__ = ["Running"]
 
 
-@dataclass(slots=True, eq=False)
-class Running:
+@dataclass(slots=True, eq=False, kw_only=True)
+class Running(Completion):
     """A sequence in a slot.
 
     Attributes:
-        request: what was asked.
         uniforms: [max_new_tokens] random numbers, one for each token.
-        stop_ids: ids that end it.
-        suppressed: ids that it cannot sample before `min_new_tokens`.
         order: when it came in, counted by the lane; prefill follows it.
         slot: row of the cache.
-        generated: the completion so far.
-        logprobs: one for each token of `generated`.
-        spans: (first token, version, kv_kept) of each set of weights, in order.
         filled: tokens whose keys and values are in the slot.
         pure: whether those all come from the lane's present weights.
         leader: the sequence whose prompt prefill this one waits to copy.
-        slot_time: `time.monotonic()` at which it first had a slot.
+        slot_time: it has a slot from the beginning.
     """
 
-    request: SequenceRequest
     uniforms: NDArray
-    stop_ids: frozenset[int]
-    suppressed: tuple[int, ...]
     order: int = 0
     slot: int = -1
-    generated: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    spans: list[tuple[int, int, bool]] = field(default_factory=list)
     filled: int = 0
     pure: bool = True
     leader: Running | None = None

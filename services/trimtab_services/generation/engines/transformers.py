@@ -25,10 +25,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from trimtab.errors import ConfigError, FailedPrecondition, InternalError, InvalidRequest, Reason
-from trimtab.types import FinishReason, VersionSpan
+from trimtab.errors import ConfigError, FailedPrecondition, TrimtabError
+from trimtab.types import FinishReason
 from trimtab_models.loading import vocab_size
-from trimtab_services.generation.engines.base import EngineLoad, FinishedSequence, SampledToken, SequenceRequest
+from trimtab_services.generation.engines.base import EngineLoad, FinishedSequence, SequenceRequest
 from trimtab_services.generation.engines.checks import (
     check_request,
     check_slots_fit,
@@ -39,7 +39,6 @@ from trimtab_services.generation.engines.grouped_attention import use_grouped_at
 from trimtab_services.generation.engines.lane import Lane, LaneLimits
 from trimtab_services.generation.engines.running import Running
 from trimtab_services.generation.engines.staging import staged_copy
-from trimtab_services.generation.engines.stops import ends_with_stop_string
 from trimtab_services.generation.sampling import uniforms
 
 __all__ = ["TransformersEngine"]
@@ -187,24 +186,15 @@ class TransformersEngine:
 
     def new_tokens_before(self, priority: int) -> int:
         """New tokens still allowed to what goes before a newcomer; see `Engine.new_tokens_before`."""
-        running = sum(
-            s.request.sampling.max_new_tokens - len(s.generated) for lane in self._lanes for s in lane.running()
-        )
+        running = sum(sequence.left for lane in self._lanes for sequence in lane.running())
         ahead = (waiting.request for waiting in self._waiting if waiting.priority <= priority)
         return running + sum(request.sampling.max_new_tokens for request in ahead)
 
     def submit(self, request: SequenceRequest) -> None:
         """Queue a sequence; see `Engine.submit`."""
-        if request.sequence_id in self._held:
-            raise InvalidRequest(
-                f"sequence_id {request.sequence_id} is already held",
-                reason=Reason.DUPLICATE_ID,
-                field="sequence_id",
-                value=request.sequence_id,
-                limit="unique",
-            )
         check_request(
             request,
+            held=self._held,
             vocab=self._vocab,
             max_sequence_tokens=self._max_sequence_tokens,
             has_tokenizer=self._tokenizer is not None,
@@ -230,7 +220,7 @@ class TransformersEngine:
             return FinishedSequence(sequence_id, (), np.empty(0, np.float32), FinishReason.CANCELLED, ())
         next(lane for lane in self._lanes if running in lane.seats).release(running)
         self._drop_drained_lanes()
-        return _finished(running, FinishReason.CANCELLED)
+        return running.finished(FinishReason.CANCELLED)
 
     @torch.inference_mode()
     def step(self) -> list[FinishedSequence]:
@@ -302,9 +292,7 @@ class TransformersEngine:
             sequence.pure = False
         else:
             lane.restart_prefill(sequence)
-        start = len(sequence.generated)
-        sequence.spans = [span for span in sequence.spans if span[0] < start]
-        sequence.spans.append((start, lane.version, kept))
+        sequence.continue_under(lane.version, kv_kept=kept)
 
     def _drop_drained_lanes(self) -> None:
         """Let go of old weights as soon as no sequence needs them."""
@@ -315,13 +303,11 @@ class TransformersEngine:
 
     def _start(self, waiting: _Waiting) -> Running:
         """A sequence about to take a slot."""
-        request, sampling = waiting.request, waiting.request.sampling
-        stop_ids = frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else self._eos)
+        request = waiting.request
         return Running(
             request=request,
-            uniforms=uniforms(request.seed, request.sample_index, np.arange(sampling.max_new_tokens)),
-            stop_ids=stop_ids,
-            suppressed=tuple(sorted(stop_ids)),
+            eos=self._eos,
+            uniforms=uniforms(request.seed, request.sample_index, np.arange(request.sampling.max_new_tokens)),
             # The number promised, even where the same weights have another one by now.
             spans=[(0, waiting.version, False)] if waiting.lane is not None else [],
         )
@@ -329,56 +315,20 @@ class TransformersEngine:
     def _accept(self, lane: Lane, sequence: Running, token: int, logprob: float, finite: bool) -> None:
         """Append a token and end the sequence where it must end."""
         if not finite:
-            lane.release(sequence)
+            self._end(lane, sequence, FinishReason.CANCELLED, sequence.not_finite(lane.version))
             lane.cache.clear(sequence.slot)
-            error = InternalError(
-                f"logits of sequence {sequence.request.sequence_id} are not finite at token {len(sequence.generated)}"
-                f" under version {lane.version}",
-                reason=Reason.NOT_FINITE,
-                field="logits",
-                value="not finite",
-                limit="finite values",
-            )
-            self._held.pop(sequence.request.sequence_id)
-            self._finished.append(_finished(sequence, FinishReason.CANCELLED, error))
             return
-        sequence.generated.append(token)
-        sequence.logprobs.append(logprob)
         self._decoded_tokens += 1
-        sampling, n = sequence.request.sampling, len(sequence.generated)
-        stopped = token in sequence.stop_ids
-        if not stopped and sampling.stop_strings and self._tokenizer and n >= sampling.min_new_tokens:
-            stopped = ends_with_stop_string(self._tokenizer, sequence.generated, sampling.stop_strings)
-        ended = stopped or n >= sampling.max_new_tokens
-        if sequence.request.on_token is not None:
-            version = sequence.spans[-1][1]
-            sequence.request.on_token(SampledToken(sequence.request.sequence_id, token, logprob, version, ended))
-        if ended:
-            lane.release(sequence)
-            self._held.pop(sequence.request.sequence_id)
-            self._finished.append(_finished(sequence, FinishReason.STOP if stopped else FinishReason.LENGTH))
+        reason = sequence.add(token, logprob, self._tokenizer)
+        if reason is not None:
+            self._end(lane, sequence, reason)
+
+    def _end(self, lane: Lane, sequence: Running, reason: FinishReason, error: TrimtabError | None = None) -> None:
+        lane.release(sequence)
+        self._held.pop(sequence.request.sequence_id)
+        self._finished.append(sequence.finished(reason, error))
 
 
 def _most_tokens(request: SequenceRequest) -> int:
     """Tokens of a sequence that has not begun: prompt and all that it may sample."""
     return len(request.prompt_token_ids) + request.sampling.max_new_tokens
-
-
-def _finished(sequence: Running, reason: FinishReason, error: InternalError | None = None) -> FinishedSequence:
-    """What the engine hands out; empty spans are left out."""
-    ends = [start for start, _, _ in sequence.spans[1:]] + [len(sequence.generated)]
-    spans = tuple(
-        VersionSpan(start_token=start, end_token=end, version=version, kv_kept=kept)
-        for (start, version, kept), end in zip(sequence.spans, ends, strict=True)
-        if end > start
-    )
-    logprobs = np.asarray(sequence.logprobs, dtype=np.float32)
-    return FinishedSequence(
-        sequence.request.sequence_id,
-        tuple(sequence.generated),
-        logprobs,
-        reason,
-        spans,
-        error,
-        slot_time=sequence.slot_time,
-    )

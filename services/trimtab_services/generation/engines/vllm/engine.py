@@ -17,21 +17,20 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from trimtab.errors import FailedPrecondition, InternalError, InvalidRequest, Reason, TrimtabError, Unsupported
-from trimtab.types import FinishReason, VersionSpan
+from trimtab.errors import FailedPrecondition, InternalError, TrimtabError, Unsupported
+from trimtab.types import FinishReason
 from trimtab_models.devices import give_back_memory
 from trimtab_models.loading import vocab_size
-from trimtab_services.generation.engines.base import EngineLoad, FinishedSequence, SampledToken, SequenceRequest
+from trimtab_services.generation.engines.base import EngineLoad, FinishedSequence, SequenceRequest
 from trimtab_services.generation.engines.checks import check_request, model_eos_token_ids, sequence_limit
+from trimtab_services.generation.engines.completion import Completion
 from trimtab_services.generation.engines.staging import staged_copy
-from trimtab_services.generation.engines.stops import ends_with_stop_string
 from trimtab_services.generation.engines.vllm.installed import prepare_vllm
 
 prepare_vllm()  # before the first import of vLLM
@@ -43,40 +42,21 @@ __all__ = ["VLLMEngine"]
 _log = logging.getLogger(__name__)
 
 
-@dataclass(slots=True, eq=False)
-class _Held:
+@dataclass(slots=True, eq=False, kw_only=True)
+class _Held(Completion):
     """A sequence of the engine.
 
     Attributes:
-        request: what was asked.
         arrival: its place among those of its priority.
         promised: the version that it must finish on; None: any.
-        stop_ids: ids that end it.
-        suppressed: ids that it cannot sample before `min_new_tokens`.
         number: its name in the core; another one each time that it comes in anew.
-        generated: the completion so far.
-        logprobs: one for each token of `generated`.
-        spans: (first token, version, kv_kept) of each set of weights, in order.
-        slot_time: `time.monotonic()` at which it first had a slot; 0 before.
         prefilled: whether its prompt is computed since it came in last.
     """
 
-    request: SequenceRequest
     arrival: int
     promised: int | None
-    stop_ids: frozenset[int]
-    suppressed: tuple[int, ...]
     number: int = -1
-    generated: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    spans: list[tuple[int, int, bool]] = field(default_factory=list)
-    slot_time: float = 0.0
     prefilled: bool = False
-
-    @property
-    def left(self) -> int:
-        """New tokens still allowed."""
-        return self.request.sampling.max_new_tokens - len(self.generated)
 
     @property
     def outstanding(self) -> int:
@@ -208,24 +188,15 @@ class VLLMEngine:
 
     def submit(self, request: SequenceRequest) -> None:
         """Queue a sequence; see `Engine.submit`."""
-        if request.sequence_id in self._held:
-            raise InvalidRequest(
-                f"sequence_id {request.sequence_id} is already held",
-                reason=Reason.DUPLICATE_ID,
-                field="sequence_id",
-                value=request.sequence_id,
-                limit="unique",
-            )
         check_request(
             request,
+            held=self._held,
             vocab=self._vocab,
             max_sequence_tokens=self.max_sequence_tokens,
             has_tokenizer=self._tokenizer is not None,
         )
-        sampling = request.sampling
-        stop_ids = frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else self._eos)
         promised = self._version if request.finish_on_version else None
-        held = _Held(request, self._arrivals, promised, stop_ids, tuple(sorted(stop_ids)))
+        held = _Held(request=request, eos=self._eos, arrival=self._arrivals, promised=promised)
         self._arrivals += 1
         self._held[request.sequence_id] = held
         self._bring_in([held])
@@ -236,7 +207,7 @@ class VLLMEngine:
         if held is None:
             return None
         self._take_out([held])
-        return _finished(held, FinishReason.CANCELLED)
+        return held.finished(FinishReason.CANCELLED)
 
     def step(self) -> list[FinishedSequence]:
         """One bounded piece of prefill and one token for every running sequence; see `Engine.step`."""
@@ -284,8 +255,7 @@ class VLLMEngine:
         self._bring_in(moved)
         for held in self._held.values():
             if held.generated:
-                held.spans = [span for span in held.spans if span[0] < len(held.generated)]
-                held.spans.append((len(held.generated), version, held in stay))
+                held.continue_under(version, kv_kept=held in stay)
         return version
 
     def renumber(self, version: int) -> None:
@@ -346,56 +316,21 @@ class VLLMEngine:
     def _accept(self, held: _Held, one: Step, began: float) -> None:
         """Append a token and end the sequence where it must end."""
         token, logprob, finite = one.drawn
-        request, sampling = held.request, held.request.sampling
         held.slot_time = held.slot_time or began
         if not held.prefilled:
             held.prefilled = True
-            self._prefilled_tokens += len(request.prompt_token_ids) + len(held.generated) - one.cached_tokens
+            self._prefilled_tokens += len(held.request.prompt_token_ids) + len(held.generated) - one.cached_tokens
         if not finite:
-            error = InternalError(
-                f"logits of sequence {request.sequence_id} are not finite at token {len(held.generated)} under version "
-                f"{self._version}",
-                reason=Reason.NOT_FINITE,
-                field="logits",
-                value="not finite",
-                limit="finite values",
-            )
-            self._end(held, FinishReason.CANCELLED, error)
+            self._end(held, FinishReason.CANCELLED, held.not_finite(self._version))
             return
         if not held.spans:
             held.spans.append((0, self._version if held.promised is None else held.promised, False))
-        held.generated.append(token)
-        held.logprobs.append(logprob)
         self._decoded_tokens += 1
-        stopped = token in held.stop_ids
-        if not stopped and sampling.stop_strings and self._tokenizer and len(held.generated) >= sampling.min_new_tokens:
-            stopped = ends_with_stop_string(self._tokenizer, held.generated, sampling.stop_strings)
-        ended = stopped or held.left == 0
-        if request.on_token is not None:
-            request.on_token(SampledToken(request.sequence_id, token, logprob, held.spans[-1][1], ended))
-        if ended:
-            self._end(held, FinishReason.STOP if stopped else FinishReason.LENGTH)
+        reason = held.add(token, logprob, self._tokenizer)
+        if reason is not None:
+            self._end(held, reason)
 
     def _end(self, held: _Held, reason: FinishReason, error: TrimtabError | None = None) -> None:
         del self._held[held.request.sequence_id]
         self._take_out([held])
-        self._finished.append(_finished(held, reason, error))
-
-
-def _finished(held: _Held, reason: FinishReason, error: TrimtabError | None = None) -> FinishedSequence:
-    """What the engine hands out; empty spans are left out."""
-    ends = [start for start, _, _ in held.spans[1:]] + [len(held.generated)]
-    spans = tuple(
-        VersionSpan(start_token=start, end_token=end, version=version, kv_kept=kept)
-        for (start, version, kept), end in zip(held.spans, ends, strict=True)
-        if end > start
-    )
-    return FinishedSequence(
-        held.request.sequence_id,
-        tuple(held.generated),
-        np.asarray(held.logprobs, dtype=np.float32),
-        reason,
-        spans,
-        error,
-        slot_time=held.slot_time,
-    )
+        self._finished.append(held.finished(reason, error))
