@@ -217,8 +217,13 @@ def test_it_reads_the_rankings_of_the_reward_model_and_nothing_else(tmp_path: Pa
         )
     )
     spec = load_run_spec(path)
-    assert list(spec.data_paths()) == [
+    read = [
         ("reward_model.rankings", "{data}/rankings.jsonl"),
         ("reward_model.rankings_held_out", "{data}/held_out.jsonl"),
     ]
+    assert spec.data_paths() == read
+    both = load_run_spec(
+        path, ["stages=[reward_model, dpo]", "reward_model.demonstrations=null", "reward_model.initial_model=base"]
+    )
+    assert sorted(both.data_paths()) == sorted(read)  # each once, though both stages read them
     assert list(spec.model_references()) == [("dpo", "dpo.policy", "somewhere/sft")]

@@ -1,13 +1,17 @@
-"""How old the policies were that sampled a batch: counted, and refused where that cannot be."""
+"""How old the policies were that sampled a batch, counted or refused; and which rollouts people are told of."""
 
 from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from trimtab.errors import Mismatch
 from trimtab.types import VersionSpan
-from trimtab_trainer.ppo_metrics import check_age
+from trimtab_models.tokenizer import load_tokenizer
+from trimtab_trainer.ppo_metrics import check_age, samples_of
 from trimtab_trainer.rollouts import Rollout
 
 PUBLISHED = {7: 0, 8: 1, 9: 2}
@@ -36,3 +40,11 @@ def test_ages_are_counted_by_every_token() -> None:
 def test_what_cannot_be_is_refused(versions: tuple[int, ...], iteration: int, words: str) -> None:
     with pytest.raises(Mismatch, match=words):
         check_age([rollout(*versions)], PUBLISHED, iteration, max_lag=1)
+
+
+@pytest.mark.parametrize(
+    ("count", "most", "places"), [(15, 4, [0, 3, 7, 11]), (7, 4, [0, 1, 3, 5]), (3, 9, [0, 1, 2]), (5, 0, [])]
+)
+def test_samples_are_spread_over_the_batch(llama_folder: Path, count: int, most: int, places: list[int]) -> None:
+    batch = [replace(rollout(9), reward=float(number)) for number in range(count)]
+    assert [one.reward for one in samples_of(batch, load_tokenizer(llama_folder), most)] == places

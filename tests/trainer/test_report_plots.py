@@ -22,7 +22,7 @@ def test_intervals_of_dots_are_bars_and_of_a_line_a_band() -> None:
     )
     assert plain is not None and bars is not None and band is not None
     assert not paths(plain.svg, "LineCollection") and len(paths(bars.svg, "LineCollection")) == 2
-    assert "FillBetweenPolyCollection" in band.svg or "PolyCollection" in band.svg
+    assert "PolyCollection" in band.svg and "PolyCollection" not in plain.svg
     both = draw("t", "x", [Line("a", points[:1], dots=True, intervals=some[:1], x_intervals=[(-1.0, 1.0)])])
     assert both is not None and len(paths(both.svg, "LineCollection")) == 2
 

@@ -283,6 +283,19 @@ def test_a_held_out_group_that_is_spelt_otherwise_is_told(
     assert told in (tmp_path / "run" / "events.jsonl").read_text()
 
 
+def test_demonstrations_of_held_out_labelers_do_not_set_the_offset(
+    tmp_path: Path, llama_folder: Path, data: Path, go: Go
+) -> None:
+    for file in data.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    rows = [
+        json.loads(line) | {"group": "heldout"} for line in (data / "demonstrations.jsonl").read_text().splitlines()
+    ]
+    (tmp_path / "demonstrations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match="no demonstration is left to set the offset by; .* is heldout"):
+        go(spec(tmp_path / "run", llama_folder, tmp_path, limit=8))
+
+
 def test_stopped_and_resumed_is_bit_for_bit_the_same(tmp_path: Path, llama_folder: Path, data: Path, go: Go) -> None:
     straight, halves = tmp_path / "straight", tmp_path / "halves"
     go(spec(straight, llama_folder, data, epochs=2))

@@ -205,8 +205,11 @@ class RunSpec(Section):
                 for name, one in config.models.items():
                     yield stage, f"evaluate.models.{name}", one.model
 
-    def data_paths(self) -> Iterator[tuple[str, str]]:
-        """(key, path as written) of every dataset that the stages read."""
+    def data_paths(self) -> list[tuple[str, str]]:
+        """(key, path as written) of every dataset that the stages read, each once."""
+        return list(dict.fromkeys(self._data_paths()))
+
+    def _data_paths(self) -> Iterator[tuple[str, str]]:
         keys = ("text", "held_out", "demonstrations", "pretraining", "pretraining_held_out", "rankings",
                 "rankings_held_out", "prompts", "prompts_held_out")  # fmt: skip
         for stage in self.stages:

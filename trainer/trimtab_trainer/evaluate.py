@@ -138,7 +138,11 @@ def _few_shot(
         return []
     tokenizer = sampler.tokenizer
     path = context.spec.path(context.spec.sft.demonstrations)
-    rows = read_demonstrations(path, skip_bad_rows=context.spec.sft.skip_bad_rows, warn=context.warn)
+    rows = [
+        row
+        for row in read_demonstrations(path, skip_bad_rows=context.spec.sft.skip_bad_rows, warn=context.warn)
+        if row.group not in context.spec.sft.held_out_groups
+    ]
     context_length = max_sequence_tokens(model)
     served = sampler.services.longest_sequence("generation") or context_length
     most = min(context_length, served) - context.spec.ppo.sampling.max_new_tokens
@@ -217,7 +221,7 @@ def _judge(
     sampler.services.serve("reward", judge)
     sampler.services.check_tokenizers(sampler.tokenizer, ["reward"])
     means = {}
-    scored: list[Rollout] = []
+    tokens = sequences = 0
     for name in config.models:
         rows = _read_answers(context.spec.directory, name)
         asked = [
@@ -237,9 +241,9 @@ def _judge(
         _save_answers(context, name, rows)
         figures = _add_figures(context, config, name, {})
         means[f"judge_{name}"] = figures["judge"]["value"]
-        scored += asked
-    read = sum(len(one.prompt_token_ids) + len(one.token_ids) for one in scored)
-    return {**means, "tokens_scored": float(read), "sequences_scored": float(len(scored))}
+        tokens += sum(len(one.prompt_token_ids) + len(one.token_ids) for one in asked)
+        sequences += len(asked)
+    return {**means, "tokens_scored": float(tokens), "sequences_scored": float(sequences)}
 
 
 def _save_losses(

@@ -139,8 +139,7 @@ def mean_gold(rollouts: Sequence[Rollout], tokenizer: PreTrainedTokenizerBase) -
 
 def samples_of(rollouts: Sequence[Rollout], tokenizer: PreTrainedTokenizerBase, most: int) -> list[RolloutSample]:
     """At most so many rollouts of a batch as people read them, evenly over the batch; long texts are cut."""
-    if most == 0:
-        return []
+    count = min(most, len(rollouts))
     return [
         RolloutSample(
             prompt=decode(tokenizer, one.prompt_token_ids)[-_MOST_CHARACTERS:],
@@ -148,7 +147,7 @@ def samples_of(rollouts: Sequence[Rollout], tokenizer: PreTrainedTokenizerBase, 
             reward=one.known_reward,
             ended=one.ended,
         )
-        for one in rollouts[:: max(1, len(rollouts) // most)][:most]
+        for one in (rollouts[len(rollouts) * number // count] for number in range(count))
     ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
@@ -44,9 +45,9 @@ def prompt_examples(
         DataError: a bad row, a prompt longer than `max_prompt_tokens` where none may be left out, or none left.
     """
     seed = context.seed(config.seed)
-    found = _read(context, config, config.prompts, tokenizer)
+    found = _read(context, config, "prompts", tokenizer)
     if config.prompts_held_out is not None:
-        train, held_out = found, _read(context, config, config.prompts_held_out, tokenizer)
+        train, held_out = found, _read(context, config, "prompts_held_out", tokenizer)
     else:
         train, held_out = split_by_prompt(found, config.held_out_fraction, seed=seed)
     return (
@@ -80,12 +81,14 @@ def passage_examples(
 
 
 def _read(
-    context: StageContext, config: PPOConfig, written: str, tokenizer: PreTrainedTokenizerBase
+    context: StageContext,
+    config: PPOConfig,
+    key: Literal["prompts", "prompts_held_out"],
+    tokenizer: PreTrainedTokenizerBase,
 ) -> list[PromptExample]:
-    path = context.spec.path(written)
+    path = context.spec.path(getattr(config, key))
     rows: Sequence[PromptRow] = read_prompts(path, skip_bad_rows=config.skip_bad_rows, warn=context.warn)
-    key = next((key for key, value in context.spec.data_paths() if value == written), None)
-    refuse_turns(path, rows, tokenizer, key=key, skip_bad_rows=config.skip_bad_rows)
+    refuse_turns(path, rows, tokenizer, key=f"ppo.{key}", skip_bad_rows=config.skip_bad_rows)
     examples = [PromptExample(row.prompt, tuple(encode_prompt(tokenizer, row.prompt))) for row in rows]
     fitting = [example for example in examples if len(example.token_ids) <= config.max_prompt_tokens]
     left = len(examples) - len(fitting)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from trimtab.errors import ConfigError
+from trimtab.errors import ConfigError, DataError
 from trimtab_models.loading import (
     load_reward_model,
     max_sequence_tokens,
@@ -355,7 +355,17 @@ def _set_offset(context: StageContext, config: RewardModelConfig, model: PreTrai
         return
     seed = context.seed(config.seed)
     path = context.spec.path(config.demonstrations)
-    demonstrations = read_demonstrations(path, skip_bad_rows=config.skip_bad_rows, warn=context.warn)
+    demonstrations = [
+        row
+        for row in read_demonstrations(path, skip_bad_rows=config.skip_bad_rows, warn=context.warn)
+        if row.group not in config.held_out_groups
+    ]
+    if not demonstrations:
+        raise DataError(
+            f"{path}: no demonstration is left to set the offset by; reward_model.held_out_groups is "
+            f"{', '.join(config.held_out_groups)}",
+            field="reward_model.demonstrations",
+        )
     rows = demonstration_examples(path, demonstrations, reading)
     rows = first_of(rows, config.offset_rows, seed=seed, name="reward_model/offset")
     answers = [RankingExample("", "", row.token_ids[: row.first], (row.token_ids[row.first :],), ()) for row in rows]

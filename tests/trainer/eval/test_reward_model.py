@@ -265,6 +265,13 @@ def test_turns_for_a_model_without_a_template_are_refused_with_their_line(reward
         evaluated(one, two, "--model", plain)
     with running("reward", model_folder=plain) as service, pytest.raises(DataError, match=words):
         evaluated(one, two, "--target", service.target)
+    (tmp_path / "lengths.py").write_text(
+        "def length(prompts, completions):\n    return [len(c) for c in completions]\n"
+    )
+    function = {"kind": "function", "function": "lengths:length", "directory": str(tmp_path)}
+    with running("reward", model_folder=plain, models={"length": function}) as service:
+        done = evaluated(two, "--target", service.target, "--served-model", "length", "--json")
+    assert json.loads(done.output)["rankings"] == 2  # a function has no tokenizer, and reads turns
 
 
 def test_a_service_says_what_is_too_long_as_a_folder_does(reward_folder: Path, tmp_path: Path) -> None:

@@ -38,7 +38,6 @@ __all__ = ["copy_labels"]
 
 T = TypeVar("T")
 
-_KINDS = {"demonstrate": pb.TASK_KIND_DEMONSTRATE, "rank": pb.TASK_KIND_RANK, "compare": pb.TASK_KIND_COMPARE}
 _KINDS_OF_KEY = {
     "demonstrations": ("demonstrate",),
     "rankings": ("rank", "compare"),
@@ -108,7 +107,7 @@ class _Labeling:
             lambda client: client.get_project(pb.GetProjectRequest(name=name), timeout_s=_CALL_S).project,
             patience_s=self._config.start_timeout_s,
         )
-        kind = next(name for name, value in _KINDS.items() if value == project.kind)
+        kind = pb.TaskKind.Name(project.kind).removeprefix("TASK_KIND_").lower()
         _check_kind(self._key, name, kind)
         rows = _Rows()
         source = self._patiently(

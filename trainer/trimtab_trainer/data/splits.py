@@ -116,9 +116,12 @@ def set_apart(
         groups_of: the labeler groups of a row.
         names: of the groups held out.
     """
-    kept = [row for row in train if not set(groups_of(row)) <= set(names)]
+    held_out = set(names)
+    kept: list[Prompted] = []
+    theirs: list[Prompted] = []
+    for row in train:
+        (theirs if held_out.issuperset(groups_of(row)) else kept).append(row)
     seen = {key for row in kept for key in _keys(row)}
-    theirs = (row for row in train if set(groups_of(row)) <= set(names))
     return kept, [row for row in theirs if seen.isdisjoint(_keys(row))]
 
 

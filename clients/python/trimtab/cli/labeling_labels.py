@@ -15,6 +15,7 @@ from trimtab.cli.connect import client_of, connection_options
 from trimtab.cli.labeling_followed_file import FollowedFile
 from trimtab.cli.rows import json_option, print_rows
 from trimtab.client import Client
+from trimtab.errors import ConfigError
 from trimtab.v1 import labeling_pb2 as pb
 
 __all__ = ["agreement", "audit", "export"]
@@ -51,6 +52,8 @@ def export(
     A FILE that is there already is replaced once all rows have come; with --follow rows are added to it as they come,
     until Ctrl-C, and the same command goes on where it was stopped, as FILE.progress says.
     """
+    if follow and include_unfinished:
+        raise ConfigError("include_unfinished: not with --follow", field="include_unfinished")
     request = pb.ExportLabelsRequest(
         project=project,
         after_sequence=after or 0,

@@ -9,6 +9,7 @@ besides is left out, and told; a field that is nearly one of these is an error.
 from __future__ import annotations
 
 import difflib
+import functools
 import gzip
 import json
 import re
@@ -107,8 +108,13 @@ def _parsed(line: bytes) -> dict[str, Any]:
 def _refuse_misspelt(row: Mapping[str, Any]) -> None:
     for name in row:
         if name not in _TAKEN and name not in _OTHERS:
-            if near := difflib.get_close_matches(name.lower().replace("-", "_"), _TAKEN, 1, _NEAR):
-                raise DataError(f"{name}: no field of a task; is {near[0]} meant?", field=name)
+            if near := _meant(name):
+                raise DataError(f"{name}: no field of a task; is {near} meant?", field=name)
+
+
+@functools.lru_cache(1024)
+def _meant(name: str) -> str | None:
+    return next(iter(difflib.get_close_matches(name.lower().replace("-", "_"), _TAKEN, 1, _NEAR)), None)
 
 
 def _check_sources(sources: Any) -> None:

@@ -63,7 +63,7 @@ class LoginRoutes:
     async def _change_password(self, request: web.Request) -> web.StreamResponse:
         session = await self._people.session(request)
         body = _NewPassword(**await read_json(request))
-        new = await self._people.new_password(body.new_password)
         account = await self._people.log_in(request, session.account.name, body.password)
+        new = await self._people.new_password(body.new_password)
         await self._people.change_password(account, new)
         return await self._people.begin(account)

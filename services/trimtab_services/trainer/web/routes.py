@@ -40,6 +40,7 @@ from trimtab_services.runtime.state import Runtime
 from trimtab_services.runtime.web import page_routes
 from trimtab_services.trainer.config import TrainerServiceConfig
 from trimtab_services.trainer.records import RunRecords
+from trimtab_services.trainer.run_log import read_output
 from trimtab_services.trainer.run_rows import ENDED, RunRow
 from trimtab_services.trainer.web.access import Visitors
 from trimtab_services.trainer.web.answers import (
@@ -53,7 +54,7 @@ from trimtab_services.trainer.web.answers import (
 from trimtab_services.trainer.web.digest import Digests
 from trimtab_services.trainer.web.live import LiveRuns
 from trimtab_services.trainer.web.replicas import Replicas
-from trimtab_services.trainer.web.samples import SampleFiles, read_output
+from trimtab_services.trainer.web.samples import SampleFiles
 
 __all__ = ["PAGE", "web_routes"]
 

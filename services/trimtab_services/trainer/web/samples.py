@@ -1,11 +1,10 @@
-"""What a run's folder has for people: answers of its models to held-out prompts, and the output of its process.
+"""What a run's folder has for people of its models: their answers to held-out prompts.
 
-A Job with a volume of its own keeps the answers there, where this service does not see them; its output is copied here.
+A Job with a volume of its own keeps them there, where this service does not see them.
 """
 
 from __future__ import annotations
 
-import codecs
 import json
 import os
 import threading
@@ -17,9 +16,8 @@ from typing import Any
 
 from trimtab.errors import CorruptData, FailedPrecondition
 
-__all__ = ["MOST_OUTPUT_BYTES", "SampleFiles", "read_output"]
+__all__ = ["SampleFiles"]
 
-MOST_OUTPUT_BYTES = 64 * 1024
 """Bytes that are shown of the end of a process's output."""
 
 _FIGURES = ("reward", "judge", "gold", "kl", "tokens")
@@ -110,27 +108,6 @@ class SampleFiles:
         while sum(one.size for one in self._parsed.values()) > self._most_bytes:
             self._parsed.popitem(last=False)
         return kept.first_answers
-
-
-def read_output(directory: Path, after: int) -> dict[str, Any] | None:
-    """A piece of run.log from byte `after` on, or, where there is more than MOST_OUTPUT_BYTES of it, of its end.
-
-    Returns:
-        `{text, begin, end, size}`: the bytes `begin` to `end` of `size`, where `end` leaves out half a character; None
-        where there is no log.
-    """
-    try:
-        with (directory / "run.log").open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            begin = after if 0 <= size - after <= MOST_OUTPUT_BYTES else max(0, size - MOST_OUTPUT_BYTES)
-            file.seek(begin)
-            piece = file.read(size - begin)
-    except FileNotFoundError:
-        return None
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    text = decoder.decode(piece)
-    half = len(decoder.getstate()[0])
-    return {"text": text, "begin": begin, "end": begin + len(piece) - half, "size": size}
 
 
 def _files(directory: Path) -> list[tuple[Path, os.stat_result]]:

@@ -11,8 +11,9 @@ import pytest
 
 from trimtab.errors import FailedPrecondition
 from trimtab.v1 import trainer_pb2 as pb
+from trimtab_services.trainer.run_log import MOST_OUTPUT_BYTES
 from trimtab_services.trainer.web.curves import MOST_POINTS, StageCurves
-from trimtab_services.trainer.web.samples import MOST_OUTPUT_BYTES, SampleFiles
+from trimtab_services.trainer.web.samples import SampleFiles
 from trimtab_trainer.report_plots import run_plots
 
 from .scene import MARKUP, Service, done, ended, fill_events, fill_runs, ppo_step, rollouts, said, started, trainer

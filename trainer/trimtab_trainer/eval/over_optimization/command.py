@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -161,6 +160,7 @@ def _plots(course: Course, fits: dict[tuple[str, str], Curve | str]) -> list[Plo
 
 def _model_plots(models: Sequence[SampledModel], *, run: str) -> list[Plot]:
     """The models of a run that have a KL: one plot for the proxy and one for each yardstick."""
+    from trimtab_trainer.eval.over_optimization.curve import distance
     from trimtab_trainer.report_plots import Line, draw
 
     plots = []
@@ -170,8 +170,8 @@ def _model_plots(models: Sequence[SampledModel], *, run: str) -> list[Plot]:
             found = model.proxy if side == "proxy" else model.yardsticks.get(side)
             if found is None or model.kl is None:
                 continue
-            point = [(_distance(model.kl.value), found.value)]
-            of_x, of_y = _ends(model.kl, _distance), _ends(found, float)
+            point = [(distance(model.kl.value), found.value)]
+            of_x, of_y = _ends(model.kl, distance), _ends(found, float)
             lines.append(Line(model.name, point, dots=True, intervals=[of_y], x_intervals=[of_x]))
         plots.append(draw(f"{run}: {side} of models on held-out prompts".removeprefix(": "), _X_LABEL, lines))
     return [plot for plot in plots if plot is not None]
@@ -179,10 +179,6 @@ def _model_plots(models: Sequence[SampledModel], *, run: str) -> list[Plot]:
 
 def _ends(found: Measure, scale: Callable[[float], float]) -> Interval:
     return None if found.low is None or found.high is None else (scale(found.low), scale(found.high))
-
-
-def _distance(kl: float) -> float:
-    return math.sqrt(max(kl, 0.0))
 
 
 def _missing(

@@ -36,6 +36,11 @@ _FARTHEST_EXPONENT = 50.0
 """A curve that bends by next to nothing has its peak beyond any policy; just how far is no figure."""
 
 
+def distance(kl: float) -> float:
+    """d, the square root of a KL; of an estimate below 0 that of 0."""
+    return math.sqrt(max(kl, 0.0))
+
+
 @dataclass(frozen=True)
 class Point:
     """A policy: its distance from the start, what the reward model says of it, and what the yardstick says.
@@ -52,8 +57,8 @@ class Point:
 
     @property
     def distance(self) -> float:
-        """d, the square root of the KL."""
-        return math.sqrt(max(self.kl, 0.0))
+        """d, as `distance` has it."""
+        return distance(self.kl)
 
 
 @dataclass(frozen=True)

@@ -79,9 +79,9 @@ class FolderScorer:
             ModelFolderError: the folder holds no reward model.
         """
         tokenizer = load_tokenizer(self.folder)
-        model = load_reward_model(self.folder, device=torch.device(self.device))
         if not tokenizer.chat_template:
             _refuse_turns(items)
+        model = load_reward_model(self.folder, device=torch.device(self.device))
         most = max_sequence_tokens(model)
         reading = Reading(tokenizer, None, leave_out=False, skip_bad_rows=0, warn=lambda text: None)
         examples = ranking_examples(items[0].path, [item.ranking for item in items], reading)
@@ -134,7 +134,8 @@ class ServiceScorer:
         versions: set[tuple[str, int]] = set()
         async with self.connect() as client, aclosing(score_in_order(client, rows, options)) as answers:
             asked = [one.served for one in (await client.info()).models if self.model in ("", one.served.name)]
-            if asked and not any(served.chat_template_digest for served in asked):
+            # Functions, remote servers and what combines others have no tokenizer, and read turns all the same.
+            if asked and all(served.tokenizer_digest and not served.chat_template_digest for served in asked):
                 _refuse_turns(items)
             async for batch in answers:
                 for scored in batch:

@@ -195,7 +195,7 @@ class VLLMCore:
 
         Raises:
             Mismatch: its tensors and vLLM's parameters do not match; what serves then is undefined.
-            InternalError: vLLM computes something else than the model.
+            InternalError: vLLM computes something else than the model; not tried while sequences keep keys and values.
         """
         rpc = self._engine.collective_rpc
         rpc("start_weight_update")

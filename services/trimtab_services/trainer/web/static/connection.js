@@ -30,17 +30,20 @@ export function failed() {
 export function repeatedly(work, everyMs) {
   let timer = null;
   let isOver = false;
+  let isWorking = false;
   const again = () => {
     clearTimeout(timer);
-    if (!isOver && !document.hidden) timer = setTimeout(once, everyMs());
+    if (!isOver && !isWorking && !document.hidden) timer = setTimeout(once, everyMs());
   };
   const once = async () => {
+    isWorking = true;
     try {
       await work();
     } catch (error) {
       if (error.status === 404) isOver = true; // gone, which the page says
       else if (!(error instanceof Unreachable)) throw error;
     } finally {
+      isWorking = false;
       again();
     }
   };

@@ -153,9 +153,14 @@ class WorkPage {
   /** What is kept of the task stays as the service has it. */
   #keepUpToDate(task, draft, lease) {
     let saved = task.draft;
+    let isDue = false;
     const keep = () => {
-      if (this.#task !== task) return;
-      keepTask(this.#project, { ...task, draft: saved, lease_left_ms: lease.leftMs });
+      if (isDue) return;
+      isDue = true;
+      queueMicrotask(() => {
+        isDue = false; // a draft that is saved tells of the lease, too
+        if (this.#task === task) keepTask(this.#project, { ...task, draft: saved, lease_left_ms: lease.leftMs });
+      });
     };
     draft.addEventListener("saved", ({ detail }) => {
       saved = detail;

@@ -32,21 +32,29 @@ export class RolloutsSection {
   async renew() {
     this.element.hidden = false;
     this.#isBehind = true;
-    if (!this.#list || this.#isLoading) return;
-    this.#isLoading = true;
+    if (!this.#list) return;
     try {
-      while (this.#isBehind) await this.#load();
+      await this.#catchUp();
     } catch (error) {
       if (!(error instanceof Unreachable)) throw error; // the next ones bring these along
-    } finally {
-      this.#isLoading = false;
     }
   }
 
   async #open(place) {
-    this.#list = h("div");
-    await this.#load();
+    this.#list ??= h("div");
+    this.#isBehind = true;
+    await this.#catchUp();
     fill(place, h("p", { class: "hint" }, "A few of each step, newest first."), this.#list);
+  }
+
+  async #catchUp() {
+    if (this.#isLoading) return;
+    this.#isLoading = true;
+    try {
+      while (this.#isBehind) await this.#load();
+    } finally {
+      this.#isLoading = false;
+    }
   }
 
   async #load() {
