@@ -15,13 +15,15 @@ from typing import Any
 
 import pytest
 import yaml
+from click.testing import CliRunner
 
 from certificate_files import make_pair
 from links import link_to
 from trimtab import Client, TLSConfig
-from trimtab.errors import ConfigError, CorruptData, DataError, PermissionDenied, TrimtabError, Unavailable
+from trimtab.errors import ConfigError, CorruptData, DataError, NotFound, PermissionDenied, TrimtabError, Unavailable
 from trimtab.local import LocalServices, read_endpoints
 from trimtab.v1 import labeling_pb2 as pb
+from trimtab_trainer.cli import run as run_command
 from trimtab_trainer.config import RunSpec
 from trimtab_trainer.context import Orders
 from trimtab_trainer.data import read_demonstrations, read_rankings
@@ -211,6 +213,46 @@ def test_the_project_and_its_kind_are_named(service: Service, tmp_path: Path, ll
         copy_labels(spec_of(tmp_path, llama_folder, service.server.target, reward_model=section), tell=print)
 
 
+def check(folder: Path, spec: RunSpec) -> str:
+    """What `trimtab run --check` prints of a spec."""
+    (file := folder / "spec.yaml").write_text(yaml.safe_dump(spec.model_dump(mode="json")))
+    return CliRunner().invoke(run_command, [str(file), "--check"], catch_exceptions=False).output
+
+
+def test_a_check_counts_the_rows_that_a_run_would_copy_and_writes_nothing(
+    service: Service, tmp_path: Path, llama_folder: Path
+) -> None:
+    service.project(kind=pb.TASK_KIND_COMPARE, undo_ms=0, overlap=2)
+    service.add(*(compared(number) for number in range(7)))
+    spec = spec_of(tmp_path, llama_folder, service.server.target)
+    with pytest.raises(DataError, match="project p has no rows yet: none of its 7 tasks has all of its labels"):
+        check(tmp_path, spec)
+    compare(service.person("ann"), "p")
+    compare(service.person("bob"), "p", most=5)
+    said = check(tmp_path, spec)
+    assert "reward_model.rankings: labeling project p, of kind compare, has 5 rows of 5 tasks\n" in said
+    assert "all good: reward_model" in said and not spec.directory.exists()
+    copy_labels(spec, tell=print)
+    compare(service.person("cat"), "p")
+    assert "reward_model.rankings: 5 rows of labeling project p, copied when the run began" in check(tmp_path, spec)
+
+
+def test_a_check_names_the_project_its_kind_and_the_service_that_is_silent(
+    service: Service, tmp_path: Path, llama_folder: Path
+) -> None:
+    service.project("d", kind=pb.TASK_KIND_DEMONSTRATE)
+    spec = spec_of(tmp_path, llama_folder, service.server.target)
+    with pytest.raises(NotFound, match="reward_model.rankings: labeling at .* no project 'p'"):
+        check(tmp_path, spec)
+    section = {**spec.reward_model.model_dump(), "rankings": "labeling:d"}
+    with pytest.raises(ConfigError, match="labeling project d is of kind demonstrate; allowed here: rank and compare"):
+        check(tmp_path, spec_of(tmp_path, llama_folder, service.server.target, reward_model=section))
+    began = time.monotonic()
+    with pytest.raises(Unavailable, match="reward_model.rankings: the labeling service does not answer for 1 s"):
+        check(tmp_path, spec_of(tmp_path, llama_folder, "127.0.0.1:1"))
+    assert time.monotonic() - began < 15
+
+
 def test_a_service_that_does_not_answer_is_waited_for_no_longer_than_the_spec_says(
     tmp_path: Path, llama_folder: Path
 ) -> None:
@@ -270,12 +312,16 @@ def test_the_token_of_the_run_is_asked_for_its_scope_over_tls(tmp_path: Path, ll
         spec = spec_of(tmp_path, llama_folder, "", services=services)
         with pytest.raises(PermissionDenied, match="reward_model.rankings: labeling at .* lacks scope"):
             copy_labels(spec, tell=print)
+        with pytest.raises(PermissionDenied, match="reward_model.rankings: labeling at .* lacks scope 'label.read'"):
+            check(tmp_path, spec)
         mine.write_text("c" * 20)
         with Client(service.server.target, token="a" * 20, tls=TLSConfig(pair.certificate)) as program:
             project = pb.Project(name="p", kind=pb.TASK_KIND_COMPARE)
             program.create_project(pb.CreateProjectRequest(project=project))
         with pytest.raises(DataError, match="none of its 0 tasks"):
             copy_labels(spec, tell=print)
+        with pytest.raises(DataError, match="none of its 0 tasks"):
+            check(tmp_path, spec)
 
 
 def test_labels_of_held_out_labelers_measure_and_are_not_learnt(

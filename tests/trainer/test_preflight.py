@@ -98,12 +98,17 @@ def test_a_labeling_project_needs_the_service_and_no_other(fields: dict[str, Any
         check_inputs(RunSpec.model_validate(labeled))
 
 
-def test_a_check_says_that_a_labeling_project_is_not_asked_about(fields: dict[str, Any], tmp_path: Path) -> None:
+def test_an_offline_check_says_that_a_labeling_project_is_not_asked_about(
+    fields: dict[str, Any], tmp_path: Path
+) -> None:
     labeled = {**fields, "stages": ["sft"], "sft": {"demonstrations": "labeling:answers"}}
     (file := tmp_path / "spec.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(labeled, default=str))))
-    done = CliRunner().invoke(run, [str(file), "--check"], catch_exceptions=False)
-    assert done.exit_code == 0
-    assert "sft.demonstrations: labeling:answers is not asked about here" in done.output
+    for options in (["--check", "--offline"], ["--check-spec"]):
+        done = CliRunner().invoke(run, [str(file), *options], catch_exceptions=False)
+        assert done.exit_code == 0
+        assert "sft.demonstrations: labeling:answers is not asked about here" in done.output
+    with pytest.raises(ConfigError, match="offline: only with --check"):
+        CliRunner().invoke(run, [str(file), "--offline"], catch_exceptions=False)
     file.write_text(yaml.safe_dump(json.loads(json.dumps(fields, default=str))))
     assert "asked" not in CliRunner().invoke(run, [str(file), "--check"], catch_exceptions=False).output
 

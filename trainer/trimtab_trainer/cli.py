@@ -12,9 +12,11 @@ from pathlib import Path
 
 import click
 
-from trimtab import Client, TLSConfig, Token
+from trimtab import Client
+from trimtab.cli.connect import credentials_of
+from trimtab.errors import ConfigError
 from trimtab_models.memory import keep_freed_memory
-from trimtab_trainer.config import labeling_project, load_run_spec
+from trimtab_trainer.config import RunSpec, labeling_project, load_run_spec
 from trimtab_trainer.places import Place
 from trimtab_trainer.preflight import check_inputs, check_services
 
@@ -29,7 +31,8 @@ EXIT_STOPPED = 130
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key, such as ppo.iterations=20."
 )
 @click.option("--resume", is_flag=True, help="Go on where the run of this folder was stopped or killed.")
-@click.option("--check", is_flag=True, help="Only check the spec.")
+@click.option("--check", is_flag=True, help="Only check the spec, the files and the labeling projects that it names.")
+@click.option("--offline", is_flag=True, help="With --check: ask no service; labeling projects are not checked.")
 @click.option(
     "--check-spec", is_flag=True, help="Only check the spec itself, not the files that it names: for a run elsewhere."
 )
@@ -56,6 +59,7 @@ def run(
     overrides: tuple[str, ...],
     resume: bool,
     check: bool,
+    offline: bool,
     check_spec: bool,
     processes: int,
     directory: Path | None,
@@ -78,6 +82,8 @@ def run(
             from trimtab_trainer.ranks import follow
 
             return follow(place)
+    if offline and not check:
+        raise ConfigError("offline: only with --check", field="offline")
     given = [*overrides]
     if directory is not None:
         given.append(f"directory={json.dumps(str(directory))}")
@@ -89,10 +95,8 @@ def run(
     else:
         check_inputs(spec)
     if check or check_spec:
+        _tell_labels(spec, ask=not (check_spec or offline))
         click.echo(f"{spec_file}: all good: {', '.join(spec.stages)}")
-        for key, written in spec.data_paths():
-            if labeling_project(written) is not None:
-                click.echo(f"{key}: {written} is not asked about here; the run asks when it begins")
         return 0
     if spec.services is not None:  # before torch: spinning OpenMP threads would take the services' cores from them
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -109,15 +113,23 @@ def run(
     follower = [sys.executable, "-m", "trimtab", "run", str(spec_file)] if processes > 1 else None
     sink = None
     if report_to is not None:
-        token = Token(file=report_token_file) if report_token_file else None
-        files = (report_ca_file, report_certificate_file, report_key_file)
-        tls = TLSConfig(*files) if report_tls or any(files) else None
-        client = Client(report_to, token=token, tls=tls, insecure=report_insecure)
-        sink = RemoteSink(client, spec.name, spec.directory, orders)
+        credentials = credentials_of(
+            token_file=report_token_file,
+            tls=report_tls,
+            ca_file=report_ca_file,
+            certificate_file=report_certificate_file,
+            key_file=report_key_file,
+            insecure=report_insecure,
+        )
+        sink = RemoteSink(Client(report_to, **credentials), spec.name, spec.directory, orders)
     try:
         with (
             experiment_logs(spec) as logs,
-            Reporter(spec.directory, sinks=[*([sink] if sink else []), *logs]) as reporter,
+            Reporter(
+                spec.directory,
+                sinks=[*([sink] if sink else []), *logs],
+                on_replicas=sink.take_replicas if sink else None,
+            ) as reporter,
             leading(place, orders, spec, start=follower) if place is not None else nullcontext(),
         ):
             write = partial(write_report, warn=reporter.warn)
@@ -134,6 +146,18 @@ def run(
         return EXIT_STOPPED
     click.echo(f"report: {spec.directory / 'report.html'}")
     return 0
+
+
+def _tell_labels(spec: RunSpec, *, ask: bool) -> None:
+    """Prints what labeling projects have for a run, or that they are not asked about."""
+    labeled = [(key, path) for key, path in spec.data_paths() if labeling_project(path) is not None]
+    if labeled and ask:
+        from trimtab_trainer.data.labeling import count_labels  # torch: heavy
+
+        count_labels(spec, tell=click.echo)
+        return
+    for key, path in labeled:
+        click.echo(f"{key}: {path} is not asked about here; the run asks when it begins")
 
 
 @click.command()

@@ -1,6 +1,6 @@
 """What can be known of a run before anything is loaded: that its model, its data and its services' addresses exist.
 
-Whether a labeling project has what a dataset of the run is to be made of is asked when the run begins.
+Whether a labeling project has what a dataset of the run is to be made of is asked by `data.labeling`.
 """
 
 from __future__ import annotations

@@ -10,26 +10,27 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from trimtab import AsyncClient, Client, TLSConfig, Token
+from trimtab import AsyncClient, Client
 from trimtab.errors import ConfigError, Mismatch, Unavailable
 from trimtab.local import CHANNELS
 from trimtab.types import ServiceInfo, ServiceState
 from trimtab.v1 import weights_pb2
+from trimtab.v1.trainer_pb2 import RunReplicas
 from trimtab.weights import Publication, TensorData
 from trimtab_models.tokenizer import tokenizer_digest
 from trimtab_models.versions import ModelPublisher, publish_folder
 from trimtab_trainer.channels import Name, RunChannels
 from trimtab_trainer.context import StageContext, StageStopped
 from trimtab_trainer.fleet import Fleet
+from trimtab_trainer.replica_report import tell_replicas
 from trimtab_trainer.rollouts import RolloutDispatcher
-from trimtab_trainer.services_config import ServicesConfig
+from trimtab_trainer.services_config import ServiceName, ServicesConfig
 
 __all__ = ["Services", "connect"]
 
@@ -60,6 +61,7 @@ def connect(context: StageContext, *, rollout_timeout_s: float) -> Services:
         deterministic=spec.deterministic,
         lease_folder=spec.directory,
         on_queue=on_queue,
+        on_replicas=context.reporter.replicas,
         tell=context.warn,
         stop_asked=lambda: context.orders.stop_asked,
     )
@@ -76,6 +78,7 @@ class Services:
         deterministic: services must be so too.
         lease_folder: the run's own, where its next life finds the leases that this one was killed with.
         on_queue: called with (waiting, running, replicas) whenever the rollouts given out change.
+        on_replicas: called with the state of all replicas every 5 seconds, and with none at the end.
         tell: takes one sentence on whatever makes the run wait.
         stop_asked: ends every wait with StageStopped once it is true.
 
@@ -96,22 +99,14 @@ class Services:
         deterministic: bool = False,
         lease_folder: Path | None = None,
         on_queue: Callable[[int, int, int], None] = lambda waiting, running, replicas: None,
+        on_replicas: Callable[[RunReplicas], None] = lambda replicas: None,
         tell: Callable[[str], None] = lambda text: None,
         stop_asked: Callable[[], bool] = lambda: False,
     ) -> None:
         self._config = config
         self._tell, self._stop_asked = tell, stop_asked
         self._stage = stage
-        self._token = Token(file=config.token_file) if config.token_file else None
-        self._tls = TLSConfig(**config.tls.model_dump()) if config.tls else None
-        self._insecure = config.insecure
-        self.weights = Client(
-            self._weights_address(),
-            token=self._token,
-            tls=self._tls,
-            insecure=config.insecure,
-            timeout_s=_PUBLISH_TIMEOUT_S,
-        )
+        self.weights = Client(self._weights_address(), timeout_s=_PUBLISH_TIMEOUT_S, **config.credentials("weights"))
         self._channels = RunChannels(
             self.weights, run=run, stage=stage, patience_s=config.patience_s, tell=tell, pause=self._pause
         )
@@ -119,6 +114,8 @@ class Services:
         self.rollouts = RolloutDispatcher(self._fleets, timeout_s=rollout_timeout_s, on_queue=on_queue)
         try:
             self._check_answering()
+            fleets = (self.rollouts.generation, self.rollouts.reward, self.rollouts.reference)
+            self.rollouts.run_beside(tell_replicas(fleets, on_replicas))
             if deterministic:
                 self._check_deterministic()
             self._channels.lease(lease_folder)
@@ -318,20 +315,16 @@ class Services:
                     )
 
     def _fleets(self) -> tuple[Fleet, Fleet, Fleet]:
-        def fleet(name: str) -> Fleet:
-            where = self._config.of(name)  # type: ignore[arg-type]  # one of the four names
-            connect = partial(self._connect, server_name=where.server_name)
-            return Fleet(name, where.resolver(name), connect, patience_s=self._config.patience_s, tell=self._tell)
+        def fleet(name: ServiceName) -> Fleet:
+            resolver = self._config.of(name).resolver(name)
+            connect = partial(AsyncClient, **self._config.credentials(name))
+            return Fleet(name, resolver, connect, patience_s=self._config.patience_s, tell=self._tell)
 
         return fleet("generation"), fleet("reward"), fleet("reference")
 
     def _fleet(self, service: str) -> Fleet:
         fleet: Fleet = getattr(self.rollouts, service)
         return fleet
-
-    def _connect(self, address: str, *, server_name: str) -> AsyncClient:
-        tls = replace(self._tls, server_name=server_name) if self._tls else None
-        return AsyncClient(address, token=self._token, tls=tls, insecure=self._insecure)
 
     def _wait_served(self, fleet: Fleet, weights_digest: str, version: int) -> None:
         """Waits long for replicas that load a version, less where one refuses it or where none answers."""

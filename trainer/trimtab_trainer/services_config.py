@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from trimtab.channel import TLSConfig, Token
 from trimtab.endpoint_slices import EndpointSliceResolver
 from trimtab.resolver import DNSResolver, FileResolver, Resolver, StaticResolver
 from trimtab_trainer.stage_configs import Section
@@ -115,3 +116,15 @@ class ServicesConfig(Section):
         """Where a service is that it knows: its own entry, or the common file."""
         own: ServiceAddresses | None = getattr(self, service)
         return own or ServiceAddresses(endpoints_file=self.endpoints_file)
+
+    def credentials(self, service: ServiceName) -> dict[str, Any]:
+        """`token`, `tls` and `insecure` as a client of a service that it knows takes them.
+
+        Raises:
+            ConfigError: the token's file cannot be read, or only one of certificate and key is given.
+        """
+        tls = None
+        if self.tls is not None:
+            tls = TLSConfig(**self.tls.model_dump(), server_name=self.of(service).server_name)
+        token = Token(file=self.token_file) if self.token_file is not None else None
+        return {"token": token, "tls": tls, "insecure": self.insecure}

@@ -4,7 +4,8 @@
     DIR/labels/PROJECT.json    what they are: kind, rows, tasks, last sequence number, SHA-256, from where and when
 
 The copy is made when the run begins, of tasks that have all of their labels, none of which can be taken back any more.
-A resumed run reads the same rows again, whatever people have labeled meanwhile; a new run gets what there is then.
+A resumed run reads the same rows again, whatever people have labeled meanwhile; a new run gets what there is then. What
+it would get now is asked before, by `count_labels`.
 """
 
 from __future__ import annotations
@@ -12,13 +13,12 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from contextlib import closing
-from dataclasses import replace
+from contextlib import closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from trimtab import Client, TLSConfig, Token
+from trimtab import Client
 from trimtab.errors import (
     ConfigError,
     CorruptData,
@@ -34,7 +34,7 @@ from trimtab_trainer.config import RunSpec, labeling_project
 from trimtab_trainer.digests import content_digest
 from trimtab_trainer.services_config import ServicesConfig
 
-__all__ = ["copy_labels"]
+__all__ = ["copy_labels", "count_labels"]
 
 T = TypeVar("T")
 
@@ -43,7 +43,7 @@ _KINDS_OF_KEY = {
     "rankings": ("rank", "compare"),
     "rankings_held_out": ("rank", "compare"),
 }
-_CALL_S, _EXPORT_S = 10.0, 600.0
+_CALL_S, _COUNT_S, _EXPORT_S = 10.0, 10.0, 600.0
 _BETWEEN_TRIES_S = 0.5
 
 
@@ -68,9 +68,7 @@ def copy_labels(spec: RunSpec, *, tell: Callable[[str], None], pause: Callable[[
             continue
         copy = spec.path(path)
         if not _record_of(copy).exists():
-            if spec.services is None or not spec.services.knows("labeling"):
-                raise ConfigError(f"services.labeling: no addresses, but {key} is {path!r}", field="services.labeling")
-            record = _Labeling(spec.services, key, tell, pause).copy(project, copy)
+            record = _labeling_of(spec, key, path, tell, pause).copy(project, copy)
             tell(f"{key} is a copy of {record['rows']} rows of labeling project {project}, sha256 {record['sha256']}")
         record = json.loads(_record_of(copy).read_text(encoding="utf-8"))
         _check_kind(key, project, record["kind"])
@@ -82,6 +80,38 @@ def copy_labels(spec: RunSpec, *, tell: Callable[[str], None], pause: Callable[[
                 value=copy,
                 limit=record["sha256"],
             )
+
+
+def count_labels(spec: RunSpec, *, tell: Callable[[str], None]) -> None:
+    """Tells of every labeling project that a run names as a dataset how many rows a run that begins now would copy.
+
+    No answer is waited for longer than `services.start_timeout_s`, and rows are counted for 10 s.
+
+    Args:
+        spec: of the run.
+        tell: takes one sentence on each dataset, and on whatever makes the caller wait.
+
+    Raises:
+        TrimtabError: as `copy_labels`, but CorruptData.
+    """
+    for key, path in spec.data_paths():
+        project = labeling_project(path)
+        if project is None:
+            continue
+        record = _record_of(spec.path(path))
+        if record.exists():
+            rows = json.loads(record.read_text(encoding="utf-8"))["rows"]
+            tell(f"{key}: {rows} rows of labeling project {project}, copied when the run began")
+        else:
+            tell(f"{key}: {_labeling_of(spec, key, path, tell, time.sleep).count(project)}")
+
+
+def _labeling_of(
+    spec: RunSpec, key: str, path: str, tell: Callable[[str], None], pause: Callable[[float], None]
+) -> _Labeling:
+    if spec.services is None or not spec.services.knows("labeling"):
+        raise ConfigError(f"services.labeling: no addresses, but {key} is {path!r}", field="services.labeling")
+    return _Labeling(spec.services, key, tell, pause)
 
 
 class _Labeling:
@@ -103,15 +133,12 @@ class _Labeling:
 
     def copy(self, name: str, to: Path) -> dict[str, Any]:
         """Writes a project's rows and the record of them; returns the record."""
-        project = self._patiently(
-            lambda client: client.get_project(pb.GetProjectRequest(name=name), timeout_s=_CALL_S).project,
-            patience_s=self._config.start_timeout_s,
-        )
-        kind = pb.TaskKind.Name(project.kind).removeprefix("TASK_KIND_").lower()
-        _check_kind(self._key, name, kind)
+        project = self._project(name)
         rows = _Rows()
         source = self._patiently(
-            lambda client: rows.take(client, name), patience_s=self._config.patience_s, progress=lambda: rows.taken
+            lambda client: rows.take(client, name, timeout_s=_EXPORT_S),
+            patience_s=self._config.patience_s,
+            progress=lambda: rows.taken,
         )
         lines = rows.lines
         if not lines:
@@ -119,7 +146,7 @@ class _Labeling:
         write_file_atomically(to, "".join(f"{line}\n" for line in lines))
         record = {
             "project": name,
-            "kind": kind,
+            "kind": _kind_of(project),
             "rows": len(lines),
             "tasks": len(rows.by_task),
             "last_sequence": rows.last,
@@ -129,6 +156,33 @@ class _Labeling:
         }
         write_file_atomically(_record_of(to), json.dumps(record, indent=1) + "\n")
         return record
+
+    def count(self, name: str) -> str:
+        """What `copy` would write now, in words; nothing is written."""
+        project = self._project(name)
+        rows = _Rows()
+
+        def count(client: Client) -> bool:
+            with suppress(DeadlineExceeded):
+                rows.take(client, name, timeout_s=_COUNT_S)
+                return True
+            return False
+
+        is_whole = self._patiently(count, patience_s=self._config.start_timeout_s)
+        if is_whole and not rows.lines:
+            raise _no_labels(self._key, project)
+        counted = f"{len(rows.lines)} rows of {len(rows.by_task)} tasks"
+        counted = counted if is_whole else f"more than {counted}; counting ended after {_COUNT_S:.0f} s"
+        return f"labeling project {name}, of kind {_kind_of(project)}, has {counted}"
+
+    def _project(self, name: str) -> pb.Project:
+        """A project of a kind that the dataset may have."""
+        project = self._patiently(
+            lambda client: client.get_project(pb.GetProjectRequest(name=name), timeout_s=_CALL_S).project,
+            patience_s=self._config.start_timeout_s,
+        )
+        _check_kind(self._key, name, _kind_of(project))
+        return project
 
     def _patiently(
         self, call: Callable[[Client], T], *, patience_s: float, progress: Callable[[], int] = lambda: 0
@@ -141,9 +195,7 @@ class _Labeling:
             progress: grows with what has come.
         """
         where = self._config.of("labeling")
-        token = Token(file=self._config.token_file) if self._config.token_file else None
-        tls = TLSConfig(**self._config.tls.model_dump()) if self._config.tls else None
-        tls = replace(tls, server_name=where.server_name) if tls else None
+        credentials = self._config.credentials("labeling")
         give_up, tries, seen = time.monotonic() + patience_s, 0, progress()
         with closing(where.resolver("labeling")) as resolver:
             while True:
@@ -154,7 +206,7 @@ class _Labeling:
                         raise Unavailable(
                             "no address of it is known; `trimtab up` starts it with replicas: {labeling: 1}"
                         )
-                    with Client(address, token=token, tls=tls, insecure=self._config.insecure) as client:
+                    with Client(address, **credentials) as client:
                         return call(client)
                 except (Unavailable, DeadlineExceeded, Overloaded) as error:
                     reason = error.message
@@ -193,11 +245,11 @@ class _Rows:
         """All of them."""
         return [row for rows in self.by_task.values() for row in rows]
 
-    def take(self, client: Client, project: str) -> str:
+    def take(self, client: Client, project: str, *, timeout_s: float) -> str:
         """Takes all rows, or goes on with the task in whose rows another call was cut off; returns the address."""
         request = pb.ExportLabelsRequest(project=project, after_sequence=max(0, self.last - 1), settled_only=True)
         self.last = request.after_sequence
-        for response in client.export_labels(request, timeout_s=_EXPORT_S):
+        for response in client.export_labels(request, timeout_s=timeout_s):
             if response.sequence != self.last:  # one that comes again has got another label since
                 self.by_task.pop(response.task_key, None)
             self.by_task.setdefault(response.task_key, []).append(response.row_json)
@@ -208,6 +260,10 @@ class _Rows:
 
 def _record_of(copy: Path) -> Path:
     return copy.with_suffix(".json")
+
+
+def _kind_of(project: pb.Project) -> str:
+    return pb.TaskKind.Name(project.kind).removeprefix("TASK_KIND_").lower()
 
 
 def _check_kind(key: str, project: str, kind: str) -> None:

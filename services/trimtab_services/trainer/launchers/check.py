@@ -24,8 +24,8 @@ async def check_spec(spec_file: Path, *options: str) -> None:
 
     Args:
         spec_file: YAML.
-        options: of `trimtab run`; --check where the run will work on this machine, so that the files which the spec
-            names have to be here, else --check-spec.
+        options: of `trimtab run`; --check --offline where the run will work on this machine, so that the files which
+            the spec names have to be here, else --check-spec. The run itself waits for services.
 
     Raises:
         InvalidRequest: the spec is wrong; the message names key, value and what is allowed.

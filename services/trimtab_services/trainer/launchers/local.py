@@ -49,7 +49,7 @@ class LocalLauncher:
 
     async def check(self, spec_file: Path) -> None:
         """As `Launcher.check`."""
-        await check_spec(spec_file, *self._endpoints_options(), "--check")
+        await check_spec(spec_file, *self._endpoints_options(), "--check", "--offline")
 
     async def start(self, run: RunRow, *, resume: bool, resumes: int = 0, goes_on: bool = False) -> LocalWork:
         """Starts the run process; its output goes to DIRECTORY/run.log.
