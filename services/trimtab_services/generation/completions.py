@@ -141,7 +141,7 @@ class Completions:
         if not sequences:
             return
         call = current_call()
-        asked = sum(len(one.prompt_token_ids) + one.sampling.max_new_tokens for one in sequences)
+        asked = sum(one.most_tokens for one in sequences)
         caller = call.caller if call is not None else ""
         self._charge(caller, asked)
         events: asyncio.Queue[_Event] = asyncio.Queue()

@@ -24,7 +24,7 @@ from typing import TypeVar
 import numpy as np
 from torch import Tensor
 
-from trimtab.errors import DeadlineExceeded, InternalError, Reason
+from trimtab.errors import DeadlineExceeded, InternalError, Overloaded, Reason
 from trimtab.types import FinishReason
 from trimtab_services.generation.engines.base import Engine, EngineLoad, FinishedSequence, SampledToken, SequenceRequest
 from trimtab_services.generation.pace import Pace
@@ -46,12 +46,21 @@ class _Held:
     allowed_tokens: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Newcomer:
+    """Sequences that wait for a swap before they are admitted."""
+
+    requests: Sequence[SequenceRequest]
+    admission: Future[list[int]]
+    admit: Callable[[], None]
+
+
 class EngineHost:
     """Runs one engine in a thread of its own.
 
     Args:
         engine: touched by that thread only from now on.
-        max_queue_tokens: most tokens held, waiting and running.
+        max_queue_tokens: most tokens held: running, waiting, and of those who wait for a swap.
         loop: where finished sequences are handed over.
         on_step: called in the engine's thread after each step with (seconds, tokens sampled, load).
         on_fault: called in the loop when the engine has failed: nothing is computed after.
@@ -75,7 +84,7 @@ class EngineHost:
         self._held: dict[int, _Held] = {}
         self._deliveries: list[Callable[[], None]] = []
         self._swap: Callable[[], None] | None = None
-        self._newcomers: list[Callable[[], None]] = []
+        self._newcomers: list[_Newcomer] = []
         self._next_id = 0
         self._closing = False
         self._fault: BaseException | None = None
@@ -87,7 +96,7 @@ class EngineHost:
 
     @property
     def load(self) -> EngineLoad:
-        """The engine's load after its last step or command."""
+        """The engine's load after its last step or command, with what waits for a swap."""
         return self._load
 
     @property
@@ -156,7 +165,7 @@ class EngineHost:
             The sequence ids, in order.
 
         Raises:
-            Overloaded: the engine holds too many tokens; says when to come back.
+            Overloaded: the engine and those who wait for a swap hold too many tokens; says when to come back.
             DeadlineExceeded: the deadline has passed, or could not be met (DEADLINE_UNMEETABLE).
             InternalError: the engine has failed.
             TrimtabError: what `check` or the engine raised.
@@ -166,7 +175,7 @@ class EngineHost:
 
         def admit(engine: Engine) -> list[int]:
             check(engine.version)
-            refuse_overload(requests, engine.load().outstanding_tokens, self._max_queue_tokens, self._rate)
+            self._refuse_overload(requests)
             if deadline is not None:
                 self._refuse_late(engine, requests, deadline - time.monotonic())
             ids: list[int] = []
@@ -184,7 +193,20 @@ class EngineHost:
             return ids
 
         admission, command = self._command(admit)
-        self._commands.put(lambda: command() if self._swap is None else self._newcomers.append(command))
+
+        def admit_or_wait() -> None:
+            if self._swap is None:
+                return command()
+            self._newcomers = [one for one in self._newcomers if not one.admission.cancelled()]
+            try:
+                self._refuse_overload(requests)
+            except Overloaded as refusal:
+                if admission.set_running_or_notify_cancel():
+                    admission.set_exception(refusal)
+            else:
+                self._newcomers.append(_Newcomer(requests, admission, command))
+
+        self._commands.put(admit_or_wait)
         try:
             return await asyncio.wrap_future(admission)
         except asyncio.CancelledError:
@@ -254,12 +276,26 @@ class EngineHost:
 
     # Below: the engine's thread.
 
+    def _refuse_overload(self, requests: Sequence[SequenceRequest]) -> None:
+        refuse_overload(requests, self._load_now().outstanding_tokens, self._max_queue_tokens, self._rate)
+
+    def _load_now(self) -> EngineLoad:
+        """The engine's load, and those that wait for a swap before they are admitted."""
+        load = self._engine.load()
+        waiting = [request for one in self._newcomers if not one.admission.cancelled() for request in one.requests]
+        return replace(
+            load,
+            waiting_sequences=load.waiting_sequences + len(waiting),
+            outstanding_tokens=load.outstanding_tokens + sum(request.most_tokens for request in waiting),
+        )
+
     def _run(self) -> None:
         try:
             while not self._closing:
                 self._commands_now(wait=not self._engine.has_work)
                 if self._engine.has_work and not self._closing:
                     self._step()
+                    self._swap_if_possible()  # what held it up may be finished, and no command may come any more
         except BaseException as error:  # nothing may end this thread unnoticed: nobody else samples
             _log.exception("the engine has failed")
             self._fail(error)
@@ -276,7 +312,7 @@ class EngineHost:
             if not self._closing:
                 self._commands.get_nowait()()
         self._swap_if_possible()
-        self._load = self._engine.load()
+        self._load = self._load_now()
 
     def _swap_if_possible(self) -> None:
         """Swaps where that was asked for and nothing holds it up, then admits who has waited for it."""
@@ -285,15 +321,16 @@ class EngineHost:
         swap, self._swap = self._swap, None
         swap()
         newcomers, self._newcomers = self._newcomers, []
-        for admit in newcomers:
-            admit()
+        for one in newcomers:
+            one.admit()
+        self._load = self._load_now()
 
     def _step(self) -> None:
         before = self._load.computed_decode_tokens
         began = time.perf_counter()
         finished = self._engine.step()
         seconds = time.perf_counter() - began
-        self._load = self._engine.load()
+        self._load = self._load_now()
         tokens = self._load.computed_decode_tokens - before
         if tokens:
             self._pace.note_step(seconds)

@@ -195,7 +195,7 @@ def refuse_overload(requests: Sequence[SequenceRequest], held: int, most: int, t
     Raises:
         Overloaded: says when to come back.
     """
-    wanted = sum(len(one.prompt_token_ids) + one.sampling.max_new_tokens for one in requests)
+    wanted = sum(one.most_tokens for one in requests)
     if held == 0 or held + wanted <= most:
         return
     excess = held + wanted - most

@@ -6,12 +6,14 @@ import asyncio
 import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torch import Tensor
 
-from trimtab.errors import DeadlineExceeded, InternalError, Reason
+from trimtab.errors import DeadlineExceeded, InternalError, Overloaded, Reason
 from trimtab.types import SamplingParams
 from trimtab_models.loading import load_policy, named_parameter_tensors
 from trimtab_services.generation.engines.base import Engine, FinishedSequence, SequenceRequest
@@ -32,11 +34,13 @@ def anything(version: int) -> None:
 class Bench:
     """A host over a real engine with two slots."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self, folder: Path, engine: type[TransformersEngine] = TransformersEngine, max_queue_tokens: int = 10_000
+    ) -> None:
         self.faults: list[BaseException] = []
         self.host = EngineHost(
-            TransformersEngine(load_policy(folder), version=1, slots=2),
-            max_queue_tokens=10_000,
+            engine(load_policy(folder), version=1, slots=2),
+            max_queue_tokens=max_queue_tokens,
             loop=asyncio.get_running_loop(),
             on_fault=self.faults.append,
         )
@@ -58,9 +62,9 @@ class Bench:
                 await asyncio.sleep(0.005)
 
 
-def run(folder: Path, body: Callable[[Bench], Awaitable[None]]) -> None:
+def run(folder: Path, body: Callable[[Bench], Awaitable[None]], **options: Any) -> None:
     async def main() -> None:
-        bench = Bench(folder)
+        bench = Bench(folder, **options)
         try:
             async with asyncio.timeout(60):
                 await body(bench)
@@ -99,7 +103,7 @@ def test_a_caller_that_goes_away_while_it_is_admitted_leaves_nothing(llama_folde
 
 def test_work_that_cannot_meet_its_deadline_is_refused_at_once(llama_folder: Path) -> None:
     async def body(bench: Bench) -> None:
-        await bench.submit(sequences(100), deadline_s=0.001)  # idle, and nothing is known: it is tried
+        await bench.submit(sequences(240), deadline_s=0.1)  # idle, and nothing is known: it is tried
         await bench.finished.get()
         await bench.learn()
         await bench.idle()
@@ -160,6 +164,78 @@ def test_sampling_goes_on_while_a_version_is_staged(llama_folder: Path) -> None:
         assert spans[-1].version == 2 and spans[-1].end_token == 100
 
     run(llama_folder, body)
+
+
+class OneSetOfWeights(TransformersEngine):
+    """Has room for one set of weights, as vLLM has: a swap waits for sequences that finish on theirs."""
+
+    @property
+    def can_swap(self) -> bool:
+        lane = self._lanes[-1]
+        return not self._is_promised(lane) and not any(self._stays(one.request) for one in lane.running())
+
+
+def test_a_swap_that_is_held_up_comes_when_the_last_ends_that_holds_it_up_though_nobody_calls(
+    llama_folder: Path,
+) -> None:
+    async def body(bench: Bench) -> None:
+        pinned = [replace(one, finish_on_version=True) for one in sequences(100)]
+        await bench.submit(pinned)
+        tensors = named_parameter_tensors(load_policy(llama_folder))
+        await bench.host.stage(2, lambda: tensors)
+        swap = asyncio.create_task(bench.host.swap())
+        await asyncio.sleep(0)
+        newcomer = asyncio.create_task(bench.submit(sequences(3)))
+        async with asyncio.timeout(20):
+            assert [span.version for span in (await bench.finished.get()).version_spans] == [1]
+            await swap
+            await newcomer
+            assert [span.version for span in (await bench.finished.get()).version_spans] == [2]
+
+    run(llama_folder, body, engine=OneSetOfWeights)
+
+
+def test_those_who_come_while_a_swap_is_held_up_count_as_load_and_are_refused_beyond_the_limit(
+    llama_folder: Path,
+) -> None:
+    most = 2000
+
+    async def body(bench: Bench) -> None:
+        pinned = [replace(one, finish_on_version=True) for one in sequences(230, 6)]
+        holds_up = await bench.submit(pinned)
+        tensors = named_parameter_tensors(load_policy(llama_folder))
+        await bench.host.stage(2, lambda: tensors)
+        swap = asyncio.create_task(bench.host.swap())
+        await asyncio.sleep(0)
+        went_away = [asyncio.create_task(bench.submit(sequences(47))) for _ in range(4)]
+        await asyncio.sleep(0)
+        for one in went_away:
+            one.cancel()
+        await asyncio.wait(went_away)
+        flood = [asyncio.create_task(bench.submit(sequences(47))) for _ in range(100)]  # of 50 tokens each
+        first, _ = await asyncio.wait(flood, return_when=asyncio.FIRST_EXCEPTION)
+        refused = [one for one in first if one.exception() is not None]
+        assert refused and not swap.done()  # at once, not when the swap is over
+        while sum(one.done() for one in flood) < 60:
+            await asyncio.sleep(0.001)
+        await bench.host.call(lambda engine: engine.version)  # behind all of the flood
+        waiting = [one for one in flood if not one.done()]
+        assert 12 <= len(waiting) <= 40 and not swap.done()
+        while bench.host.load.waiting_sequences < len(waiting):  # until the next step
+            await asyncio.sleep(0.001)
+        assert bench.host.load.outstanding_tokens <= most
+        for one in flood:
+            if one.done():
+                error = one.exception()
+                assert isinstance(error, Overloaded) and error.reason is Reason.QUEUE_FULL, error
+                assert error.limit == str(most) and error.retry_after_s
+        bench.host.cancel(holds_up)
+        await swap
+        assert all([await one for one in waiting])
+        for _ in waiting:
+            assert [span.version for span in (await bench.finished.get()).version_spans] == [2]
+
+    run(llama_folder, body, engine=OneSetOfWeights, max_queue_tokens=most)
 
 
 def test_an_engine_that_failed_tells_everybody_and_takes_nothing_more(llama_folder: Path) -> None:

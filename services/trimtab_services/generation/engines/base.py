@@ -66,6 +66,11 @@ class SequenceRequest:
     priority: int = 0
     on_token: Callable[[SampledToken], None] | None = None
 
+    @property
+    def most_tokens(self) -> int:
+        """Tokens that it may come to: its prompt and all that it may sample."""
+        return len(self.prompt_token_ids) + self.sampling.max_new_tokens
+
 
 @dataclass(frozen=True, slots=True)
 class FinishedSequence:

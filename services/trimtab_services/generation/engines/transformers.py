@@ -202,7 +202,7 @@ class TransformersEngine:
         lane = self._lanes[-1]
         promised = lane if self._stays(request) else None
         heapq.heappush(self._waiting, _Waiting(request.priority, next(self._arrivals), request, promised, lane.version))
-        self._waiting_tokens += _most_tokens(request)
+        self._waiting_tokens += request.most_tokens
         self._held[request.sequence_id] = None
 
     @torch.inference_mode()  # a slot that others read from may have to be copied
@@ -214,7 +214,7 @@ class TransformersEngine:
         if running is None:
             gone = next(waiting for waiting in self._waiting if waiting.request.sequence_id == sequence_id)
             self._waiting.remove(gone)
-            self._waiting_tokens -= _most_tokens(gone.request)
+            self._waiting_tokens -= gone.request.most_tokens
             heapq.heapify(self._waiting)
             self._drop_drained_lanes()
             return FinishedSequence(sequence_id, (), np.empty(0, np.float32), FinishReason.CANCELLED, ())
@@ -227,7 +227,7 @@ class TransformersEngine:
         """One bounded piece of prefill and one token for every running sequence; see `Engine.step`."""
         while self._waiting and sum(lane.busy for lane in self._lanes) < self._limits.slots:
             waiting = heapq.heappop(self._waiting)
-            self._waiting_tokens -= _most_tokens(waiting.request)
+            self._waiting_tokens -= waiting.request.most_tokens
             running = self._start(waiting)
             self._held[running.request.sequence_id] = running
             (waiting.lane or self._lanes[-1]).admit(running)
@@ -327,8 +327,3 @@ class TransformersEngine:
         lane.release(sequence)
         self._held.pop(sequence.request.sequence_id)
         self._finished.append(sequence.finished(reason, error))
-
-
-def _most_tokens(request: SequenceRequest) -> int:
-    """Tokens of a sequence that has not begun: prompt and all that it may sample."""
-    return len(request.prompt_token_ids) + request.sampling.max_new_tokens

@@ -111,8 +111,7 @@ class RemoteHost:
         for request in requests:
             self._next_id += 1
             work = self._run(self._next_id, request, texts[request.prompt_token_ids], receive, deadline, receive_token)
-            tokens = len(request.prompt_token_ids) + request.sampling.max_new_tokens
-            self._held[self._next_id] = _Held(tokens, asyncio.create_task(work))
+            self._held[self._next_id] = _Held(request.most_tokens, asyncio.create_task(work))
             ids.append(self._next_id)
         self._on_load(self.load)
         return ids
