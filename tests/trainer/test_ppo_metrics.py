@@ -18,15 +18,19 @@ PUBLISHED = {7: 0, 8: 1, 9: 2}
 
 
 def rollout(*versions: int) -> Rollout:
-    spans = tuple(VersionSpan(start, start + 1, version) for start, version in enumerate(versions))
+    spans = tuple(
+        VersionSpan(versions.index(version), versions.index(version) + versions.count(version), version)
+        for version in dict.fromkeys(versions)
+    )
     tokens = tuple(range(5, 5 + len(versions)))
     return Rollout("p", 0, (5, 6), tokens, np.zeros(len(tokens), np.float32), True, spans)
 
 
 def test_ages_are_counted_by_every_token() -> None:
-    batch = [rollout(9), rollout(8, 9), rollout(9, 9), rollout(9)]
-    assert check_age(batch, PUBLISHED, 2, max_lag=1) == {"lag": 1.0, "stale_fraction": 0.25}
-    assert check_age([rollout(9)], PUBLISHED, 2, max_lag=0) == {"lag": 0.0, "stale_fraction": 0.0}
+    batch = [rollout(9), rollout(7, 8, 9, 9), rollout(8), rollout(9)]
+    ages = {"lag": 2.0, "mean_lag": 4 / 7, "stale_fraction": 0.5, "mixed_fraction": 0.25}
+    assert check_age(batch, PUBLISHED, 2, max_lag=2) == ages
+    assert check_age([rollout(9)], PUBLISHED, 2, max_lag=0) == dict.fromkeys(ages, 0.0)
 
 
 @pytest.mark.parametrize(

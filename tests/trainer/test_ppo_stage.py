@@ -129,7 +129,7 @@ def test_what_a_stage_resumes_from_is_what_it_saved(tmp_path: Path, llama_folder
         missing_eos_score=-2.5,
         passages_used=7,
         stopped_by_kl=True,
-        rollout_version=5,
+        recent_versions=[4, 5],
         negative_kl_iterations=2,
         normalizer=RewardNormalizer(count=9, mean=0.5, squares=4.0),
     )

@@ -35,6 +35,7 @@ MODEL = {"deterministic": True, "threads": 1}
 SETTINGS = {"generation": {**MODEL, "slots": 4, "drain_s": 0.2}, "reward": MODEL, "reference": MODEL}
 REPLICAS = {"generation": 2, "reward": 2, "reference": 2, "trainer": 0}
 TOKENS = 160
+SAMPLING = SamplingParams(max_new_tokens=TOKENS, min_new_tokens=TOKENS)
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +60,10 @@ def whole(services: LocalServices) -> None:
         wait_until(lambda service=service: len(serving(services, service)) == REPLICAS[service])
 
 
+def prompts_of(count: int) -> list[RolloutPrompt]:
+    return [RolloutPrompt(str(n), (5, 6, 7 + n), seed=n, num_samples=2) for n in range(count)]
+
+
 @dataclass
 class Outcome:
     """Of one collection."""
@@ -80,15 +85,14 @@ class Collector:
     told: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.dispatcher = RolloutDispatcher(self._fleets, timeout_s=170)
+        self.dispatcher = RolloutDispatcher(self.fleets, timeout_s=170)
 
     def collect(self, prompts: int, *, score: bool = False, fault: Callable[[], None] = lambda: None) -> Outcome:
         """Collects two samples of each prompt; the fault happens once the work is under way."""
-        given = [RolloutPrompt(str(n), (5, 6, 7 + n), seed=n, num_samples=2) for n in range(prompts)]
-        sampling = SamplingParams(max_new_tokens=TOKENS, min_new_tokens=TOKENS)
+        given = prompts_of(prompts)
         self.dispatcher.take_hedged()
         began = time.monotonic()
-        pending = self.dispatcher.submit(given, sampling, VersionRequirement(), score=score)
+        pending = self.dispatcher.submit(given, SAMPLING, VersionRequirement(), score=score)
         time.sleep(0.7)
         assert not pending.done()
         fault()
@@ -100,7 +104,7 @@ class Collector:
         assert not score or all(one.known_ref_logprobs.shape == (TOKENS,) and one.known_reward for one in rollouts)
         return outcome
 
-    def _fleets(self) -> tuple[Fleet, Fleet, Fleet]:
+    def fleets(self) -> tuple[Fleet, Fleet, Fleet]:
         def fleet(name: str) -> Fleet:
             return Fleet(name, FileResolver(self.services.endpoints_file, name), AsyncClient, tell=self.told.append)
 
@@ -187,6 +191,27 @@ def test_a_slow_replica_is_hedged_and_then_starved(
     assert first.hedged > 0 and first.seconds < 7 * healthy.seconds
     assert second.hedged < first.hedged and second.seconds < 4 * healthy.seconds
     assert collector.told == []  # slow is not failed
+
+
+def test_the_older_of_two_collections_goes_first_and_leaves_no_slot_empty(
+    services: LocalServices, healthy: Outcome, collector: Collector
+) -> None:
+    """Eight slots: of 24 samples each, the second collection's begin while the first one's last ones run."""
+    queues: list[tuple[int, int, int]] = []
+    dispatcher = RolloutDispatcher(collector.fleets, timeout_s=170, on_queue=lambda *queue: queues.append(queue))
+    ended: list[int] = []
+    pending = []
+    for number in range(2):
+        one = dispatcher.submit(prompts_of(12), SAMPLING, VersionRequirement(), score=False)
+        one.add_done_callback(lambda _, number=number: ended.append(number))
+        pending.append(one)
+    first, second = (Outcome(one.result(), 0.0, 0) for one in pending)
+    dispatcher.close()
+    assert ended == [0, 1]
+    assert first.samples == second.samples == healthy.samples
+    left = [waiting + running for waiting, running, _ in queues]
+    assert left[0] == 48 and left[-1] == 0 and sorted(left, reverse=True) == left
+    assert all(running >= 8 for waiting, running, replicas in queues if waiting and replicas == 2), queues
 
 
 @pytest.mark.slow

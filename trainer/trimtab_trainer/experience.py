@@ -111,7 +111,7 @@ class Experience:
         values: of the state before each token, before the update.
         advantages: whitened where the configuration says so.
         returns: advantages before whitening plus values.
-        importance_weights: truncated old/generation ratios; they weigh the loss at `max_lag` 1 only.
+        importance_weights: truncated old/generation ratios; they weigh the loss at `max_lag` above 0 only.
         scores: [batch] reward model's score after the missing-EOS replacement.
     """
 

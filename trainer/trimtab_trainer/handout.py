@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -62,6 +62,8 @@ class Handout:
         sampling: how tokens are drawn.
         version: which policy version may sample them.
         deadline: `time.monotonic()` by which all must be done; each call is told.
+        among: all handouts under way on the fleet, this one included: whichever frees a slot wakes those that want it.
+        given_out: set the first time that no sample waits any more.
         on_completion: called once for each sample, in any order.
         on_queue: called with (waiting, running, replicas) again and again.
     """
@@ -74,6 +76,8 @@ class Handout:
         version: VersionRequirement,
         *,
         deadline: float,
+        among: Collection[Handout],
+        given_out: asyncio.Event,
         on_completion: Callable[[RolloutPrompt, Completion], None],
         on_queue: Callable[[int, int, int], None],
     ) -> None:
@@ -83,6 +87,8 @@ class Handout:
         self._sampling = sampling
         self._version = version
         self._deadline = deadline
+        self._among = among
+        self._given_out = given_out
         self._on_completion = on_completion
         self._on_queue = on_queue
         self._waiting = deque(Work(prompt, 0, prompt.num_samples) for prompt in prompts)
@@ -103,6 +109,7 @@ class Handout:
                 replicas = await (self._fleet.well() if self._chunks else self._fleet.wait_well())
                 self._spread(self._waiting, replicas)
                 if not self._waiting:
+                    self._given_out.set()
                     self._hedge(replicas)
                 self._tell_queue(len(replicas))
                 await self._wait()
@@ -112,6 +119,11 @@ class Handout:
             self._chunks.clear()
             self._waiting.clear()
             self._tell_queue(len(await self._fleet.replicas()))
+
+    def wake(self) -> None:
+        """A replica has room: if samples wait, looks at once whether it is for them."""
+        if self._waiting:
+            self._needed.set()
 
     def _spread(self, waiting: deque[Work], replicas: Sequence[Replica]) -> list[_Chunk]:
         """Gives out what waits, so that each replica has as much to do as the others where all have room for it."""
@@ -184,8 +196,9 @@ class Handout:
             if holder is not chunk and not holder.left:
                 holder.call.task.cancel()
         self._on_completion(prompt, completion)
-        if self._waiting and needs_more(chunk.call.replica):
-            self._needed.set()
+        if needs_more(chunk.call.replica):
+            for handout in self._among:
+                handout.wake()
 
     async def _wait(self) -> None:
         """Until a call has ended, a replica needs more, or a moment.

@@ -2,8 +2,9 @@
 
     prompts -> rollouts (generation) -> scores (reward), reference log-probs -> advantages -> PPO-ptx update -> publish
 
-Collaborators: `ppo_data` says which prompts and passages a step takes; `services` connects, `policy_publisher` sends
-each new policy beside the next work; `rollouts` dispatches over replicas, each completion scored the moment it ends;
+Collaborators: `ppo_data` says which passages a step takes, `rollout_pipeline` which prompts an iteration takes and what
+policy samples them; `services` connects, `policy_publisher` sends each new policy beside the next work; `rollouts`
+dispatches over replicas, each completion scored the moment it ends;
 `experience` holds what came back; `logprob_gate` refuses a batch on which sampler and trainer disagree, `divergence`
 saves what is unfit to train on and goes back; `advantages` and `losses` are the formulas; `actor_critic` holds both
 models and makes the step; `ppo_metrics` counts.
@@ -49,13 +50,14 @@ from trimtab_trainer.logprob_gate import check_logprobs
 from trimtab_trainer.losses import importance_weights
 from trimtab_trainer.optimization import make_learner, prepare_for_training
 from trimtab_trainer.policy_publisher import PolicyPublisher, publication_figures
-from trimtab_trainer.ppo_data import PPOData, RolloutSampler
+from trimtab_trainer.ppo_data import PPOData
 from trimtab_trainer.ppo_metrics import Clock, check_age, iteration_metrics, mean_gold, mean_kl, samples_of
 from trimtab_trainer.reporter import RolloutSample
 from trimtab_trainer.reward_normalizer import RewardNormalizer
+from trimtab_trainer.rollout_pipeline import RolloutPipeline
 from trimtab_trainer.rollouts import Rollout
 from trimtab_trainer.running_mean import running_mean_of
-from trimtab_trainer.services import Services, connect
+from trimtab_trainer.services import connect
 
 __all__ = ["PPOState", "build_experience", "missing_eos_score", "train"]
 
@@ -80,20 +82,18 @@ def train(context: StageContext, config: PPOConfig) -> StageResult:
         services.serve("reward", reward_folder)
         agent, state = _start_or_resume(context, config)
         context.reporter.stage_started(context.stage, config.iterations, step=state.iteration)
-        sampler = RolloutSampler(context, config, services, data.prompts)
+        pipeline = RolloutPipeline(context, config, services, data.prompts)
         with PolicyPublisher(services, agent.policy.model, tokenizer, serving_dtype=config.serving_dtype) as publisher:
             publishing = _publish(publisher, agent, state.iteration)
             version = _wait_for(context, publishing, lambda: _snapshot(agent, state)).version
             services.check_policy(tokenizer, version, longest=longest)
-            pending, sampled_at = _first_rollouts(config, services, sampler, state, publishing)
+            pipeline.start(state.iteration, version, state.recent_versions)
             good_version = version  # the last one whose rollouts were fit to train on
 
             while state.iteration < config.iterations and not state.stopped_by_kl:
                 clock = Clock()
                 with clock.phase("rollouts"):
-                    rollouts = _wait_for(context, pending, lambda: _snapshot(agent, state))
-                if config.max_lag:  # the next batch is sampled by the present policy while it is being improved
-                    pending = sampler.submit_after(state.iteration + 1, publishing)
+                    rollouts = _wait_for(context, pipeline.next(), lambda: _snapshot(agent, state))
                 begun = copy.deepcopy(state)  # what a stop goes back to: experience moves the normaliser
                 with clock.phase("experience"):
                     plan = _plan(context, config, rollouts, state.iteration, epoch=0)
@@ -102,10 +102,9 @@ def train(context: StageContext, config: PPOConfig) -> StageResult:
                 with clock.phase("publish"):  # what is left of the publication before
                     publication = _wait_for(context, publishing, partial(_snapshot, agent, begun))
                 version = publication.version
-                sampled_at[version] = state.iteration
-                age = check_age(rollouts, sampled_at, state.iteration, max_lag=config.max_lag)
-                if config.max_lag:
-                    state.rollout_version = version
+                pipeline.policy_is(version, state.iteration)
+                age = check_age(rollouts, pipeline.sampled_at, state.iteration, max_lag=config.max_lag)
+                state.recent_versions = pipeline.recent_versions
                 back = going_back(context, services, good_version=good_version, iteration=state.iteration)
                 with clock.phase("update"), back, saving_experience(context, experience, state.iteration):
                     check_logprobs(config, experience, precision=context.spec.precision, first=state.iteration == 0)
@@ -114,11 +113,9 @@ def train(context: StageContext, config: PPOConfig) -> StageResult:
                     agent.kl.update(mean_kl(experience), len(experience.rollouts))
                 good_version = version
                 with clock.phase("publish"):
-                    if config.max_lag:  # what is being sampled must end on the version that it was asked for
-                        wait([pending])
+                    pipeline.settle()
                     publishing = _publish(publisher, agent, state.iteration + 1)
-                if not config.max_lag:
-                    pending = sampler.submit_after(state.iteration + 1, publishing)
+                pipeline.submit_after(state.iteration + 1, publishing)
                 metrics = iteration_metrics(experience, figures, agent, clock) | publication_figures(publication)
                 metrics["hedged_samples"] = services.rollouts.take_hedged()
                 if context.spec.miniature is not None:
@@ -126,7 +123,7 @@ def train(context: StageContext, config: PPOConfig) -> StageResult:
                 samples = samples_of(rollouts, tokenizer, config.reported_samples)
                 _finish_iteration(context, config, agent, state, {**metrics, **age, "version": version}, samples)
 
-            pending.cancel()
+            pipeline.cancel()
             version = _wait_for(context, publishing, lambda: _snapshot(agent, state)).version
         return _finish(context, agent, tokenizer, version, state)
 
@@ -201,7 +198,7 @@ class PPOState:
         missing_eos_score: set by the first batch; None keeps scores.
         passages_used: pretraining passages used so far.
         stopped_by_kl: the bound on KL was passed.
-        rollout_version: at `max_lag` 1, version that samples the next iteration's rollouts; 0 before the first.
+        recent_versions: of the last `max_lag` policies, which sample the batches under way (`RolloutPipeline.start`).
         negative_kl_iterations: iterations in a row with a KL estimate below 0 beyond chance.
         normalizer: of rewards, where the spec asks for one.
     """
@@ -210,7 +207,7 @@ class PPOState:
     missing_eos_score: float | None = None
     passages_used: int = 0
     stopped_by_kl: bool = False
-    rollout_version: int = 0
+    recent_versions: list[int] = field(default_factory=list)
     negative_kl_iterations: int = 0
     normalizer: RewardNormalizer = field(default_factory=RewardNormalizer)
 
@@ -218,28 +215,6 @@ class PPOState:
 def _publish(publisher: PolicyPublisher, agent: ActorCritic, iteration: int) -> Future[Publication]:
     """Publishes the policy as it is after so many iterations; a resumed run gets the number that it had."""
     return publisher.publish(step=agent.policy.step, name=f"iteration-{iteration}")
-
-
-def _first_rollouts(
-    config: PPOConfig,
-    services: Services,
-    sampler: RolloutSampler,
-    state: PPOState,
-    publishing: Future[Publication],
-) -> tuple[Future[list[Rollout]], dict[int, int]]:
-    """The rollouts that the first iteration waits for, and from which iteration on each version was the policy.
-
-    At `max_lag` 1 a resumed run has them sampled once more by the version before, as they were when it was left.
-    """
-    version = publishing.result().version
-    if not config.max_lag or not state.rollout_version or state.rollout_version == version:
-        return sampler.submit_after(state.iteration, publishing), {version: state.iteration}
-    services.point_policy_to(state.rollout_version)
-    services.wait_policy(state.rollout_version)
-    pending = sampler.submit(state.iteration, state.rollout_version)
-    wait([pending])
-    services.point_policy_to(version)
-    return pending, {state.rollout_version: state.iteration - 1, version: state.iteration}
 
 
 def _wait_for(context: StageContext, pending: Future[T], capture: Callable[[], Snapshot]) -> T:
@@ -266,8 +241,10 @@ def _start_or_resume(context: StageContext, config: PPOConfig) -> tuple[ActorCri
     steps = config.iterations * config.minibatches * config.epochs
     policy_steps = steps - config.critic_warmup_iterations * config.minibatches * config.epochs
     agent = ActorCritic(
-        policy=make_learner(policy, config.optimizer, total_steps=policy_steps, precision=spec.precision),
-        values=make_learner(values, config.value_optimizer, total_steps=steps, precision=spec.precision),
+        policy=make_learner(
+            policy, config.optimizer, total_steps=policy_steps, precision=spec.precision, name="policy"
+        ),
+        values=make_learner(values, config.value_optimizer, total_steps=steps, precision=spec.precision, name="values"),
         kl=AdaptiveKLController(
             config.kl_coef, config.kl_target if config.kl_controller == "adaptive" else None, config.kl_horizon
         ),
@@ -276,19 +253,19 @@ def _start_or_resume(context: StageContext, config: PPOConfig) -> tuple[ActorCri
     snapshot = context.checkpoints.load_latest()
     if snapshot is None:
         return agent, PPOState()
-    agent.policy.restore(snapshot.tensors, "policy")
-    agent.values.restore(snapshot.tensors, "values")
+    agent.policy.restore(snapshot.saved)
+    agent.values.restore(snapshot.saved)
     if agent.average is not None:
-        agent.average.restore(snapshot.tensors)
+        agent.average.restore(snapshot.saved)
     agent.kl.coef = snapshot.state["kl_coef"]
     progress = snapshot.state["progress"]
     return agent, PPOState(**{**progress, "normalizer": RewardNormalizer(**progress["normalizer"])})
 
 
 def _snapshot(agent: ActorCritic, state: PPOState) -> Snapshot:
-    average = agent.average.capture() if agent.average is not None else {}
-    tensors = {**agent.policy.capture("policy"), **agent.values.capture("values"), **average}
-    return Snapshot(state.iteration, tensors, {"kl_coef": agent.kl.coef, "progress": asdict(state)})
+    average = () if agent.average is None else (agent.average,)
+    parts = (agent.policy, agent.values, *average)
+    return Snapshot(state.iteration, state={"kl_coef": agent.kl.coef, "progress": asdict(state)}, parts=parts)
 
 
 def _plan(

@@ -123,11 +123,14 @@ class PPOConfig(Section):
         default=8.0, gt=0, description="Pretraining passages for each episode (InstructGPT C.4: 8)."
     )
     ptx_passage_tokens: int = Field(default=1024, ge=2, description="Tokens of a passage.")
-    max_lag: Literal[0, 1] = Field(
-        default=0, description="Versions that sampling may be behind. 1: generation overlaps the update."
+    max_lag: int = Field(
+        default=0,
+        ge=0,
+        le=64,
+        description="Iterations that the policy which samples may be behind. Above 0 generation overlaps the update.",
     )
     importance_weight_cap: float = Field(
-        default=2.0, ge=1, description="Truncates old/generation probability ratios at `max_lag` 1."
+        default=2.0, ge=1, description="Truncates old/generation probability ratios at `max_lag` above 0."
     )
     old_logprobs: Literal["recompute", "generation"] = Field(
         default="recompute", description="recompute: first ratio is exactly 1. generation: within the tolerance."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -98,13 +99,15 @@ def check_age(
         max_lag: most iterations that a policy may be old.
 
     Returns:
-        `lag`, the oldest policy's age in iterations, and `stale_fraction`, the share of completions with a token of a
-        policy older than the present one; log-ratios of these are corrected by importance weights.
+        `lag`, the oldest policy's age in iterations; `mean_lag`, over tokens; `stale_fraction`, the share of
+        completions with a token of a policy older than the present one, whose log-ratios importance weights correct;
+        and `mixed_fraction`, the share of those that more than one policy sampled.
 
     Raises:
         Mismatch: a token was sampled by a version that this run did not publish, or by one that is too old.
     """
     ages: list[int] = []
+    tokens_by_age: Counter[int] = Counter()
     for rollout in rollouts:
         versions = [span.version for span in rollout.version_spans]
         unknown = [version for version in versions if version not in sampled_at]
@@ -117,6 +120,8 @@ def check_age(
                 limit=f"one of {sorted(sampled_at)[-3:]}",
             )
         ages.append(iteration - min(sampled_at[version] for version in versions))
+        for span in rollout.version_spans:
+            tokens_by_age[iteration - sampled_at[span.version]] += span.end_token - span.start_token
     if not 0 <= min(ages) <= max(ages) <= max_lag:
         raise Mismatch(
             f"a batch for iteration {iteration} was sampled by policies {min(ages)} to {max(ages)} iterations old; "
@@ -125,7 +130,12 @@ def check_age(
             value=max(ages),
             limit=max_lag,
         )
-    return {"lag": float(max(ages)), "stale_fraction": float(np.mean([age > 0 for age in ages]))}
+    return {
+        "lag": float(max(ages)),
+        "mean_lag": sum(age * tokens for age, tokens in tokens_by_age.items()) / tokens_by_age.total(),
+        "stale_fraction": float(np.mean([age > 0 for age in ages])),
+        "mixed_fraction": float(np.mean([len(rollout.version_spans) > 1 for rollout in rollouts])),
+    }
 
 
 def mean_gold(rollouts: Sequence[Rollout], tokenizer: PreTrainedTokenizerBase) -> float:

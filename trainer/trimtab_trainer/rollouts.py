@@ -1,9 +1,10 @@
 """Rollouts: prompts out to generation, each completion on to reward and reference the moment it ends, all or an error.
 
 `RolloutDispatcher` owns an event loop in a thread of its own, so that generation can go on while the trainer computes
-(`max_lag: 1`). How samples are given out to the replicas of generation, whichever come, go, fail or are slow, is the
-matter of `handout`. The result is ordered by prompt and sample index and complete, whatever the order of arrival; a
-collection that cannot be completed raises.
+(`max_lag` above 0). Of several collections the older is given out first; the next takes the slots that it leaves. How
+samples are given out to the replicas of generation, whichever come, go, fail or are slow, is the matter of `handout`.
+The result is ordered by prompt and sample index and complete, whatever the order of arrival; a collection that cannot
+be completed raises.
 
 It may not know models, losses or tensors: token ids, log-probs and rewards are all it handles.
 """
@@ -16,6 +17,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -117,6 +119,8 @@ class _Collection:
     version: VersionRequirement
     score: bool
     deadline: float
+    given_out: asyncio.Event
+    """Set once every sample is with a replica: the next collection's turn."""
     generated: dict[Sample, Rollout] = field(default_factory=dict)
     scored: dict[Sample, Rollout] = field(default_factory=dict)
     to_score: asyncio.Queue[Rollout | None] = field(default_factory=asyncio.Queue)
@@ -128,7 +132,8 @@ class RolloutDispatcher:
 
     Args:
         make_fleets: called once on the dispatcher's own event loop; returns the fleets generation, reward, reference.
-        timeout_s: a collection that is not complete by then raises DeadlineExceeded; what was sampled is lost.
+        timeout_s: a collection that is not complete that long after its turn came raises DeadlineExceeded; what was
+            sampled is lost.
         on_queue: called with (waiting, running, replicas) whenever the work given out changes.
     """
 
@@ -142,7 +147,13 @@ class RolloutDispatcher:
         self._hedged = 0
         self._timeout_s = timeout_s
         self._on_queue = on_queue
-        self._queue: tuple[int, ...] = ()
+        self._handouts: list[Handout] = []
+        self._newest_given_out = asyncio.Event()
+        """Of the collection that was submitted last."""
+        self._newest_given_out.set()
+        self._queues: dict[asyncio.Event, tuple[int, int]] = {}
+        """Samples (waiting, running) of each collection, by its `given_out`."""
+        self._told = 0, 0, 0
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="rollouts", daemon=True)
         self._thread.start()
@@ -155,6 +166,10 @@ class RolloutDispatcher:
     def run(self, coroutine: Coroutine[object, object, T]) -> T:
         """Runs a coroutine on the dispatcher's loop and returns its result."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+    def run_beside(self, coroutine: Coroutine[object, object, None]) -> None:
+        """Runs a coroutine on the dispatcher's loop, beside all else, until it ends or the dispatcher is closed."""
+        asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     def collect(
         self, prompts: Sequence[RolloutPrompt], sampling: SamplingParams, version: VersionRequirement, *, score: bool
@@ -213,23 +228,34 @@ class RolloutDispatcher:
     async def _collect(
         self, prompts: list[RolloutPrompt], sampling: SamplingParams, version: VersionRequirement, score: bool
     ) -> list[Rollout]:
-        collection = _Collection(sampling, version, score, deadline=time.monotonic() + self._timeout_s)
         expected = [(prompt.prompt_id, index) for prompt in prompts for index in range(prompt.num_samples)]
         if len(set(expected)) != len(expected):
             raise InvalidRequest("prompt_id: two prompts of one collection have the same id", field="prompts.prompt_id")
+        given_out = asyncio.Event()
+        turn, self._newest_given_out = self._newest_given_out, given_out
+        self._queues[given_out] = len(expected), 0
+        try:
+            await turn.wait()
+            collection = _Collection(sampling, version, score, time.monotonic() + self._timeout_s, given_out)
+            await self._complete(prompts, collection, len(expected))
+        finally:
+            given_out.set()
+            del self._queues[given_out]
+        finished = collection.scored if score else collection.generated
+        return [finished[key] for key in expected]
+
+    async def _complete(self, prompts: list[RolloutPrompt], collection: _Collection, expected: int) -> None:
         try:
             async with asyncio.timeout(self._timeout_s):
                 await self._generate_and_score(prompts, collection)
         except TimeoutError:
             raise DeadlineExceeded(
-                f"{len(collection.generated)} of {len(expected)} rollouts were generated and {len(collection.scored)} "
+                f"{len(collection.generated)} of {expected} rollouts were generated and {len(collection.scored)} "
                 f"scored after {self._timeout_s:.0f} s; generation: {self.generation.describe()}; "
                 f"reward: {self.reward.describe()}; reference: {self.reference.describe()}",
                 field="rollout_timeout_s",
                 value=self._timeout_s,
             ) from None
-        finished = collection.scored if score else collection.generated
-        return [finished[key] for key in expected]
 
     async def _generate_and_score(self, prompts: list[RolloutPrompt], collection: _Collection) -> None:
         scorers = _SCORE_CALLS_IN_FLIGHT if collection.score else 0
@@ -250,18 +276,24 @@ class RolloutDispatcher:
             collection.sampling,
             collection.version,
             deadline=collection.deadline,
+            among=self._handouts,
+            given_out=collection.given_out,
             on_completion=lambda prompt, completion: self._add(prompt, completion, collection),
-            on_queue=self._tell_queue,
+            on_queue=partial(self._tell_queue, collection),
         )
+        self._handouts.append(handout)
         try:
             await handout.run()
         finally:
+            self._handouts.remove(handout)
             self._hedged += handout.hedged
 
-    def _tell_queue(self, *queue: int) -> None:
-        if queue != self._queue:
-            self._queue = queue
-            self._on_queue(*queue)
+    def _tell_queue(self, collection: _Collection, waiting: int, running: int, replicas: int) -> None:
+        self._queues[collection.given_out] = waiting, running
+        told = sum(one for one, _ in self._queues.values()), sum(one for _, one in self._queues.values()), replicas
+        if told != self._told:
+            self._told = told
+            self._on_queue(*told)
 
     def _add(self, prompt: RolloutPrompt, completion: Completion, collection: _Collection) -> None:
         rollout = Rollout(
