@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import time
+from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
-from trimtab_trainer.distributed import is_sharded, joined, local_part, on_every_rank, own_rank
+from trimtab_trainer.checkpoint_tensors import Part
+from trimtab_trainer.distributed import full_tensors, is_sharded, joined, local_part, on_every_rank, own_rank
 from trimtab_trainer.optimization import Learner
 from trimtab_trainer.world import World
 
@@ -43,6 +47,33 @@ def freeze(rank: int) -> None:
 def interrupt(rank: int) -> None:
     if own_rank() == rank:
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+@on_every_rank
+def whole(*parts: Part) -> dict[str, torch.Tensor]:
+    """What the parts capture, whole, on rank 0."""
+    return full_tensors({name: tensor for part in parts for name, tensor in part.capture().items()})
+
+
+@on_every_rank
+def die_after_writing(rank: int) -> None:
+    """Has a rank killed as soon as its files of a checkpoint are on disk, and nothing else is."""
+    if own_rank() != rank:
+        return
+    write = HuggingFaceStorageWriter.write_data
+
+    def write_and_die(*arguments: Any) -> None:
+        write(*arguments)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    HuggingFaceStorageWriter.write_data = write_and_die  # type: ignore[method-assign, assignment]
+
+
+@on_every_rank
+def limit_files(rank: int, size: int) -> None:
+    """Lets a rank write no file of more bytes, as if its disk were full."""
+    if own_rank() == rank:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
 
 @on_every_rank

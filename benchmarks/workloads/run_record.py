@@ -12,6 +12,7 @@ from typing import Any
 
 from trimtab import Client
 from trimtab.v1 import weights_pb2
+from trimtab_trainer.checkpoint_tensors import TensorFiles
 from trimtab_trainer.ppo_metrics import WORK
 from trimtab_trainer.reporter import EventKind, read_events
 
@@ -26,8 +27,8 @@ class RunRecord:
     """One finished run; an iteration that was done again after a kill counts with each of its tries.
 
     Attributes:
-        files: SHA-256 of the trained models and of the last checkpoint: weights of policy and values, their running
-            mean, optimizers, all other state.
+        files: SHA-256 of the trained models and of the last checkpoint's tensors and state: weights of policy and
+            values, their running mean, optimizers, all else.
         metrics: of each iteration, version and lag among them, without what its work took.
         batches: the samples of each iteration, in the order in which they were learnt from.
         versions: (stage, step, weights digest) of those that the store has kept, by number.
@@ -105,8 +106,12 @@ def _differing(what: str, one: Mapping[Any, object], other: Mapping[Any, object]
 
 def _digests(directory: Path) -> dict[str, str]:
     last = max((directory / "checkpoints" / "ppo").glob("step-*"))
-    files = [*sorted((directory / "models").rglob("*.safetensors")), last / "tensors.safetensors", last / "state.json"]
-    return {str(f.relative_to(directory)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+    files = [*sorted((directory / "models").rglob("*.safetensors")), last / "state.json"]
+    digests = {str(f.relative_to(directory)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+    tensors = hashlib.sha256()  # not the bytes of their files, whose headers have an order of chance
+    for name, tensor in sorted(TensorFiles(last).items()):
+        tensors.update(name.encode() + tensor.numpy().tobytes())
+    return {**digests, str(last.relative_to(directory)): tensors.hexdigest()}
 
 
 def _batches(folder: Path) -> dict[int, list[list[Sample]]]:

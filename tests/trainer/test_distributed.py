@@ -19,18 +19,19 @@ import torch
 from safetensors.torch import load_file
 
 from ppo_batches import config, plan, rollouts
-from rank_calls import bytes_held, models_held, poison
-from trimtab.errors import Mismatch, TrainingDiverged
+from rank_calls import bytes_held, models_held, poison, whole
+from trimtab.errors import TrainingDiverged
 from trimtab_models.loading import load_policy, load_reward_model, named_parameter_tensors, reward_model_from_policy
 from trimtab_models.tokenizer import load_tokenizer
 from trimtab_trainer.actor_critic import ActorCritic, UpdateFigures
-from trimtab_trainer.config import OptimizerConfig, RunSpec
+from trimtab_trainer.config import DPOConfig, OptimizerConfig, RunSpec
 from trimtab_trainer.context import Orders
 from trimtab_trainer.distributed import balanced, model_tensors, ranks, save_whole, shard
+from trimtab_trainer.dpo_pairs import ReferencedExample, logprobs_of, train_on_pairs
 from trimtab_trainer.examples import RankingExample
 from trimtab_trainer.kl import AdaptiveKLController
 from trimtab_trainer.language_modeling import Example, example_losses, train_on
-from trimtab_trainer.optimization import Learner, make_learner, prepare_for_training, seed_step
+from trimtab_trainer.optimization import make_learner, prepare_for_training, seed_step
 from trimtab_trainer.places import Place
 from trimtab_trainer.ppo import PPOState, build_experience
 from trimtab_trainer.ranks import leading
@@ -72,6 +73,7 @@ def alone(llama_folder: Path, gpt2_folder: Path, qwen2_folder: Path, reward_fold
             "sft-gpt2": fine_tuned(gpt2_folder),
             "sft-qwen2": fine_tuned(qwen2_folder),
             "reward model": reward_model_trained(llama_folder),
+            "dpo": preferring(llama_folder),
             "ppo": improved(llama_folder, reward_folder),
         }
 
@@ -108,7 +110,7 @@ def fine_tuned(folder: Path, **preparation: Any) -> tuple[dict[str, Any], dict[s
         figures["loss"].append(train_on(learner, batch, micro_batch_tokens=64))
         figures["norm"].append(learner.update().gradient_norm)
     figures["held out"] = example_losses(model, batches()[0], micro_batch_tokens=64)
-    return figures, learner.capture()
+    return figures, whole(learner)
 
 
 def rankings() -> list[RankingExample]:
@@ -141,7 +143,25 @@ def reward_model_trained(folder: Path) -> tuple[dict[str, Any], dict[str, torch.
         figures[f"norm {step}"] = learner.update().gradient_norm
     settings = RewardModelConfig(micro_batch_tokens=40)
     figures["held out"] = np.concatenate(held_out_scores(settings, model, rankings()))
-    return figures, learner.capture()
+    return figures, whole(learner)
+
+
+def preferring(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Two updates of DPO on rankings whose reference is another model."""
+    model = shard(load_policy(folder), CPU)
+    prepare_for_training(model)
+    learner = make_learner(model, STEADY, total_steps=10)
+    draw = np.random.default_rng(2)
+    examples = [ReferencedExample(one, draw.normal(-25, 5, len(one.answers))) for one in rankings()]
+    settings = DPOConfig(beta=0.2, label_smoothing=0.1, micro_batch_tokens=40)
+    figures: dict[str, Any] = {}
+    for step in range(2):
+        for name, value in train_on_pairs(learner, examples, settings).items():
+            figures[f"{name} {step}"] = value
+        figures[f"norm {step}"] = learner.update().gradient_norm
+    own = logprobs_of(model, rankings(), micro_batch_tokens=40)
+    figures["held out"] = np.concatenate([one.numpy() for one in own])
+    return figures, whole(learner)
 
 
 def improved(policy: Path, reward: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -151,8 +171,8 @@ def improved(policy: Path, reward: Path) -> tuple[dict[str, Any], dict[str, torc
     for model in models:
         prepare_for_training(model)
     agent = ActorCritic(
-        policy=make_learner(models[0], settings.optimizer, total_steps=10),
-        values=make_learner(models[1], settings.value_optimizer, total_steps=10),
+        policy=make_learner(models[0], settings.optimizer, total_steps=10, name="policy"),
+        values=make_learner(models[1], settings.value_optimizer, total_steps=10, name="values"),
         kl=AdaptiveKLController(settings.kl_coef, None, settings.kl_horizon),
         average=running_mean_of(models[0]),
     )
@@ -173,7 +193,7 @@ def improved(policy: Path, reward: Path) -> tuple[dict[str, Any], dict[str, torc
         )
         found["first kl"] = kl if number == 0 else found["first kl"]
     assert agent.average is not None
-    tensors = {**agent.policy.capture("policy"), **agent.values.capture("values"), **agent.average.capture()}
+    tensors = whole(agent.policy, agent.values, agent.average)
     found |= figures.means()
     found["old"], found["values"] = experience.old_logprobs.numpy(), experience.values.numpy()
     return found, tensors
@@ -202,6 +222,10 @@ def test_a_reward_model_is_that_of_one_process(alone: dict[str, Any], world: int
     assert_same(reward_model_trained(llama_folder), alone["reward model"])
 
 
+def test_dpo_is_that_of_one_process(alone: dict[str, Any], world: int, llama_folder: Path) -> None:
+    assert_same(preferring(llama_folder), alone["dpo"])
+
+
 def test_an_update_of_ppo_ptx_is_that_of_one_process(
     alone: dict[str, Any], world: int, llama_folder: Path, reward_folder: Path
 ) -> None:
@@ -224,40 +248,6 @@ def test_recomputed_activations_change_nothing(
     alone: dict[str, Any], world: int, llama_folder: Path, preparation: dict[str, Any]
 ) -> None:
     assert_same(fine_tuned(llama_folder, **preparation), alone["sft-llama"])
-
-
-def test_a_checkpoint_goes_on_on_any_number_of_ranks(world: int, llama_folder: Path) -> None:
-    """Saved by this many ranks it goes on in one process, and the other way about, to the same weights and moments."""
-
-    def started(model: Any) -> Learner:
-        prepare_for_training(model)
-        return make_learner(model, STEADY, total_steps=10)
-
-    def stepped(learner: Learner, batch: list[Example]) -> dict[str, torch.Tensor]:
-        train_on(learner, batch, micro_batch_tokens=64)
-        learner.update()
-        return {name: tensor.clone() for name, tensor in learner.capture().items()}
-
-    first, second, _ = batches()
-    several, one = started(shard(load_policy(llama_folder), CPU)), started(load_policy(llama_folder))
-    saved_by_several, saved_by_one = stepped(several, first), stepped(one, first)
-    expected = stepped(one, second)
-    for saved in (saved_by_several, saved_by_one):
-        for model in (load_policy(llama_folder), shard(load_policy(llama_folder), CPU)):
-            resumed = started(model)
-            resumed.restore(saved)
-            assert [name for name, tensor in resumed.capture().items() if not torch.equal(tensor, saved[name])] == []
-            assert_same(({}, stepped(resumed, second)), ({}, expected))
-
-
-def test_a_checkpoint_of_another_model_is_refused_and_the_ranks_go_on(
-    world: int, llama_folder: Path, gpt2_folder: Path
-) -> None:
-    learner = make_learner(shard(load_policy(llama_folder), CPU), STEADY, total_steps=10)
-    other = make_learner(load_policy(gpt2_folder), STEADY, total_steps=10)
-    with pytest.raises(Mismatch, match="tensors are on one side only"):
-        learner.restore(other.capture())
-    assert train_on(learner, batches()[0], micro_batch_tokens=64) > 0
 
 
 def test_a_loss_that_is_not_finite_on_one_rank_is_one_of_all(world: int, llama_folder: Path) -> None:

@@ -43,7 +43,7 @@ class Counting:
 
     def __call__(self, context: StageContext, config: object) -> StageResult:
         snapshot = context.checkpoints.load_latest() or Snapshot(step=0, tensors={"sum": torch.zeros(1)})
-        total = snapshot.tensors["sum"]
+        total = snapshot.saved["sum"] if snapshot.step else snapshot.tensors["sum"]
         context.reporter.stage_started(context.stage, STEPS, step=snapshot.step)
         for step in range(snapshot.step + 1, STEPS + 1):
             total = total + step

@@ -2,14 +2,15 @@
 
 A checkpoint is a folder `step-00000120` with
 
-    tensors.safetensors   every tensor: weights, moments, random state
+    shard-*.safetensors   every tensor: weights, moments, random state; each rank of the run has files of its own
     state.json            everything else, as JSON
-    manifest.json         SHA-256 and size of the other two
+    manifest.json         SHA-256 and size of the others
 
 Nothing is ever pickled. The folder is written under another name, synced to disk and renamed, so at whatever instant
-the process is killed there is either a whole checkpoint or none; one that cannot be written, such as on a full disk,
-leaves those before it as they are. `capture_*` and `restore_*` move models, optimizers
-and random generators in and out of a `Snapshot`; how a stage composes them is its own affair.
+a process is killed there is either a whole checkpoint or none; one that cannot be written, such as on a full disk,
+leaves those before it as they are. `checkpoint_tensors` writes and reads the tensors, on any number of ranks, none of
+which ever holds more than its part. `capture_*` and `restore_*` move models, optimizers and random generators in and
+out; how a stage composes them is its own affair.
 """
 
 from __future__ import annotations
@@ -17,9 +18,8 @@ from __future__ import annotations
 import errno
 import json
 import os
-import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,13 +27,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from trimtab.errors import CorruptData, Mismatch
-from trimtab.weights.transfer import file_digest
 from trimtab_models.files import sync
-from trimtab_trainer.distributed import local_part
+from trimtab_trainer.checkpoint_tensors import Part, TensorFiles, check_seen_by_all, file_digests, write_tensors
 
 __all__ = [
     "CheckpointStore",
@@ -47,10 +45,12 @@ __all__ = [
     "write_file_atomically",
 ]
 
-_FORMAT = 1
+_FORMAT = 2
+_READABLE = (1, _FORMAT)
+"""In format 1 all tensors were in one file."""
 _PREFIX = "step-"
+_PARTIAL = ".partial-"
 _REPLACED = ".replaced-"
-_FILES = ("tensors.safetensors", "state.json")
 
 
 @dataclass
@@ -59,13 +59,17 @@ class Snapshot:
 
     Attributes:
         step: steps done in the stage; the checkpoint's number.
-        tensors: name to tensor, on any device, any dtype that safetensors knows.
+        tensors: name to tensor, any dtype that safetensors knows: small ones of rank 0, on the CPU, to be saved.
         state: JSON values only.
+        parts: what else is to be saved, each rank its part.
+        saved: all tensors of one that was loaded.
     """
 
     step: int
-    tensors: dict[str, Tensor] = field(default_factory=dict)
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
     state: dict[str, Any] = field(default_factory=dict)
+    parts: Sequence[Part] = ()
+    saved: TensorFiles = field(default_factory=TensorFiles)
 
 
 class CheckpointStore:
@@ -92,11 +96,13 @@ class CheckpointStore:
 
         Raises:
             OSError: it cannot be written; names it and says what to do. Those before it are as they were.
+            ConfigError: a rank does not see the folder.
         """
         final = self._path(snapshot.step)
-        partial = self.folder / f".partial-{final.name}"
+        partial = self.folder / f"{_PARTIAL}{final.name}"
         try:
-            shutil.rmtree(partial, ignore_errors=True)
+            for left_over in self.folder.glob(f"{_PARTIAL}*"):  # of a process that was killed
+                shutil.rmtree(left_over, ignore_errors=True)
             partial.mkdir(parents=True)
             _write_files(partial, snapshot)
             replaced = self.folder / f"{_REPLACED}{final.name}"
@@ -106,7 +112,7 @@ class CheckpointStore:
             partial.rename(final)
             sync(self.folder)
             shutil.rmtree(replaced, ignore_errors=True)
-        except (OSError, SafetensorError) as error:
+        except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)  # on a full disk the run needs that space to say how it ended
             raise _unwritten(final, error) from error
         self._prune()
@@ -145,27 +151,31 @@ class CheckpointStore:
         Raises:
             CorruptData: a file is missing, cut short, or does not have the digest of the manifest.
         """
-        path = self._path(step)
+        path = self._path(step).resolve()
         try:
             manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-            if manifest["format"] != _FORMAT:
+            if manifest["format"] not in _READABLE:
                 raise CorruptData(
-                    f"{path}: format is {manifest['format']}; readable: {_FORMAT}", field="format", limit=_FORMAT
+                    f"{path}: format is {manifest['format']}; readable: {', '.join(map(str, _READABLE))}",
+                    field="format",
+                    limit=_FORMAT,
                 )
-            for name, entry in manifest["files"].items():
-                found = file_digest(path / name)
-                if found != entry["sha256"]:
+            check_seen_by_all(path)
+            names = sorted(manifest["files"])
+            for name, found in file_digests(path, names).items():
+                if found != (expected := manifest["files"][name]["sha256"]):
                     raise CorruptData(
-                        f"{path / name}: SHA-256 is {found}; the manifest says {entry['sha256']}",
+                        f"{path / name}: SHA-256 is {found or 'none, it cannot be read'}; the manifest says {expected}",
                         field=name,
                         value=found,
-                        limit=entry["sha256"],
+                        limit=expected,
                     )
-            tensors = load_file(path / "tensors.safetensors")
+            has_tensors = any(name.endswith(".safetensors") for name in names)
+            saved = TensorFiles(path if has_tensors else None)
             state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
             raise CorruptData(f"{path}: not a whole checkpoint: {error}", field="checkpoint", value=path) from error
-        return Snapshot(step=manifest["step"], tensors=tensors, state=state)
+        return Snapshot(step=manifest["step"], state=state, saved=saved)
 
     def _path(self, step: int) -> Path:
         return self.folder / f"{_PREFIX}{step:08d}"
@@ -183,15 +193,19 @@ class CheckpointStore:
 
 def _write_files(folder: Path, snapshot: Snapshot) -> None:
     """Writes the files of a checkpoint into a new folder and flushes them to disk."""
-    # clone: safetensors refuses tensors that share memory, and views of a larger storage
-    tensors = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in snapshot.tensors.items()}
-    save_file(tensors, folder / "tensors.safetensors")
+    folder = folder.resolve()
+    check_seen_by_all(folder)
+    if snapshot.tensors or snapshot.parts:
+        tensors = {name: tensor.detach() for name, tensor in snapshot.tensors.items()}
+        if failed := write_tensors(folder, tensors, *snapshot.parts):
+            raise failed
     state = json.dumps(snapshot.state, indent=1, allow_nan=False)
     (folder / "state.json").write_text(state, encoding="utf-8")
-    files = {name: {"sha256": file_digest(folder / name), "bytes": (folder / name).stat().st_size} for name in _FILES}
+    digests = file_digests(folder, sorted(path.name for path in folder.iterdir()))
+    files = {name: {"sha256": found, "bytes": (folder / name).stat().st_size} for name, found in digests.items()}
     manifest = {"format": _FORMAT, "step": snapshot.step, "files": files}
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-    for path in (*(folder / name for name in _FILES), folder / "manifest.json", folder):
+    for path in (folder / "state.json", folder / "manifest.json", folder):
         sync(path)
 
 
@@ -200,8 +214,8 @@ def capture_model(model: nn.Module, prefix: str) -> dict[str, Tensor]:
     return {f"{prefix}/{name}": tensor.detach() for name, tensor in _model_tensors(model).items()}
 
 
-def restore_model(model: nn.Module, tensors: Mapping[str, Tensor], prefix: str) -> None:
-    """Copies what `capture_model` took back into a model of the same shape.
+def restore_model(model: nn.Module, tensors: TensorFiles, prefix: str) -> None:
+    """Reads what `capture_model` took back into a model of the same shape.
 
     Raises:
         Mismatch: a name, shape or dtype differs.
@@ -213,16 +227,15 @@ def restore_model(model: nn.Module, tensors: Mapping[str, Tensor], prefix: str) 
         raise Mismatch(
             f"checkpoint: {prefix}: {len(odd)} tensors are on one side only, such as {odd[0]!r}", field=prefix
         )
-    with torch.no_grad():
-        for name, tensor in own.items():
-            given = tensors[names[name]]
-            if (tensor.shape, tensor.dtype) != (given.shape, given.dtype):
-                raise Mismatch(
-                    f"checkpoint: {prefix}/{name} is {given.dtype} {tuple(given.shape)}; the model's is "
-                    f"{tensor.dtype} {tuple(tensor.shape)}",
-                    field=f"{prefix}/{name}",
-                )
-            tensor.copy_(local_part(given, tensor))
+    for name, tensor in own.items():
+        shape, dtype = tensors.kinds[names[name]]
+        if (tensor.shape, tensor.dtype) != (shape, dtype):
+            raise Mismatch(
+                f"checkpoint: {prefix}/{name} is {dtype} {tuple(shape)}; the model's is "
+                f"{tensor.dtype} {tuple(tensor.shape)}",
+                field=f"{prefix}/{name}",
+            )
+    tensors.read_into({names[name]: tensor for name, tensor in own.items()})
 
 
 def capture_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, prefix: str) -> dict[str, Tensor]:
@@ -234,16 +247,18 @@ def capture_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, prefix
     return captured
 
 
-def restore_optimizer(
-    optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Mapping[str, Tensor], prefix: str
-) -> None:
-    """Puts back what `capture_optimizer` took of this optimizer's parameters; those without state there have none."""
+def restore_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: TensorFiles, prefix: str) -> None:
+    """Reads back what `capture_optimizer` took of this optimizer's parameters; those without state there have none."""
     own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     optimizer.state.clear()
+    wanted = {}
     for name, parameter in model.named_parameters():
         names = _under(tensors, f"{prefix}/{name}")
         if names and id(parameter) in own:
-            optimizer.state[parameter] = {key: _moment(key, tensors[full], parameter) for key, full in names.items()}
+            state = {key: _moment(key, tensors.kinds[full], parameter) for key, full in names.items()}
+            optimizer.state[parameter] = state
+            wanted |= {full: state[key] for key, full in names.items()}
+    tensors.read_into(wanted)
 
 
 def capture_random_state(prefix: str = "random") -> dict[str, Tensor]:
@@ -284,13 +299,10 @@ def write_file_atomically(path: Path, text: str) -> None:
         raise _unwritten(path, error) from error
 
 
-def _unwritten(path: Path, error: OSError | SafetensorError) -> OSError:
+def _unwritten(path: Path, error: OSError) -> OSError:
     """The error of something that cannot be written: the system's own has no path when a disk is full."""
-    in_words = re.search(r"os error (\d+)", str(error))  # all that safetensors tells of the system's error
-    number = getattr(error, "errno", None) or (int(in_words[1]) if in_words else None)
-    why = os.strerror(number) if number else str(error)
     advice = "what was there before is whole. Make space or mend the disk, then go on (a run: with --resume)"
-    return OSError(number or errno.EIO, f"not written: {why}; {advice}", str(path))
+    return OSError(error.errno or errno.EIO, f"not written: {error.strerror or error}; {advice}", str(path))
 
 
 def _model_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -299,14 +311,13 @@ def _model_tensors(model: nn.Module) -> dict[str, Tensor]:
     return dict(model.named_parameters()) | buffers
 
 
-def _moment(key: str, value: Tensor, parameter: Tensor) -> Tensor:
-    """A state tensor where the optimizer has it: AdamW's count of steps on the CPU, moments beside the parameter."""
-    if key == "step":
-        return value.to("cpu", copy=True)
-    return local_part(value, parameter).to(parameter.device, parameter.dtype, copy=True)
+def _moment(key: str, kind: tuple[torch.Size, torch.dtype], parameter: Tensor) -> Tensor:
+    """Room for a state tensor where the optimizer has it: AdamW's step count on the CPU, moments beside the weights."""
+    shape, dtype = kind
+    return torch.empty(shape, dtype=dtype) if key == "step" else torch.empty_like(parameter, requires_grad=False)
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, str]:
-    """Names below a prefix, without and with it; the tensors themselves may be far, so they are read one by one."""
+    """Names below a prefix, without and with it."""
     start = f"{prefix}/"
     return {name.removeprefix(start): name for name in tensors if name.startswith(start)}

@@ -31,13 +31,16 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from trimtab.weights import TensorData
 from trimtab_models.loading import named_parameter_tensors, save_model
+from trimtab_models.versions import ModelPublisher, tensor_to_data
 from trimtab_trainer.world import Mirrored, World
 
 __all__ = [
     "FromRank0",
     "added",
     "apply",
+    "at_one_call",
     "balanced",
     "even_rounds",
     "full_tensors",
@@ -53,6 +56,7 @@ __all__ = [
     "ranks",
     "save_whole",
     "shard",
+    "snapshot",
     "sums",
     "tensors_from_rank_0",
 ]
@@ -97,6 +101,11 @@ def own_rank() -> int:
 def rank_seed() -> list[int]:
     """What a seed is mixed with so that ranks draw differently; nothing on rank 0, which draws as one process does."""
     return [own_rank()] if own_rank() else []
+
+
+def at_one_call() -> bool:
+    """Whether several ranks are at the present call, all of them."""
+    return _together() is not None
 
 
 def _together() -> World | None:
@@ -287,6 +296,15 @@ def model_tensors(model: PreTrainedModel, *, dtype: torch.dtype | None = None) -
 def is_sharded(model: PreTrainedModel) -> bool:
     """Whether it is spread over ranks."""
     return "sharded_root" in vars(model)
+
+
+def snapshot(
+    publisher: ModelPublisher, model: PreTrainedModel, *, dtype: torch.dtype | None = None
+) -> list[TensorData]:
+    """`publisher.snapshot()` of a model that may be sharded; `dtype` is what the publisher rounds to."""
+    if not is_sharded(model):
+        return publisher.snapshot()
+    return [tensor_to_data(name, tensor) for name, tensor in model_tensors(model, dtype=dtype).items()]
 
 
 def save_whole(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

@@ -18,18 +18,27 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trimtab.errors import Mismatch
-from trimtab_models.loading import load_policy, max_sequence_tokens, save_model
+from trimtab_models.loading import load_policy, max_sequence_tokens
 from trimtab_models.tokenizer import load_tokenizer
 from trimtab_trainer.checkpoint import Snapshot
 from trimtab_trainer.config import DPOConfig
 from trimtab_trainer.context import StageContext, StageResult
+from trimtab_trainer.distributed import on_every_rank, save_whole, shard
 from trimtab_trainer.dpo_pairs import ReferencedExample, logprobs_of, pair_figures, train_on_pairs
 from trimtab_trainer.dpo_reference import Reference, reference_logprobs
-from trimtab_trainer.examples import Reading, said_by
-from trimtab_trainer.optimization import Learner, prepare_for_training, seed_step, shuffled
+from trimtab_trainer.examples import RankingExample, Reading, said_by
+from trimtab_trainer.optimization import (
+    Learner,
+    in_evaluation,
+    make_learner,
+    prepare_for_training,
+    seed_step,
+    shuffled,
+)
 from trimtab_trainer.reward_model import example_tensors, parts_of_members, read_rankings_of
 from trimtab_trainer.reward_model_accuracy import measure_scores
 from trimtab_trainer.services import Services, connect
@@ -58,7 +67,7 @@ def train(context: StageContext, config: DPOConfig) -> StageResult:
     """
     folder = context.resolve_model(config.policy, key="policy")
     tokenizer = load_tokenizer(folder)
-    model = load_policy(folder, device=context.spec.device)
+    model = shard(load_policy(folder), context.device)
     reference = Reference.of(folder, tokenizer)
     snapshot = context.checkpoints.load_latest() or Snapshot(0, state={"reference": reference.weights, "epochs": {}})
     _check_resumed(reference, snapshot)
@@ -105,11 +114,11 @@ def _train(
     """Trains the model from the snapshot to the end; returns the held-out figures of each epoch."""
     prepare_for_training(model, gradient_checkpointing=context.spec.gradient_checkpointing)
     total = _steps(config, data)
-    learner = Learner(model, config.optimizer, total_steps=total, precision=context.spec.precision)
+    learner = make_learner(model, config.optimizer, total_steps=total, precision=context.spec.precision)
     seed = context.seed(config.seed)
     context.reporter.stage_started(context.stage, total, step=snapshot.step)
     if snapshot.step:
-        learner.restore(snapshot.tensors)
+        learner.restore(snapshot.saved)
     else:
         _check_start(context, config, learner, _batch(data.train, config.batch_size, 0, seed))
     state: dict[str, Any] = dict(snapshot.state)
@@ -130,17 +139,17 @@ def _train(
         epoch, rest = divmod(step + 1, total // config.epochs)
         if rest == 0:
             held_out = _held_out_figures(context, config, model, data.held_out)
-            save_model(model, tokenizer, context.models / f"epoch-{epoch}")
+            save_whole(model, tokenizer, context.models / f"epoch-{epoch}")
             state["epochs"] = {**state["epochs"], f"epoch-{epoch}": held_out}
             metrics |= {**held_out, "tokens_evaluated": float(sum(example.tokens for example in data.held_out))}
         context.after_step(
             step + 1,
             total,
             config.checkpoint_every,
-            lambda done=step + 1: Snapshot(done, learner.capture(), state),
+            lambda done=step + 1: Snapshot(done, state=state, parts=[learner]),
             metrics=metrics,
         )
-    model.eval()
+    in_evaluation(model)
     return state["epochs"]
 
 
@@ -164,9 +173,7 @@ def _check_start(
     Raises:
         Mismatch: they differ by more than `gate_tolerance`, as a mean over the tokens of an answer.
     """
-    with learner.autocast():
-        rankings = [example.ranking for example in batch]
-        own = logprobs_of(learner.model, rankings, micro_batch_tokens=config.micro_batch_tokens)
+    own = _logprobs_as_trained([example.ranking for example in batch], learner, config)
     differences = [
         np.abs(logprobs.numpy() - example.ref_logprobs) / [len(answer) for answer in example.ranking.answers]
         for logprobs, example in zip(own, batch, strict=True)
@@ -181,6 +188,12 @@ def _check_start(
             value=found,
             limit=limit,
         )
+
+
+@on_every_rank
+def _logprobs_as_trained(rankings: Sequence[RankingExample], learner: Learner, config: DPOConfig) -> list[Tensor]:
+    with learner.autocast():
+        return logprobs_of(learner.model, rankings, micro_batch_tokens=config.micro_batch_tokens)
 
 
 def _held_out_figures(

@@ -19,11 +19,13 @@ from transformers import PreTrainedModel
 from trimtab_models.heads import hidden_states
 from trimtab_models.logprobs import token_logprobs
 from trimtab_models.packing import pack_shared_prompts
+from trimtab_trainer.distributed import apply, joined, on_every_rank, sums
 from trimtab_trainer.dpo_config import DPOConfig
 from trimtab_trainer.examples import RankingExample
 from trimtab_trainer.losses import dpo_loss
-from trimtab_trainer.optimization import Learner, token_micro_batches
+from trimtab_trainer.optimization import Learner
 from trimtab_trainer.reward_model import decided_pairs
+from trimtab_trainer.reward_model_accuracy import ranking_micro_batches
 
 __all__ = ["ReferencedExample", "answer_logprobs", "logprobs_of", "pair_figures", "train_on_pairs"]
 
@@ -61,21 +63,34 @@ def answer_logprobs(model: PreTrainedModel, examples: Sequence[RankingExample]) 
     """
     device = next(model.parameters()).device
     rows = pack_shared_prompts([(example.prompt, example.answers) for example in examples])
-    row, predicting, column, answer = _targets(examples)
-    input_ids = rows.input_ids.to(device)
-    hidden = hidden_states(
+    row, predicting, column, answer = (index.to(device) for index in _targets(examples))
+    found = apply(
         model,
-        input_ids,
-        position_ids=rows.position_ids.to(device),
-        attention_mask=rows.attention_mask.to(device),
+        _logprobs_at,
+        rows.input_ids.to(device),
+        rows.position_ids.to(device),
+        rows.attention_mask.to(device),
+        (row, predicting, column),
     )
-    at = row.to(device)
-    found = token_logprobs(model, hidden[at, predicting.to(device)], input_ids[at, column.to(device)]).logprobs
-    sums = found.new_zeros(sum(rows.counts)).index_add(0, answer.to(device), found)
-    return list(sums.split(rows.counts))
+    of_answers = found.new_zeros(sum(rows.counts)).index_add(0, answer, found)
+    return list(of_answers.split(rows.counts))
 
 
-def train_on_pairs(learner: Learner, examples: Sequence[ReferencedExample], config: DPOConfig) -> Mapping[str, float]:
+def _logprobs_at(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    position_ids: Tensor,
+    attention_mask: Tensor,
+    at: tuple[Tensor, Tensor, Tensor],
+) -> Float[Tensor, " tokens"]:
+    """Log-probs of tokens at (row, column that predicts, column)."""
+    row, predicting, column = at
+    hidden = hidden_states(model, input_ids, position_ids=position_ids, attention_mask=attention_mask)
+    return token_logprobs(model, hidden[row, predicting], input_ids[row, column]).logprobs
+
+
+@on_every_rank
+def train_on_pairs(learner: Learner, examples: Sequence[ReferencedExample], config: DPOConfig) -> dict[str, float]:
     """Adds the gradient of the mean loss over a batch of prompts; the caller makes the update.
 
     Returns:
@@ -85,11 +100,11 @@ def train_on_pairs(learner: Learner, examples: Sequence[ReferencedExample], conf
         TrainingDiverged: the loss is not finite.
     """
     figures = _Figures()
-    for positions in token_micro_batches([example.tokens for example in examples], config.micro_batch_tokens):
+    for positions, weight in ranking_micro_batches([one.ranking for one in examples], config.micro_batch_tokens):
         micro = [examples[position] for position in positions]
         with learner.autocast():
             logprobs = answer_logprobs(learner.model, [example.ranking for example in micro])
-        loss = figures.add(micro, logprobs, config)
+        loss = figures.add(micro, logprobs, config, weight=weight)
         learner.backward(loss / len(examples))
     return figures.means()
 
@@ -111,31 +126,36 @@ def pair_figures(
         `worse_reward`, and the mean log-probs `better_logprob` and `worse_logprob`, in nats; `pairs`, how many.
     """
     figures = _Figures()
-    figures.add(examples, logprobs, config)
+    figures.add(examples, logprobs, config, weight=1.0)
     return figures.means()
 
 
+@on_every_rank
 @torch.no_grad()
 def logprobs_of(model: PreTrainedModel, examples: Sequence[RankingExample], *, micro_batch_tokens: int) -> list[Tensor]:
     """`answer_logprobs` of any number of examples, without gradient, on the CPU."""
-    found: list[Tensor] = [torch.zeros(0)] * len(examples)
-    for positions in token_micro_batches([example.tokens for example in examples], micro_batch_tokens):
-        for position, logprobs in zip(positions, answer_logprobs(model, [examples[p] for p in positions]), strict=True):
-            found[position] = logprobs.cpu()
-    return found
+    found: list[tuple[int, Tensor]] = []
+    for positions, weight in ranking_micro_batches(examples, micro_batch_tokens):
+        logprobs = answer_logprobs(model, [examples[position] for position in positions])
+        if weight:
+            found += [(position, one.cpu()) for position, one in zip(positions, logprobs, strict=True)]
+    by_position = dict(joined(found))
+    return [by_position[position] for position in range(len(examples))]
 
 
 class _Figures:
-    """Sums over the prompts and pairs seen so far."""
+    """Sums over the prompts and pairs seen so far by this rank."""
 
     def __init__(self) -> None:
-        self._prompts = 0
+        self._prompts = 0.0
         self._loss = 0.0
-        self._pairs = 0
+        self._pairs = 0.0
         self._sums: dict[str, float] = {}
 
-    def add(self, examples: Sequence[ReferencedExample], logprobs: Sequence[Tensor], config: DPOConfig) -> Tensor:
-        """Takes some prompts; returns the differentiable sum of their losses."""
+    def add(
+        self, examples: Sequence[ReferencedExample], logprobs: Sequence[Tensor], config: DPOConfig, *, weight: float
+    ) -> Tensor:
+        """Takes some prompts; returns the differentiable sum of their losses, times the weight as all else."""
         losses = []
         for example, of_policy in zip(examples, logprobs, strict=True):
             reference = torch.as_tensor(example.ref_logprobs, dtype=torch.float32, device=of_policy.device)
@@ -151,13 +171,13 @@ class _Figures:
                     label_smoothing=config.label_smoothing,
                 )
             )
-            self._add_pairs(config.beta * log_ratios.detach(), of_policy.detach(), better, worse)
-        loss = torch.stack(losses).sum()
-        self._prompts += len(examples)
+            self._add_pairs(config.beta * log_ratios.detach(), of_policy.detach(), better, worse, weight)
+        loss = torch.stack(losses).sum() * weight
+        self._prompts += len(examples) * weight
         self._loss += float(loss.detach())
         return loss
 
-    def _add_pairs(self, rewards: Tensor, logprobs: Tensor, better: Tensor, worse: Tensor) -> None:
+    def _add_pairs(self, rewards: Tensor, logprobs: Tensor, better: Tensor, worse: Tensor, weight: float) -> None:
         margins = rewards[better] - rewards[worse]
         of_pairs = {
             "accuracy": (margins > 0) + 0.5 * (margins == 0),
@@ -167,14 +187,15 @@ class _Figures:
             "better_logprob": logprobs[better],
             "worse_logprob": logprobs[worse],
         }
-        self._pairs += len(better)
+        self._pairs += len(better) * weight
         for name, values in of_pairs.items():
-            self._sums[name] = self._sums.get(name, 0.0) + float(values.sum())
+            self._sums[name] = self._sums.get(name, 0.0) + float(values.sum()) * weight
 
     def means(self) -> dict[str, float]:
-        """The loss as a mean over prompts, the rest over pairs."""
-        of_pairs = {name: total / self._pairs for name, total in self._sums.items()}
-        return {"loss": self._loss / self._prompts, **of_pairs, "pairs": float(self._pairs)}
+        """The loss as a mean over prompts, the rest over pairs, of all ranks at the call."""
+        loss, prompts, pairs, *totals = sums(self._loss, self._prompts, self._pairs, *self._sums.values())
+        of_pairs = {name: total / pairs for name, total in zip(self._sums, totals, strict=True)}
+        return {"loss": loss / prompts, **of_pairs, "pairs": pairs}
 
 
 def _targets(examples: Sequence[RankingExample]) -> tuple[Tensor, Tensor, Tensor, Tensor]:

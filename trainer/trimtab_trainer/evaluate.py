@@ -6,6 +6,8 @@ log pi - log pi_ref over the answer, absent for few-shot prompts), `ended`, `tok
 `judge`, the reward by a model that no policy was optimised against; in the miniature also `gold` and `hallucinated`,
 computed from prompt and answer alone, which no model was trained on. Figures go to DIR/samples/NAME.json, summed losses
 of the held-out passages to DIR/samples/NAME.npz.
+
+Over several ranks each computes the losses of its share of the passages; services and files are rank 0's.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from trimtab_trainer.claim_table import Evaluated, claim_table, figures_of, pref
 from trimtab_trainer.config import EvaluateConfig, EvaluatedModel
 from trimtab_trainer.context import StageContext, StageResult
 from trimtab_trainer.data import Demonstration, read_demonstrations
+from trimtab_trainer.distributed import shard
 from trimtab_trainer.examples import few_shot_prompt, first_of
 from trimtab_trainer.held_out_answers import AnswerSampler, answer_sampler
 from trimtab_trainer.language_modeling import Example, counted_tokens, example_losses, read_tokens
@@ -59,7 +62,7 @@ def evaluate(context: StageContext, config: EvaluateConfig) -> StageResult:
         for number, (name, folder) in enumerate(folders.items()):
             if number < done:
                 continue
-            model = load_policy(folder, device=context.spec.device)
+            model = shard(load_policy(folder), context.device)
             shown = _few_shot(context, config.models[name], sampler, model, prompts, seed)
             rollouts, counts = sampler.sample(
                 model, prompts, name=name, samples_per_prompt=config.samples_per_prompt, shown=shown

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
@@ -32,8 +32,9 @@ from transformers import PreTrainedModel
 from trimtab.errors import TrainingDiverged, Unsupported
 from trimtab_models.loading import enable_gradient_checkpointing
 from trimtab_trainer.checkpoint import capture_model, capture_optimizer, restore_model, restore_optimizer
+from trimtab_trainer.checkpoint_tensors import TensorFiles
 from trimtab_trainer.config import OptimizerConfig
-from trimtab_trainer.distributed import full_tensors, on_every_rank, rank_seed, sums, tensors_from_rank_0
+from trimtab_trainer.distributed import on_every_rank, rank_seed, sums
 from trimtab_trainer.world import Mirrored
 
 __all__ = [
@@ -74,6 +75,7 @@ class Learner(Mirrored):
         config: optimizer and schedule.
         total_steps: of the whole schedule.
         precision: bfloat16 makes `autocast` one.
+        name: what its tensors' names begin with in a checkpoint.
 
     Attributes:
         step: optimizer steps done.
@@ -87,12 +89,13 @@ class Learner(Mirrored):
         *,
         total_steps: int,
         precision: Literal["float32", "bfloat16"] = "float32",
+        name: str = "learner",
     ) -> None:
         self.model = model
         self.config = config
         self.total_steps = total_steps
         self.step = 0
-        self._precision = precision
+        self._precision, self._name = precision, name
         self.device = next(model.parameters()).device
         self._optimizers = _optimizers(model, config)
         self._aside: list[Tensor | None] = []
@@ -166,33 +169,28 @@ class Learner(Mirrored):
         self._aside = []
         return norm
 
-    @on_every_rank
-    def capture(self, prefix: str = "learner") -> dict[str, Tensor]:
-        """Weights, moments and step, for a checkpoint; call it between updates only. Whole, whatever the ranks."""
-        moments = [capture_optimizer(optimizer, self.model, f"{prefix}/optimizer") for optimizer in self._optimizers]
-        return full_tensors(
-            {
-                **capture_model(self.model, f"{prefix}/model"),
-                **{name: tensor for captured in moments for name, tensor in captured.items()},
-                f"{prefix}/step": torch.tensor(self.step),
-            }
-        )
+    def capture(self) -> dict[str, Tensor]:
+        """This rank's parts of weights and moments, and the step, for a checkpoint between two updates."""
+        moments = [
+            capture_optimizer(optimizer, self.model, f"{self._name}/optimizer") for optimizer in self._optimizers
+        ]
+        return {
+            **capture_model(self.model, f"{self._name}/model"),
+            **{name: tensor for captured in moments for name, tensor in captured.items()},
+            f"{self._name}/step": torch.tensor(self.step),
+        }
 
-    def restore(self, tensors: Mapping[str, Tensor], prefix: str = "learner") -> None:
-        """Puts back what `capture` took, on however many ranks.
+    @on_every_rank
+    def restore(self, tensors: TensorFiles) -> None:
+        """Reads back what `capture` took, on however many ranks.
 
         Raises:
             Mismatch: the checkpoint is of another model.
         """
-        own = {name: tensor for name, tensor in tensors.items() if name.startswith(f"{prefix}/")}
-        self._restore(tensors_from_rank_0(own), prefix)
-
-    @on_every_rank
-    def _restore(self, tensors: Mapping[str, Tensor], prefix: str) -> None:
-        restore_model(self.model, tensors, f"{prefix}/model")
+        restore_model(self.model, tensors, f"{self._name}/model")
         for optimizer in self._optimizers:
-            restore_optimizer(optimizer, self.model, tensors, f"{prefix}/optimizer")
-        self.step = int(tensors[f"{prefix}/step"])
+            restore_optimizer(optimizer, self.model, tensors, f"{self._name}/optimizer")
+        self.step = int(tensors[f"{self._name}/step"])
         self._clear_gradients()
 
     def _clear_gradients(self) -> None:
@@ -207,9 +205,10 @@ def make_learner(
     *,
     total_steps: int,
     precision: Literal["float32", "bfloat16"] = "float32",
+    name: str = "learner",
 ) -> Learner:
     """A `Learner`, of a sharded model on every rank."""
-    return Learner(model, config, total_steps=total_steps, precision=precision)
+    return Learner(model, config, total_steps=total_steps, precision=precision, name=name)
 
 
 def learning_rate_at(config: OptimizerConfig, step: int, total_steps: int) -> float:

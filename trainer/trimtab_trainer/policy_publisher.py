@@ -10,10 +10,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from trimtab.weights import Publication, TensorData
+from trimtab.weights import Publication
 from trimtab_models.loading import DTYPES
-from trimtab_models.versions import tensor_to_data
-from trimtab_trainer.distributed import is_sharded, model_tensors
+from trimtab_trainer.distributed import snapshot
 from trimtab_trainer.services import Services
 
 __all__ = ["PolicyPublisher", "publication_figures"]
@@ -58,14 +57,8 @@ class PolicyPublisher:
         Raises (from the future):
             TrimtabError: as `Services.publish_snapshot`.
         """
-        snapshot = self._snapshot()
-        return self._thread.submit(self._services.publish_snapshot, self._publisher, snapshot, step=step, name=name)
-
-    def _snapshot(self) -> list[TensorData]:
-        if not is_sharded(self._policy):
-            return self._publisher.snapshot()
-        whole = model_tensors(self._policy, dtype=self._dtype)
-        return [tensor_to_data(name, tensor) for name, tensor in whole.items()]
+        weights = snapshot(self._publisher, self._policy, dtype=self._dtype)
+        return self._thread.submit(self._services.publish_snapshot, self._publisher, weights, step=step, name=name)
 
 
 def publication_figures(publication: Publication) -> dict[str, float]:

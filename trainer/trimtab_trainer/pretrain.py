@@ -45,8 +45,8 @@ def pretrain(context: StageContext, config: PretrainConfig) -> StageResult:
     learner = make_learner(model, config.optimizer, total_steps=len(batches), precision=context.spec.precision)
     snapshot = context.checkpoints.load_latest()
     if snapshot is not None:
-        learner.restore(snapshot.tensors)
-        restore_random_state(snapshot.tensors)
+        learner.restore(snapshot.saved)
+        restore_random_state(snapshot.saved)
 
     context.reporter.stage_started(context.stage, len(batches), step=learner.step)
     for step in range(learner.step, len(batches)):
@@ -59,7 +59,7 @@ def pretrain(context: StageContext, config: PretrainConfig) -> StageResult:
             step + 1,
             len(batches),
             config.checkpoint_every,
-            lambda: Snapshot(learner.step, {**learner.capture(), **capture_random_state()}),
+            lambda: Snapshot(learner.step, capture_random_state(), parts=[learner]),
             metrics={
                 "loss": loss,
                 "learning_rate": update.learning_rate,

@@ -44,7 +44,7 @@ def train(context: StageContext, config: PPOConfig) -> StageResult:
     snapshot = context.checkpoints.load_latest()
     used = 0
     if snapshot is not None:
-        learner.restore(snapshot.tensors)
+        learner.restore(snapshot.saved)
         used = snapshot.state["passages_used"]
 
     context.reporter.stage_started(context.stage, total_steps, step=learner.step)
@@ -58,7 +58,7 @@ def train(context: StageContext, config: PPOConfig) -> StageResult:
             learner.step,
             total_steps,
             config.checkpoint_every * config.minibatches,
-            lambda now=used: Snapshot(learner.step, learner.capture(), {"passages_used": now}),
+            lambda now=used: Snapshot(learner.step, state={"passages_used": now}, parts=[learner]),
             metrics={
                 "loss": loss,
                 "gradient_norm": update.gradient_norm,

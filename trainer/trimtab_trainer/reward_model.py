@@ -178,8 +178,8 @@ def train_member(
         model, config.optimizer, total_steps=course.ends[number] - start, precision=context.spec.precision
     )
     if course.snapshot is not None and course.done > start:
-        learner.restore(course.snapshot.tensors)
-        restore_random_state(course.snapshot.tensors)
+        learner.restore(course.snapshot.saved)
+        restore_random_state(course.snapshot.saved)
     for step in range(learner.step, learner.total_steps):
         batch = _batch(rankings, config.batch_size, step, seed)
         seed_step(seed, step)
@@ -196,7 +196,7 @@ def train_member(
             start + step + 1,
             course.ends[-1],
             config.checkpoint_every,
-            lambda at=start + step + 1: Snapshot(at, {**learner.capture(), **capture_random_state()}),
+            lambda at=start + step + 1: Snapshot(at, capture_random_state(), parts=[learner]),
             metrics={**figures, "learning_rate": update.learning_rate, "gradient_norm": update.gradient_norm},
         )
     return in_evaluation(model)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from trimtab_models.loading import named_parameter_tensors
-from trimtab_trainer.distributed import full_tensors, local_part, on_every_rank, tensors_from_rank_0
+from trimtab_trainer.checkpoint_tensors import TensorFiles
+from trimtab_trainer.distributed import on_every_rank
 from trimtab_trainer.world import Mirrored
 
 __all__ = ["RunningMean", "running_mean_of"]
@@ -29,14 +28,14 @@ class RunningMean(Mirrored):
         for name, tensor in named_parameter_tensors(self._model).items():
             self._mean[name].lerp_(tensor.to(self._mean[name].dtype), weight)
 
-    @on_every_rank
     def capture(self) -> dict[str, Tensor]:
-        """The mean for a checkpoint, as `average/name`, whole on rank 0."""
-        return full_tensors({f"average/{name}": mean for name, mean in self._mean.items()})
+        """This rank's parts of the mean for a checkpoint, as `average/name`."""
+        return {f"average/{name}": mean for name, mean in self._mean.items()}
 
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Puts back what `capture` took."""
-        self._restore(tensors_from_rank_0({name: tensors[name] for name in map("average/{}".format, self._mean)}))
+    @on_every_rank
+    def restore(self, tensors: TensorFiles) -> None:
+        """Reads back what `capture` took."""
+        tensors.read_into(self.capture())
 
     @on_every_rank
     @torch.no_grad()
@@ -44,11 +43,6 @@ class RunningMean(Mirrored):
         """Makes the mean the model's weights."""
         for name, tensor in named_parameter_tensors(self._model).items():
             tensor.copy_(self._mean[name])
-
-    @on_every_rank
-    def _restore(self, tensors: Mapping[str, Tensor]) -> None:
-        for name, mean in self._mean.items():
-            mean.copy_(local_part(tensors[f"average/{name}"], mean))
 
 
 @on_every_rank

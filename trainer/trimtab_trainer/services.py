@@ -27,6 +27,7 @@ from trimtab_models.tokenizer import tokenizer_digest
 from trimtab_models.versions import ModelPublisher, publish_folder
 from trimtab_trainer.channels import Name, RunChannels
 from trimtab_trainer.context import StageContext, StageStopped
+from trimtab_trainer.distributed import snapshot
 from trimtab_trainer.fleet import Fleet
 from trimtab_trainer.replica_report import tell_replicas
 from trimtab_trainer.rollouts import RolloutDispatcher
@@ -138,7 +139,7 @@ class Services:
     def publish(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, step: int, name: str = "") -> int:
         """Publishes a policy once; returns the version's number. Errors as `publish_snapshot`."""
         publisher = self.model_publisher(model, tokenizer, max_chain=0)
-        return self.publish_snapshot(publisher, publisher.snapshot(), step=step, name=name).version
+        return self.publish_snapshot(publisher, snapshot(publisher, model), step=step, name=name).version
 
     def model_publisher(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **options: Any

@@ -102,8 +102,8 @@ def _train_phase(
     """Trains from the snapshot to the end of the phase; returns the last state."""
     learner = _learner(context, config, phase, folder)
     if snapshot.step > phase.start:
-        learner.restore(snapshot.tensors)
-        restore_random_state(snapshot.tensors)
+        learner.restore(snapshot.saved)
+        restore_random_state(snapshot.saved)
     state: dict[str, Any] = {"epochs": dict(snapshot.state["epochs"])}
     seed = context.seed(config.seed)
     for step in range(max(snapshot.step, phase.start), phase.end):
@@ -128,7 +128,7 @@ def _train_phase(
             step + 1,
             total_steps,
             config.checkpoint_every,
-            lambda done=step + 1: Snapshot(done, {**learner.capture(), **capture_random_state()}, state),
+            lambda done=step + 1: Snapshot(done, capture_random_state(), state, [learner]),
             metrics=metrics,
         )
     return Snapshot(phase.end, state=state)
