@@ -71,6 +71,10 @@ class Replica:
     last_error: str = ""
     info: ServiceInfo | None = field(default=None, repr=False)
     """Its answer to GetInfo when it was last greeted and found well."""
+    seen: ServiceInfo | None = field(default=None, repr=False)
+    """Its last answer to GetInfo, well or not; None where it has failed to answer since."""
+    seen_at: float | None = None
+    """`time.monotonic()` of the last answer to GetInfo."""
     leaving: bool = False
     """The resolver names it no more: it answers what it has and gets nothing new."""
     lost: bool = False
@@ -155,6 +159,10 @@ class Fleet:
                     await self._forget(replica)
         return [replica for replica in self._replicas.values() if not replica.leaving]
 
+    def known(self) -> list[Replica]:
+        """All replicas that it has a connection to, by address; those too that leave and still have work."""
+        return sorted(self._replicas.values(), key=lambda replica: replica.address)
+
     async def well(self) -> list[Replica]:
         """Replicas that take work now, least outstanding work first. Does not wait for those not known to be well."""
         now = time.monotonic()
@@ -166,7 +174,7 @@ class Fleet:
 
     async def _greet(self, replica: Replica) -> None:
         try:
-            info = await replica.client.info(timeout_s=_GREETING_S)
+            info = await self._ask(replica, _GREETING_S)
             if info.state is ServiceState.SERVING:
                 replica.info, replica.failures = info, 0
                 if replica.lost:
@@ -174,10 +182,16 @@ class Fleet:
                 replica.lost = False
             else:
                 self.failed(replica, Unavailable(f"{info.state}: {info.state_reason}"))
+                replica.seen = info  # it is there
         except TrimtabError as error:
             self.failed(replica, error)
         finally:
             replica.greeting = None
+
+    async def _ask(self, replica: Replica, timeout_s: float) -> ServiceInfo:
+        info = await replica.client.info(timeout_s=timeout_s)
+        replica.seen, replica.seen_at = info, time.monotonic()
+        return info
 
     async def _forget(self, replica: Replica) -> None:
         for task in (replica.greeting, replica.watch):
@@ -203,6 +217,8 @@ class Fleet:
         replica.retry_at = time.monotonic() + wait
         replica.last_error = error.message
         replica.info = None
+        if not isinstance(error, VersionUnavailable | Overloaded):
+            replica.seen = None
 
     async def wait_well(self) -> list[Replica]:
         """Like `well`, but waits for at least one replica.
@@ -274,7 +290,7 @@ class Fleet:
             if replica.info is None and not replica.calls:
                 continue  # it will be greeted
             try:
-                await replica.client.info(timeout_s=_PULSE_WITHIN_S)
+                await self._ask(replica, _PULSE_WITHIN_S)
             except DeadlineExceeded:
                 self.failed(replica, self._silence(replica))
                 for call in replica.calls:
@@ -385,7 +401,7 @@ class Fleet:
 
         async def ask(replica: Replica) -> ServiceInfo | None:
             try:
-                return await replica.client.info(timeout_s=_GREETING_S)
+                return await self._ask(replica, _GREETING_S)
             except TrimtabError as error:
                 replica.last_error = error.message
                 return None

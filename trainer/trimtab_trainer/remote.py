@@ -1,8 +1,9 @@
-"""Reports a run's events to a TrainerService, whatever happens to the connection.
+"""Reports a run's events and the state of its replicas to a TrainerService, whatever happens to the connection.
 
 The service acknowledges each event once it is on its disk; after a lost connection the run asks how far it came and
 goes on from there. The run never waits for the service: events stay on the run's own disk until the service is back.
-Orders (stop, checkpoint) come back on the same stream.
+The state of the replicas is told as it is now, again on each new connection. Orders (stop, checkpoint) come back on the
+same stream.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class RemoteSink:
         self._orders = orders
         self._events: list[Event] = list(read_events(directory / "events.jsonl"))
         self._acknowledged = 0
+        self._replicas: pb.RunReplicas | None = None
         self._changed = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._send_all, name="report-events", daemon=True)
@@ -53,6 +55,12 @@ class RemoteSink:
         """Takes one event; does not block."""
         with self._changed:
             self._events.append(event)
+            self._changed.notify_all()
+
+    def take_replicas(self, replicas: pb.RunReplicas) -> None:
+        """Takes the state of the run's replicas, in the place of the one before; does not block."""
+        with self._changed:
+            self._replicas = replicas
             self._changed.notify_all()
 
     def close(self, *, timeout_s: float = 10.0) -> bool:
@@ -89,6 +97,7 @@ class RemoteSink:
         self._answered = False
         yield pb.ReportEventsRequest(name=self._run)
         sent: int | None = None
+        told: pb.RunReplicas | None = None
         while True:
             with self._changed:
                 if sent is None:  # the answer to the hello says where to go on
@@ -96,16 +105,21 @@ class RemoteSink:
                         self._changed.wait(0.1)
                     sent = self._acknowledged
                 # Every answer wakes this wait; without the condition each hello would bring the next at once.
-                self._changed.wait_for(lambda sent=sent: sent < len(self._events) or self._closing, _KEEPALIVE_S)
+                self._changed.wait_for(lambda seen=(sent, told): self._has_news(*seen) or self._closing, _KEEPALIVE_S)
                 batch = self._events[sent:]
+                replicas = self._replicas
                 closing = self._closing
             for event in batch:
                 yield pb.ReportEventsRequest(event=event.to_message())
             sent += len(batch)
             if closing and not batch:
                 return
-            if not batch:
-                yield pb.ReportEventsRequest()
+            if replicas is not told or not batch:
+                yield pb.ReportEventsRequest(replicas=replicas if replicas is not told else None)
+                told = replicas
+
+    def _has_news(self, sent: int, told: pb.RunReplicas | None) -> bool:
+        return sent < len(self._events) or self._replicas is not told
 
     def _take(self, reply: pb.ReportEventsResponse) -> None:
         with self._changed:

@@ -16,7 +16,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -158,13 +158,22 @@ class Reporter:
         directory: the run's folder; events.jsonl there is continued.
         sinks: each also gets every event.
         console: where people read; None makes one on stderr. Its `is_terminal` decides between bars and lines.
+        on_replicas: gets each state of the run's replicas. It must not block and must not raise. None: nobody does.
     """
 
-    def __init__(self, directory: Path, *, sinks: Sequence[EventSink] = (), console: Console | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        sinks: Sequence[EventSink] = (),
+        console: Console | None = None,
+        on_replicas: Callable[[pb.RunReplicas], None] | None = None,
+    ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self._path = directory / "events.jsonl"
         self._sinks = tuple(sinks)
         self._console = console or Console(stderr=True)
+        self._on_replicas = on_replicas
         self._lock = threading.RLock()
         self._sequence = _mend(self._path)
         self._file = self._path.open("ab", buffering=0)
@@ -238,6 +247,11 @@ class Reporter:
                 running_rollouts=running,
                 replicas=replicas,
             )
+
+    def replicas(self, replicas: pb.RunReplicas) -> None:
+        """Tells how the run's replicas are now, which is no event: it counts until the next time, and is not kept."""
+        if self._on_replicas is not None:
+            self._on_replicas(replicas)
 
     def run_ended(self, state: RunState, error: str = "") -> None:
         """The run is over; its last event until it is resumed."""

@@ -17,7 +17,6 @@ from trimtab_services.trainer.rollout_demand import demand_of
 from trimtab_services.trainer.scaler import start_scaler
 from trimtab_services.trainer.servicer import TrainerServicer
 from trimtab_services.trainer.web import web_routes
-from trimtab_services.trainer.web.replicas import Replicas
 from trimtab_services.trainer.works import RunWorks
 
 __all__ = ["serve"]
@@ -32,20 +31,18 @@ async def build(runtime: Runtime[TrainerServiceConfig]) -> Service:
     works = RunWorks(runtime, records, launcher)
     servicer = TrainerServicer(runtime, records, launcher, works)
     scaler = await start_scaler(runtime, partial(demand_of, records))
-    replicas = Replicas(config)
 
     async def close() -> None:
         if scaler is not None:
             await scaler.stop(None)
         await works.close()
         await launcher.close()
-        replicas.close()
         store.close()
 
     return Service(
         handlers=[partial(trainer_pb2_grpc.add_TrainerServiceServicer_to_server, servicer)],
         describe=describe,
-        routes=web_routes(runtime, records, replicas),
+        routes=web_routes(runtime, records),
         background=[works.find_works],
         drain=works.stop_runs if config.stop_runs_on_drain else None,
         drain_s=config.stop_runs_s,

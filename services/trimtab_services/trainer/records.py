@@ -1,4 +1,5 @@
-"""What is known of the runs: the event store, asked beside the event loop, and who waits for news of a run."""
+"""What is known of the runs: the event store, asked beside the event loop, their replicas, and who waits for news of a
+run."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 from trimtab_services.trainer.events import EventStore
+from trimtab_services.trainer.reported_replicas import ReportedReplicas
 
 __all__ = ["RunRecords"]
 
@@ -15,14 +17,18 @@ T = TypeVar("T")
 
 
 class RunRecords:
-    """The store and the news.
+    """The store, the replicas and the news.
 
     Args:
         store: runs and events.
+
+    Attributes:
+        replicas: of runs at work, as these told of them last. Used in the event loop.
     """
 
     def __init__(self, store: EventStore) -> None:
         self.store = store
+        self.replicas = ReportedReplicas()
         self._lock = asyncio.Lock()
         self._changed: dict[str, asyncio.Event] = {}  # of runs that somebody waits for
 

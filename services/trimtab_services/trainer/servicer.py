@@ -113,8 +113,13 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
             return await self._works.launch(run, resume=await self._works.has_begun(run))
 
     async def GetRun(self, request: pb.GetRunRequest, context: grpc.aio.ServicerContext) -> pb.GetRunResponse:
-        """One run."""
-        return pb.GetRunResponse(run=(await self._in_store(self._store.run, request.name)).to_message())
+        """One run, and its replicas."""
+        run = await self._in_store(self._store.run, request.name)
+        response = pb.GetRunResponse(run=run.to_message())
+        if (report := self._records.replicas.of(run)) is not None:
+            response.replicas.CopyFrom(report.replicas)
+            response.replicas_time.FromNanoseconds(int(report.time * 1e9))
+        return response
 
     async def ListRuns(self, request: pb.ListRunsRequest, context: grpc.aio.ServicerContext) -> pb.ListRunsResponse:
         """A page of runs, newest first."""
@@ -219,7 +224,9 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
                 )
             event = request.event if request.HasField("event") else None
             answer, run = await self._in_store(self._answer, name, event, orders)
-            if event is not None:
+            if request.HasField("replicas"):
+                self._records.replicas.keep(name, request.replicas)
+            if event is not None or request.HasField("replicas"):
                 self._records.tell(name)
             yield answer
             if self._lets_go_of(run):

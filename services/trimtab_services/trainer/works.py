@@ -173,6 +173,7 @@ class RunWorks:
 
     async def _launch(self, run: RunRow, *, resume: bool, resumes: int = 0, goes_on: bool = False) -> RunRow:
         self._launched_at[run.name] = time.time()
+        self._records.replicas.forget(run.name)
         work = await self._launcher.start(run, resume=resume, resumes=resumes, goes_on=goes_on)
         run = await self._in_store(self._store.set_state, run.name, pb.RUN_STATE_STARTING, pid=work.pid)
         self._follow(run.name, work)

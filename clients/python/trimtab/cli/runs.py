@@ -1,9 +1,11 @@
-"""`trimtab runs`: start, list, watch, stop, resume and delete runs of a trainer service, and read their logs."""
+"""`trimtab runs`: start, list, show, watch, stop, resume and delete runs of a trainer service, and read their logs."""
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
+from datetime import UTC
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +15,22 @@ from rich.console import Console
 from trimtab.cli.connect import client_of, connection_options
 from trimtab.cli.display import RunDisplay, follow_run
 from trimtab.cli.following import WATCH_S, follow
-from trimtab.cli.rows import json_option, limit_option, print_rows
+from trimtab.cli.replica import RUN_COLUMNS, reported_replica_row
+from trimtab.cli.rows import json_option, limit_option, print_rows, table, table_console
 from trimtab.client import Client
 from trimtab.errors import ConfigError
 from trimtab.v1 import trainer_pb2 as pb
 
 __all__ = ["runs"]
 
+_REPLICA_COLUMNS = ("service", "address", "state", "version", "lag", "waiting", "running", "calls", "note")
 _DELETE_S = 300.0
 """A claim goes only after the pods that mount it, and a folder of many checkpoints takes its time."""
 
 
 @click.group()
 def runs() -> None:
-    """Start, list, watch, stop, resume and delete runs of the trainer service, and read their logs."""
+    """Start, list, show, watch, stop, resume and delete runs of the trainer service, and read their logs."""
 
 
 @runs.command()
@@ -53,8 +57,8 @@ def start(name: str, spec_file: Path, follow: bool, **connection: Any) -> int:
 def list_runs(limit: int | None, as_json: bool, **connection: Any) -> None:
     """The runs, newest first."""
     with client_of("trainer", **connection) as client:
-        rows = ((_row(run), {**_row(run), "step": f"{run.step}/{run.total_steps}"}) for run in _all_runs(client))
-        print_rows(("name", "state", "stage", "step", "error"), rows, as_json=as_json, limit=limit)
+        rows = ((_row(run), {**_row(run), "step": _steps(run)}) for run in _all_runs(client))
+        print_rows(RUN_COLUMNS, rows, as_json=as_json, limit=limit)
 
 
 def _all_runs(client: Client) -> Iterator[pb.Run]:
@@ -77,6 +81,29 @@ def _row(run: pb.Run) -> dict[str, Any]:
         "create_time": run.create_time.ToJsonString(),
         "update_time": run.update_time.ToJsonString(),
     }
+
+
+@runs.command()
+@click.argument("name")
+@json_option
+@connection_options
+def status(name: str, as_json: bool, **connection: Any) -> None:
+    """Show the run NAME, and the replicas that it works with as it told of them last."""
+    with client_of("trainer", **connection) as client:
+        found = client.get_run(pb.GetRunRequest(name=name))
+    row = _row(found.run)
+    replicas = [reported_replica_row(one) for one in found.replicas.replicas]
+    if as_json:
+        time = found.replicas_time.ToJsonString() if replicas else None
+        click.echo(json.dumps({**row, "replicas": replicas, "replicas_time": time}))
+        return
+    console = table_console()
+    console.print(table(RUN_COLUMNS, [{**row, "step": _steps(found.run)}]))
+    if replicas:
+        console.print(f"\nreplicas at {found.replicas_time.ToDatetime(UTC).astimezone():%H:%M:%S}")
+        console.print(
+            table(_REPLICA_COLUMNS, [{**one, "lag": "" if one["lag"] is None else one["lag"]} for one in replicas])
+        )
 
 
 @runs.command()
@@ -172,6 +199,10 @@ def _watch(client: Client, name: str) -> int:
     if run.state == pb.RUN_STATE_FAILED:
         click.echo(f"run {name}: {run.error}; `trimtab runs logs {name}` has what it wrote", err=True)
     return {pb.RUN_STATE_SUCCEEDED: 0, pb.RUN_STATE_STOPPED: 130}.get(run.state, 1)
+
+
+def _steps(run: pb.Run) -> str:
+    return f"{run.step}/{run.total_steps}"
 
 
 def _state(run: pb.Run) -> str:

@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from trimtab.v1 import info_pb2 as _info_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -465,6 +466,90 @@ class RolloutQueue(_message.Message):
 Global___RolloutQueue: _TypeAlias = RolloutQueue  # noqa: Y015
 
 @_typing.final
+class RunReplicas(_message.Message):
+    """RunReplicas are the replicas of the services that a run works with, as the run sees them at one moment."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPLICAS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def replicas(self) -> _containers.RepeatedCompositeFieldContainer[Global___RunReplica]:
+        """Those of generation, reward and reference, in this order, each service's by address. Empty: the run uses none now."""
+
+    def __init__(
+        self,
+        *,
+        replicas: _abc.Iterable[Global___RunReplica] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["replicas", b"replicas"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RunReplicas: _TypeAlias = RunReplicas  # noqa: Y015
+
+@_typing.final
+class RunReplica(_message.Message):
+    """RunReplica is one replica as a run sees it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVICE_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    CHANNEL_VERSION_FIELD_NUMBER: _builtins.int
+    WAITING_ITEMS_FIELD_NUMBER: _builtins.int
+    RUNNING_ITEMS_FIELD_NUMBER: _builtins.int
+    CALLS_FIELD_NUMBER: _builtins.int
+    SECONDS_SINCE_ANSWER_FIELD_NUMBER: _builtins.int
+    service: _builtins.str
+    """"generation", "reward" or "reference". Never empty."""
+    address: _builtins.str
+    """host:port, unique within the service."""
+    state: _info_pb2.ServiceState.ValueType
+    """What it last told of itself. Unspecified where it has not answered yet, or has failed since."""
+    note: _builtins.str
+    """One sentence on what is wrong, such as its last error. Empty: nothing."""
+    version: _builtins.int
+    """Version of the model that it serves. 0 for one from a folder, and while there is none."""
+    channel_version: _builtins.int
+    """Newest version of the channel that it follows. 0 where it follows none."""
+    waiting_items: _builtins.int
+    """Sequences or items that wait in it, whoever asked for them. 0 when none do."""
+    running_items: _builtins.int
+    """Sequences or items that it works on, whoever asked for them. 0 when there are none."""
+    calls: _builtins.int
+    """Calls of this run that it has not answered. 0 when there are none."""
+    seconds_since_answer: _builtins.float
+    """Seconds since its last answer, at the moment of the report. Unset where it has never answered."""
+    def __init__(
+        self,
+        *,
+        service: _builtins.str = ...,
+        address: _builtins.str = ...,
+        state: _info_pb2.ServiceState.ValueType = ...,
+        note: _builtins.str = ...,
+        version: _builtins.int = ...,
+        channel_version: _builtins.int = ...,
+        waiting_items: _builtins.int = ...,
+        running_items: _builtins.int = ...,
+        calls: _builtins.int = ...,
+        seconds_since_answer: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_seconds_since_answer", b"_seconds_since_answer", "seconds_since_answer", b"seconds_since_answer"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seconds_since_answer", b"_seconds_since_answer", "address", b"address", "calls", b"calls", "channel_version", b"channel_version", "note", b"note", "running_items", b"running_items", "seconds_since_answer", b"seconds_since_answer", "service", b"service", "state", b"state", "version", b"version", "waiting_items", b"waiting_items"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__seconds_since_answer: _TypeAlias = _typing.Literal["seconds_since_answer"]  # noqa: Y015
+    _WhichOneofArgType__seconds_since_answer: _TypeAlias = _typing.Literal["_seconds_since_answer", b"_seconds_since_answer"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__seconds_since_answer) -> _WhichOneofReturnType__seconds_since_answer | None: ...
+
+Global___RunReplica: _TypeAlias = RunReplica  # noqa: Y015
+
+@_typing.final
 class StartRunRequest(_message.Message):
     """StartRunRequest has the spec."""
 
@@ -545,18 +630,30 @@ class GetRunResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     RUN_FIELD_NUMBER: _builtins.int
+    REPLICAS_FIELD_NUMBER: _builtins.int
+    REPLICAS_TIME_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def run(self) -> Global___Run:
         """The run."""
+
+    @_builtins.property
+    def replicas(self) -> Global___RunReplicas:
+        """Its replicas as it last told of them. Unset where it has told of none since this service started, or has ended."""
+
+    @_builtins.property
+    def replicas_time(self) -> _timestamp_pb2.Timestamp:
+        """When it did, by the service's clock. Unset with `replicas`."""
 
     def __init__(
         self,
         *,
         run: Global___Run | None = ...,
+        replicas: Global___RunReplicas | None = ...,
+        replicas_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["run", b"run"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["replicas", b"replicas", "replicas_time", b"replicas_time", "run", b"run"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["run", b"run"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["replicas", b"replicas", "replicas_time", b"replicas_time", "run", b"run"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -918,12 +1015,13 @@ Global___CheckpointRunResponse: _TypeAlias = CheckpointRunResponse  # noqa: Y015
 
 @_typing.final
 class ReportEventsRequest(_message.Message):
-    """ReportEventsRequest is one event, or the hello that opens the stream."""
+    """ReportEventsRequest is one event, or the hello that opens the stream; either may tell of the replicas besides."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
     EVENT_FIELD_NUMBER: _builtins.int
+    REPLICAS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The run's name. Empty in the first message is FIELD_MISSING; empty after it means the same run. Unknown is
     NOT_FOUND.
@@ -932,15 +1030,20 @@ class ReportEventsRequest(_message.Message):
     def event(self) -> Global___RunEvent:
         """The event. Unset in the hello, and in messages that only ask for orders."""
 
+    @_builtins.property
+    def replicas(self) -> Global___RunReplicas:
+        """The run's replicas now. They are no event: only the last ones told are kept, not on disk. Unset: nothing new."""
+
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         event: Global___RunEvent | None = ...,
+        replicas: Global___RunReplicas | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "replicas", b"replicas"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "name", b"name", "replicas", b"replicas"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

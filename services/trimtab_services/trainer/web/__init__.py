@@ -4,7 +4,7 @@
 - `access` says who may look: whoever has a token with scope `runs`, signed in for a while.
 - `digest` is what the page shows of a run's events, kept up with them; `curves` bounds what it keeps of the steps.
 - `live` sends events as they come; `answers` says how runs and events look as JSON.
-- `samples` reads what a run's folder has for people; `replicas` asks the services of this machine how they are.
+- `samples` reads what a run's folder has for people.
 
 `static/` holds the ES modules and the style sheet as the browser runs them, beside those that all pages share
 (`trimtab_services.runtime.web`): `main.js` is the router, `pages/` has a module for each page, `live.js` follows a run

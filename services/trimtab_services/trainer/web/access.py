@@ -128,28 +128,21 @@ class Visitors:
 
     async def _tell(self, request: web.Request) -> web.StreamResponse:
         identity = self.check(request)
-        return reply(self._told(identity if self._runtime.tokens is not None else None))
-
-    def _told(self, identity: Identity | None) -> dict[str, Any]:
-        """What a page is told at its start: who is signed in, None where no tokens are asked, and what there is."""
-        return {
-            "name": None if identity is None else identity.name,
-            "knows_replicas": self._config.endpoints_file is not None,
-        }
+        return reply(_told(identity if self._runtime.tokens is not None else None))
 
     async def _sign_in(self, request: web.Request) -> web.StreamResponse:
         token = _SignIn(**await read_json(request)).token.strip()
         tokens = self._runtime.tokens
         if tokens is None:
             self._refuse_foreign_host(request)
-            return reply(self._told(None))
+            return reply(_told(None))
         identity = tokens.identify(f"Bearer {token}")
         check_scope(identity, _SCOPE)
         now = time.time()
         self._sessions = {key: one for key, one in self._sessions.items() if one.end_time >= now}
         cookie = secrets.token_urlsafe(32)
         self._sessions[_digest(cookie)] = _Session(token, now + self._config.session_s)
-        response = reply(self._told(identity))
+        response = reply(_told(identity))
         self._cookie.set(response, cookie)
         return response
 
@@ -159,6 +152,11 @@ class Visitors:
         response = reply({})
         self._cookie.delete(response)
         return response
+
+
+def _told(identity: Identity | None) -> dict[str, Any]:
+    """What a page is told at its start: who is signed in, null where no tokens are asked."""
+    return {"name": None if identity is None else identity.name}
 
 
 def _digest(cookie: str) -> bytes:

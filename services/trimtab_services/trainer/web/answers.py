@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
+from trimtab.cli.replica import reported_replica_row
 from trimtab.run_plots import RunPlot
 from trimtab.v1 import trainer_pb2 as pb
+from trimtab_services.trainer.reported_replicas import ReplicaReport
 from trimtab_services.trainer.run_rows import ENDED, RunRow
 from trimtab_services.trainer.web.digest import (
     PublishedVersion,
@@ -17,7 +20,16 @@ from trimtab_services.trainer.web.digest import (
     is_warning,
 )
 
-__all__ = ["event_json", "log_json", "plot_json", "queue_json", "rollout_json", "run_json", "version_json"]
+__all__ = [
+    "event_json",
+    "log_json",
+    "plot_json",
+    "queue_json",
+    "replicas_json",
+    "rollout_json",
+    "run_json",
+    "version_json",
+]
 
 
 def run_json(run: RunRow, digest: RunDigest | None) -> dict[str, Any]:
@@ -72,6 +84,20 @@ def queue_json(queue: pb.RolloutQueue | None) -> dict[str, int] | None:
     if queue is None:
         return None
     return {"waiting": queue.waiting_rollouts, "running": queue.running_rollouts, "replicas": queue.replicas}
+
+
+def replicas_json(report: ReplicaReport | None) -> dict[str, Any]:
+    """What a run told last of its replicas, as the keys of a run; null where it told of none.
+
+    `replicas_time` is when it did, and `replicas_seconds_ago` how long that is ago.
+    """
+    if report is None:
+        return {"replicas": None, "replicas_time": None, "replicas_seconds_ago": None}
+    return {
+        "replicas": [reported_replica_row(one) for one in report.replicas.replicas],
+        "replicas_time": report.time,
+        "replicas_seconds_ago": max(0.0, time.time() - report.time),
+    }
 
 
 def event_json(event: pb.RunEvent) -> dict[str, Any]:

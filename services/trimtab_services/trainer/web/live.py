@@ -4,7 +4,7 @@ The stream begins after the sequence number that the page has seen, so a page th
 was: nothing is missed, nothing comes twice. Its messages are
 
 - `events`, a JSON list of events; the id of the message is the number of the last one;
-- `run`, the run itself, at first and whenever it has changed;
+- `run`, the run itself with its replicas, at first and whenever either has changed;
 - `behind`: the page lacks so many events, or knows those of an earlier run of the name, that it had better ask for the
   curves again; the stream ends;
 - `ended`: the run has ended and all is sent; the stream ends. A page that asks again later sees whether it was resumed;
@@ -29,7 +29,7 @@ from trimtab_services.trainer.config import TrainerServiceConfig
 from trimtab_services.trainer.records import RunRecords
 from trimtab_services.trainer.run_rows import ENDED
 from trimtab_services.trainer.web.access import Visitors
-from trimtab_services.trainer.web.answers import event_json, run_json
+from trimtab_services.trainer.web.answers import event_json, replicas_json, run_json
 from trimtab_services.trainer.web.digest import Digests
 
 __all__ = ["LiveRuns"]
@@ -102,7 +102,7 @@ class LiveRuns:
             if events:
                 after = events[-1].sequence
                 await stream.send("events", [event_json(event) for event in events], number=after)
-            state = run_json(run, digest)
+            state = run_json(run, digest) | replicas_json(self._records.replicas.of(run))
             if told is None or _without_clock(state) != _without_clock(told):
                 await stream.send("run", state)
                 told = state
@@ -158,4 +158,4 @@ def _last_event_id(request: web.Request) -> int:
 
 def _without_clock(state: dict[str, Any]) -> dict[str, Any]:
     """A run without what changes as time goes by."""
-    return {key: value for key, value in state.items() if key != "seconds_left"}
+    return {key: value for key, value in state.items() if key not in ("seconds_left", "replicas_seconds_ago")}

@@ -5,13 +5,13 @@ An error is `{"error", "reason", "message", "field", "value", "limit", "metadata
 
 | request | answer |
 | --- | --- |
-| `POST session` `{token}` | `{name, knows_replicas}`, the token's name, null where none is asked; sets the cookie |
+| `POST session` `{token}` | `{name}`, the token's, null where none is asked; sets the cookie |
 | `GET session` | the same; 401 where nobody is signed in |
 | `POST session/end` `{}` | ends the session |
 | `GET runs?before=N&limit=N` | `{runs: [RUN], next_before}`, newest first |
-| `GET runs/NAME` | `{run, spec_yaml, directory, sequence, plots, curves: {stage: CURVES}, queue, warnings, versions, \
-newest_version, rollouts}`: all up to event `sequence`; `warnings`, `versions` and `rollouts` are counts; CURVES as \
-`StageCurves.to_json` |
+| `GET runs/NAME` | `{run: RUN and REPLICAS, spec_yaml, directory, sequence, plots, curves: {stage: CURVES}, queue, \
+warnings, versions, newest_version, rollouts}`: all up to event `sequence`; `warnings`, `versions` and `rollouts` are \
+counts; CURVES as `StageCurves.to_json` |
 | `GET runs/NAME/events?after=N` | the events after a number, as they come: `live` |
 | `GET runs/NAME/log?before=N&limit=N&warnings=1` | `{entries, next_before}`, newest first |
 | `GET runs/NAME/versions?before=N&limit=N` | `{versions: [{version, stage, step, time}], next_before}`, newest first |
@@ -21,7 +21,8 @@ the last ones that the run told of, those after an event, oldest first |
 | `GET runs/NAME/samples?query=TEXT&after=N&limit=N` | as `SampleFiles.read` |
 | `GET runs/NAME/output?after=N` | `{output: {text, begin, end, size}}`: what the process, or the first pod of the \
 Job, wrote from byte N on, or its end where that is far; null where it is not here |
-| `GET replicas` | `{replicas}`, each as `Replicas.rows`; null where they are not known |
+
+RUN and REPLICAS are those of `run_json` and `replicas_json`.
 """
 
 from __future__ import annotations
@@ -47,13 +48,13 @@ from trimtab_services.trainer.web.answers import (
     log_json,
     plot_json,
     queue_json,
+    replicas_json,
     rollout_json,
     run_json,
     version_json,
 )
 from trimtab_services.trainer.web.digest import Digests
 from trimtab_services.trainer.web.live import LiveRuns
-from trimtab_services.trainer.web.replicas import Replicas
 from trimtab_services.trainer.web.samples import SampleFiles
 
 __all__ = ["PAGE", "web_routes"]
@@ -63,16 +64,15 @@ _MOST_PACES = 32
 """Runs of a list whose time left is told; it takes their events."""
 
 
-def web_routes(runtime: Runtime[TrainerServiceConfig], records: RunRecords, replicas: Replicas) -> Sequence[Route]:
+def web_routes(runtime: Runtime[TrainerServiceConfig], records: RunRecords) -> Sequence[Route]:
     """The page and what it asks for.
 
     Args:
         runtime: the server it lives in.
         records: of the runs.
-        replicas: asked how they are.
     """
     visitors, digests = Visitors(runtime), Digests(records)
-    api, live = _Api(records, digests, replicas), LiveRuns(runtime, records, digests, visitors)
+    api, live = _Api(records, digests), LiveRuns(runtime, records, digests, visitors)
     return [
         *page_routes(PAGE, Path(__file__).parent / "static"),
         *visitors.routes(),
@@ -85,17 +85,15 @@ def web_routes(runtime: Runtime[TrainerServiceConfig], records: RunRecords, repl
         visitors.route("runs/{name}/models", api.models),
         visitors.route("runs/{name}/samples", api.samples),
         visitors.route("runs/{name}/output", api.output),
-        visitors.route("replicas", api.replicas),
     ]
 
 
 class _Api:
     """The answers."""
 
-    def __init__(self, records: RunRecords, digests: Digests, replicas: Replicas) -> None:
+    def __init__(self, records: RunRecords, digests: Digests) -> None:
         self._records, self._store = records, records.store
         self._digests = digests
-        self._replicas = replicas
         self._samples = SampleFiles()
 
     async def runs(self, request: web.Request) -> dict[str, Any]:
@@ -114,7 +112,7 @@ class _Api:
         digest = await self._digests.of(run)
         run = await self._run(request)  # not older than the events
         return {
-            "run": run_json(run, digest),
+            "run": run_json(run, digest) | replicas_json(self._records.replicas.of(run)),
             "spec_yaml": run.spec_yaml,
             "directory": run.directory,
             "sequence": digest.sequence,
@@ -174,9 +172,6 @@ class _Api:
         run = await self._run(request)
         after = number_of(request, "after") or 0
         return {"output": await asyncio.to_thread(read_output, Path(run.directory), after)}
-
-    async def replicas(self, request: web.Request) -> dict[str, Any]:
-        return {"replicas": await self._replicas.rows() if self._replicas.are_known else None}
 
     async def _run(self, request: web.Request) -> RunRow:
         return await self._records.ask(self._store.run, request.match_info["name"])

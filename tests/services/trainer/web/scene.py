@@ -14,7 +14,9 @@ from typing import Any
 
 import httpx
 
-from running import FREE_PORTS, RunningServer, wait_serving
+from running import FREE_PORTS, RunningServer, client, wait_serving
+from trimtab import Token
+from trimtab.v1 import info_pb2
 from trimtab.v1 import trainer_pb2 as pb
 from trimtab_services.trainer import main
 from trimtab_services.trainer.config import TrainerServiceConfig
@@ -58,6 +60,12 @@ class Service:
                 event.time.FromNanoseconds(time.time_ns())
             self.store.append(name, event)
 
+    def report(self, name: str, *replicas: pb.RunReplica, token: str | None = None) -> None:
+        """Has a run tell how its replicas are."""
+        request = pb.ReportEventsRequest(name=name, replicas=pb.RunReplicas(replicas=replicas))
+        with client(self.server, token=Token(token) if token else None) as program:
+            list(program.report_events(iter([request]), timeout_s=30))
+
 
 @contextmanager
 def trainer(directory: Path, **settings: Any) -> Iterator[Service]:
@@ -88,6 +96,12 @@ def said(text: str, severity: pb.Severity.ValueType = pb.SEVERITY_INFO, stage: s
 def queue(waiting: int, running: int, replicas: int) -> pb.RunEvent:
     told = pb.RolloutQueue(waiting_rollouts=waiting, running_rollouts=running, replicas=replicas)
     return pb.RunEvent(stage="ppo", rollout_queue=told)
+
+
+def replica(**changes: Any) -> pb.RunReplica:
+    """A generation replica that is well."""
+    fields = {"service": "generation", "address": "10.0.0.1:50051", "state": info_pb2.SERVICE_STATE_SERVING}
+    return pb.RunReplica(**{**fields, "seconds_since_answer": 1.5, **changes})
 
 
 def ended(state: pb.RunState.ValueType, error: str = "") -> pb.RunEvent:

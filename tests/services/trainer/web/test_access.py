@@ -63,10 +63,10 @@ def test_nothing_is_told_to_who_has_not_signed_in(visitor: httpx.Client, path: s
 def test_a_session_from_sign_in_to_sign_out(visitor: httpx.Client) -> None:
     assert sign_in(visitor, "wrong").status_code == 401
     answer = sign_in(visitor, " watcher-token\n")
-    assert answer.json() == {"name": "watcher", "knows_replicas": False}
+    assert answer.json() == {"name": "watcher"}
     cookie = answer.headers["set-cookie"]
     assert "HttpOnly" in cookie and "SameSite=Strict" in cookie and "watcher-token" not in cookie
-    for path in ("session", "runs", "runs/a", "replicas"):
+    for path in ("session", "runs", "runs/a"):
         assert visitor.get(path).status_code == 200
     old = visitor.cookies["trimtab_runs_session"]
     assert visitor.post("session/end", json={}).status_code == 200
@@ -118,7 +118,7 @@ def test_a_form_of_another_origin_signs_nobody_in_or_out(visitor: httpx.Client) 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
 def test_nothing_can_be_changed(guarded: Service, method: str) -> None:
     headers = {"authorization": "Bearer watcher-token"}
-    for path in ("runs", "runs/a", "replicas"):
+    for path in ("runs", "runs/a"):
         answer = httpx.request(
             method, f"{guarded.url}/runs/api/{path}", headers=headers, json={}, timeout=30, trust_env=False
         )

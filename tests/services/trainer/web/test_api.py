@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 from random import Random
 
 import pytest
 
 from trimtab.errors import FailedPrecondition
+from trimtab.v1 import info_pb2
 from trimtab.v1 import trainer_pb2 as pb
 from trimtab_services.trainer.run_log import MOST_OUTPUT_BYTES
 from trimtab_services.trainer.web.curves import MOST_POINTS, StageCurves
 from trimtab_services.trainer.web.samples import SampleFiles
 from trimtab_trainer.report_plots import run_plots
 
-from .scene import MARKUP, Service, done, ended, fill_events, fill_runs, ppo_step, rollouts, said, started, trainer
+from .scene import MARKUP, Service, done, ended, fill_events, fill_runs, ppo_step, replica, rollouts, said, started
 
 
 def test_runs_newest_first_with_state_step_time_left_and_error(service: Service) -> None:
@@ -253,23 +255,33 @@ def test_a_name_that_was_given_back_begins_with_other_events(empty: Service) -> 
     assert [entry["text"] for entry in empty.get("runs/a/log").json()["entries"]] == ["the second life"]
 
 
-def test_replicas_are_those_of_the_endpoints_file(tmp_path: Path) -> None:
-    endpoints = tmp_path / "endpoints.json"
-    with trainer(tmp_path / "runs", endpoints_file=endpoints) as service:
-        assert service.get("session").json() == {"name": None, "knows_replicas": True}
-        assert service.get("replicas").json() == {"replicas": []}
-        table = {"trainer": [{"grpc": service.server.target}], "reward": [{"grpc": "127.0.0.1:1"}]}
-        endpoints.write_text(json.dumps(table))
-    with trainer(tmp_path / "runs", endpoints_file=endpoints) as service:
-        endpoints.write_text(json.dumps(table | {"trainer": [{"grpc": service.server.target}]}))
-        itself, away = service.get("replicas").json()["replicas"]
-    assert (itself["service"], itself["state"], itself["waiting"], itself["note"]) == ("trainer", "SERVING", 0, "")
-    assert (away["address"], away["state"]) == ("127.0.0.1:1", "UNREACHABLE") and away["note"]
-
-
-def test_where_runs_find_their_replicas_themselves_none_are_shown(service: Service) -> None:
-    assert service.get("replicas").json() == {"replicas": None}
-    assert service.get("session").json() == {"name": None, "knows_replicas": False}
+def test_replicas_are_those_that_the_run_told_of_last(empty: Service) -> None:
+    empty.run("a", said("begins"))
+    assert empty.get("runs/a").json()["run"]["replicas"] is None
+    lost = replica(address="10.0.0.2:1", state=info_pb2.SERVICE_STATE_UNSPECIFIED, note="gone", service="reward")
+    lost.ClearField("seconds_since_answer")
+    empty.report("a", replica(version=1))
+    empty.report("a", replica(version=7, channel_version=9, waiting_items=3, running_items=2, calls=1), lost)
+    run = empty.get("runs/a").json()["run"]
+    first, second = run["replicas"]
+    assert first == {
+        "service": "generation",
+        "address": "10.0.0.1:50051",
+        "state": "SERVING",
+        "note": "",
+        "version": 7,
+        "lag": 2,
+        "waiting": 3,
+        "running": 2,
+        "calls": 1,
+        "seconds_since_answer": 1.5,
+    }
+    assert (second["state"], second["note"], second["lag"]) == ("UNREACHABLE", "gone", None)
+    assert second["seconds_since_answer"] is None
+    assert 0 <= run["replicas_seconds_ago"] < 10 and abs(run["replicas_time"] - time.time()) < 10
+    assert "replicas" not in empty.get("runs").json()["runs"][0]
+    empty.tell("a", ended(pb.RUN_STATE_STOPPED))
+    assert empty.get("runs/a").json()["run"]["replicas"] is None
 
 
 def test_100_000_steps_are_a_short_answer(empty: Service) -> None:

@@ -14,7 +14,7 @@ import httpx
 from trimtab.v1 import info_pb2
 from trimtab.v1 import trainer_pb2 as pb
 
-from .scene import Service, done, ended, fill_events, queue, said, started, trainer
+from .scene import Service, done, ended, fill_events, queue, replica, said, started, trainer
 
 
 @contextmanager
@@ -63,6 +63,18 @@ def test_what_was_and_what_comes(empty: Service) -> None:
     assert rest[-1][0] == "ended"
     states = [body["state"] for kind, _, body in rest if kind == "run"]
     assert states[-1] == "FAILED"
+
+
+def test_replicas_come_with_the_run(empty: Service) -> None:
+    empty.run("a", said("one"))
+    with stream(empty, "a") as coming:
+        next(coming)
+        assert next(coming)[2]["replicas"] is None
+        for version in (3, 4):
+            empty.report("a", replica(version=version))
+            kind, _, run = next(coming)
+            assert (kind, [one["version"] for one in run["replicas"]]) == ("run", [version])
+        assert run["state"] == "RUNNING" and run["replicas_seconds_ago"] < 10
 
 
 def test_a_page_that_lost_its_connection_goes_on_where_it_was(empty: Service) -> None:

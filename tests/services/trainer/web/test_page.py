@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,9 @@ import yaml
 
 from browser import DESKTOP, PHONE, BrowserWindow, chromium, fetch_axe, serious_faults
 from running import client
+from trimtab.v1 import info_pb2
 from trimtab.v1 import trainer_pb2 as pb
+from trimtab_services.trainer import reported_replicas
 
 from .scene import (
     MARKUP,
@@ -24,6 +27,7 @@ from .scene import (
     fill_runs,
     furnish,
     ppo_step,
+    replica,
     rollouts,
     said,
     started,
@@ -32,7 +36,7 @@ from .scene import (
 )
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
-PAGES = ["", "runs/working", "runs/failed", "replicas", "nothing-here"]
+PAGES = ["", "runs/working", "runs/failed", "nothing-here"]
 
 OpenWindow = Callable[..., BrowserWindow]
 
@@ -189,6 +193,33 @@ def test_rollouts_are_shown_as_they_come(empty: Service, open_window: OpenWindow
     assert window.page.locator("main img").count() == 0
 
 
+def test_replicas_are_shown_with_their_age(
+    empty: Service, open_window: OpenWindow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    empty.run("a", started("ppo", 99))
+    window = open_window()
+    go(window, empty, "runs/a")
+    summary = window.page.locator("summary", has_text="Replicas")
+    assert not summary.is_visible()  # it has told of none
+    empty.report("a", replica(version=7, channel_version=7))
+    summary.get_by_text("1 of 1 serving").wait_for()
+    summary.click()
+    rows = window.page.locator("table", has_text="Last answer").locator("tbody tr")
+    assert rows.all_inner_texts()[0].split("\t")[:5] == ["generation", "10.0.0.1:50051", "serving", "7", "0"]
+    window.page.get_by_text("As of 2 s ago.").wait_for()  # nobody loads the page
+    lost = replica(service="reward", state=info_pb2.SERVICE_STATE_UNSPECIFIED, note=MARKUP)
+    monkeypatch.setattr(reported_replicas, "time", SimpleNamespace(time=lambda: time.time() - 300))  # 5 minutes ago
+    empty.report("a", replica(version=7, channel_version=8), lost)
+    monkeypatch.undo()
+    summary.get_by_text("1 of 2 serving").wait_for()
+    window.page.get_by_text("The run has told nothing of them for").wait_for()
+    empty.report("a", replica(version=8, channel_version=8), lost)
+    window.page.get_by_text("The run has told nothing of them for").wait_for(state="detached")
+    assert window.page.get_by_text(MARKUP).count() == 1 and window.page.locator("main img").count() == 0
+    empty.tell("a", ended(pb.RUN_STATE_FAILED, "out of memory"))
+    summary.wait_for(state="hidden")
+
+
 def test_output_is_shown_as_it_comes_as_text_and_no_more_than_its_end(empty: Service, open_window: OpenWindow) -> None:
     folder = empty.run("a", started("sft", 4))
     window = open_window()
@@ -318,12 +349,12 @@ def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_no_serious_fault_of_accessibility(
     tmp_path: Path, axe: str, open_window: OpenWindow, viewport: dict[str, int], scheme: str
 ) -> None:
-    endpoints, tokens = tmp_path / "endpoints.json", tmp_path / "tokens.json"
+    tokens = tmp_path / "tokens.json"
     tokens.write_text(json.dumps({"a-token": {"name": "ann", "scopes": ["runs"]}}))
-    with trainer(tmp_path / "runs", endpoints_file=endpoints, tokens_file=tokens) as service:
+    with trainer(tmp_path / "runs", tokens_file=tokens) as service:
         furnish(service)
-        known = {"trainer": [{"grpc": service.server.target}], "reward": [{"grpc": "127.0.0.1:1"}]}
-        endpoints.write_text(json.dumps(known))
+        lost = replica(service="reward", state=info_pb2.SERVICE_STATE_UNSPECIFIED, note=MARKUP)
+        service.report("working", replica(version=48, channel_version=48), lost, token="a-token")
         window = open_window(viewport=viewport, color_scheme=scheme)
         go(window, service)
         found = serious_faults(window.page, axe)

@@ -4,7 +4,6 @@ import { onSessionEnd, post, whoIsThere } from "./api.js";
 import { fill, h } from "./dom.js";
 import { Unreachable } from "./http.js";
 import { notice } from "./notices.js";
-import { replicasPage } from "./pages/replicas.js";
 import { runPage } from "./pages/run.js";
 import { runsPage } from "./pages/runs.js";
 import { signIn } from "./pages/sign_in.js";
@@ -15,7 +14,6 @@ const AGAIN_MS = 2000;
 const PAGES = [
   [/^$/, runsPage, () => "Runs"],
   [/^runs\/([^/]+)$/, runPage, (name) => name],
-  [/^replicas$/, replicasPage, () => "Replicas"],
 ];
 
 const router = new Router(PAGES, {
@@ -25,16 +23,11 @@ const router = new Router(PAGES, {
 });
 let isEntering = false;
 
-function showHeader({ name, knows_replicas }) {
+function showHeader({ name }) {
   fill(
     document.getElementById("header"),
     h("a", { class: "brand", href: "#/" }, "Trimtab"),
-    h(
-      "nav",
-      { "aria-label": "Pages" },
-      h("a", { href: "#/" }, "Runs"),
-      knows_replicas && h("a", { href: "#/replicas" }, "Replicas"),
-    ),
+    h("nav", { "aria-label": "Pages" }, h("a", { href: "#/" }, "Runs")),
     name !== null &&
       h(
         "div",

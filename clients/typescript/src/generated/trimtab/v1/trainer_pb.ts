@@ -8,13 +8,15 @@ import type { GenEnum, GenFile, GenMessage, GenService } from "@bufbuild/protobu
 import { enumDesc, fileDesc, messageDesc, serviceDesc } from "@bufbuild/protobuf/codegenv2";
 import type { Timestamp } from "@bufbuild/protobuf/wkt";
 import { file_google_protobuf_timestamp } from "@bufbuild/protobuf/wkt";
+import type { ServiceState } from "./info_pb.js";
+import { file_trimtab_v1_info } from "./info_pb.js";
 import type { Message as Message$1 } from "@bufbuild/protobuf";
 
 /**
  * Describes the file trimtab/v1/trainer.proto.
  */
 export const file_trimtab_v1_trainer: GenFile = /*@__PURE__*/
-  fileDesc("Chh0cmltdGFiL3YxL3RyYWluZXIucHJvdG8SCnRyaW10YWIudjEigQIKA1J1bhIMCgRuYW1lGAEgASgJEiMKBXN0YXRlGAIgASgOMhQudHJpbXRhYi52MS5SdW5TdGF0ZRINCgVlcnJvchgDIAEoCRIRCglzcGVjX3lhbWwYBCABKAkSLwoLY3JlYXRlX3RpbWUYBSABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEi8KC3VwZGF0ZV90aW1lGAYgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBINCgVzdGFnZRgHIAEoCRIMCgRzdGVwGAggASgDEhMKC3RvdGFsX3N0ZXBzGAkgASgDEhEKCWRpcmVjdG9yeRgKIAEoCSL9AgoIUnVuRXZlbnQSEAoIc2VxdWVuY2UYASABKAMSKAoEdGltZRgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASDQoFc3RhZ2UYAyABKAkSDAoEc3RlcBgEIAEoAxIxCg1zdGFnZV9zdGFydGVkGAUgASgLMhgudHJpbXRhYi52MS5TdGFnZVN0YXJ0ZWRIABIpCglzdGVwX2RvbmUYBiABKAsyFC50cmltdGFiLnYxLlN0ZXBEb25lSAASKwoKc3RhZ2VfZG9uZRgHIAEoCzIVLnRyaW10YWIudjEuU3RhZ2VEb25lSAASJgoHbWVzc2FnZRgIIAEoCzITLnRyaW10YWIudjEuTWVzc2FnZUgAEikKCXJ1bl9lbmRlZBgJIAEoCzIULnRyaW10YWIudjEuUnVuRW5kZWRIABIxCg1yb2xsb3V0X3F1ZXVlGAogASgLMhgudHJpbXRhYi52MS5Sb2xsb3V0UXVldWVIAEIHCgVldmVudCIjCgxTdGFnZVN0YXJ0ZWQSEwoLdG90YWxfc3RlcHMYASABKAMirwEKCFN0ZXBEb25lEhMKC3RvdGFsX3N0ZXBzGAEgASgDEjIKB21ldHJpY3MYAiADKAsyIS50cmltdGFiLnYxLlN0ZXBEb25lLk1ldHJpY3NFbnRyeRIqCgdzYW1wbGVzGAMgAygLMhkudHJpbXRhYi52MS5Sb2xsb3V0U2FtcGxlGi4KDE1ldHJpY3NFbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAE6AjgBIlIKDVJvbGxvdXRTYW1wbGUSDgoGcHJvbXB0GAEgASgJEhIKCmNvbXBsZXRpb24YAiABKAkSDgoGcmV3YXJkGAMgASgBEg0KBWVuZGVkGAQgASgIIoEBCglTdGFnZURvbmUSMwoHbWV0cmljcxgBIAMoCzIiLnRyaW10YWIudjEuU3RhZ2VEb25lLk1ldHJpY3NFbnRyeRIPCgd2ZXJzaW9uGAIgASgDGi4KDE1ldHJpY3NFbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAE6AjgBIj8KB01lc3NhZ2USJgoIc2V2ZXJpdHkYASABKA4yFC50cmltdGFiLnYxLlNldmVyaXR5EgwKBHRleHQYAiABKAkiPgoIUnVuRW5kZWQSIwoFc3RhdGUYASABKA4yFC50cmltdGFiLnYxLlJ1blN0YXRlEg0KBWVycm9yGAIgASgJIlQKDFJvbGxvdXRRdWV1ZRIYChB3YWl0aW5nX3JvbGxvdXRzGAEgASgDEhgKEHJ1bm5pbmdfcm9sbG91dHMYAiABKAMSEAoIcmVwbGljYXMYAyABKAUiMgoPU3RhcnRSdW5SZXF1ZXN0EgwKBG5hbWUYASABKAkSEQoJc3BlY195YW1sGAIgASgJIjAKEFN0YXJ0UnVuUmVzcG9uc2USHAoDcnVuGAEgASgLMg8udHJpbXRhYi52MS5SdW4iHQoNR2V0UnVuUmVxdWVzdBIMCgRuYW1lGAEgASgJIi4KDkdldFJ1blJlc3BvbnNlEhwKA3J1bhgBIAEoCzIPLnRyaW10YWIudjEuUnVuIjgKD0xpc3RSdW5zUmVxdWVzdBIRCglwYWdlX3NpemUYASABKAUSEgoKcGFnZV90b2tlbhgCIAEoCSJKChBMaXN0UnVuc1Jlc3BvbnNlEh0KBHJ1bnMYASADKAsyDy50cmltdGFiLnYxLlJ1bhIXCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAkiNwoPV2F0Y2hSdW5SZXF1ZXN0EgwKBG5hbWUYASABKAkSFgoOYWZ0ZXJfc2VxdWVuY2UYAiABKAMiNwoQV2F0Y2hSdW5SZXNwb25zZRIjCgVldmVudBgBIAEoCzIULnRyaW10YWIudjEuUnVuRXZlbnQiSAoSV2F0Y2hSdW5Mb2dSZXF1ZXN0EgwKBG5hbWUYASABKAkSFAoMb2Zmc2V0X2J5dGVzGAIgASgDEg4KBmZvbGxvdxgDIAEoCCI5ChNXYXRjaFJ1bkxvZ1Jlc3BvbnNlEhQKDG9mZnNldF9ieXRlcxgBIAEoAxIMCgRkYXRhGAIgASgMIh4KDlN0b3BSdW5SZXF1ZXN0EgwKBG5hbWUYASABKAkiLwoPU3RvcFJ1blJlc3BvbnNlEhwKA3J1bhgBIAEoCzIPLnRyaW10YWIudjEuUnVuIiAKEFJlc3VtZVJ1blJlcXVlc3QSDAoEbmFtZRgBIAEoCSIxChFSZXN1bWVSdW5SZXNwb25zZRIcCgNydW4YASABKAsyDy50cmltdGFiLnYxLlJ1biIgChBEZWxldGVSdW5SZXF1ZXN0EgwKBG5hbWUYASABKAkiYgoRRGVsZXRlUnVuUmVzcG9uc2USDwoHZGVsZXRlZBgBIAEoCBITCgtmcmVlZF9ieXRlcxgCIAEoAxIZChFmcmVlZF9jbGFpbV9ieXRlcxgDIAEoAxIMCgRsZWZ0GAQgASgJIiQKFENoZWNrcG9pbnRSdW5SZXF1ZXN0EgwKBG5hbWUYASABKAkiNQoVQ2hlY2twb2ludFJ1blJlc3BvbnNlEhwKA3J1bhgBIAEoCzIPLnRyaW10YWIudjEuUnVuIkgKE1JlcG9ydEV2ZW50c1JlcXVlc3QSDAoEbmFtZRgBIAEoCRIjCgVldmVudBgCIAEoCzIULnRyaW10YWIudjEuUnVuRXZlbnQiVwoUUmVwb3J0RXZlbnRzUmVzcG9uc2USHQoVYWNrbm93bGVkZ2VkX3NlcXVlbmNlGAEgASgDEgwKBHN0b3AYAiABKAgSEgoKY2hlY2twb2ludBgDIAEoCCqyAQoIUnVuU3RhdGUSGQoVUlVOX1NUQVRFX1VOU1BFQ0lGSUVEEAASFgoSUlVOX1NUQVRFX1NUQVJUSU5HEAESFQoRUlVOX1NUQVRFX1JVTk5JTkcQAhIWChJSVU5fU1RBVEVfU1RPUFBJTkcQAxIVChFSVU5fU1RBVEVfU1RPUFBFRBAEEhcKE1JVTl9TVEFURV9TVUNDRUVERUQQBRIUChBSVU5fU1RBVEVfRkFJTEVEEAYqYQoIU2V2ZXJpdHkSGAoUU0VWRVJJVFlfVU5TUEVDSUZJRUQQABIRCg1TRVZFUklUWV9JTkZPEAESFAoQU0VWRVJJVFlfV0FSTklORxACEhIKDlNFVkVSSVRZX0VSUk9SEAMy/wUKDlRyYWluZXJTZXJ2aWNlEkUKCFN0YXJ0UnVuEhsudHJpbXRhYi52MS5TdGFydFJ1blJlcXVlc3QaHC50cmltdGFiLnYxLlN0YXJ0UnVuUmVzcG9uc2USPwoGR2V0UnVuEhkudHJpbXRhYi52MS5HZXRSdW5SZXF1ZXN0GhoudHJpbXRhYi52MS5HZXRSdW5SZXNwb25zZRJFCghMaXN0UnVucxIbLnRyaW10YWIudjEuTGlzdFJ1bnNSZXF1ZXN0GhwudHJpbXRhYi52MS5MaXN0UnVuc1Jlc3BvbnNlEkcKCFdhdGNoUnVuEhsudHJpbXRhYi52MS5XYXRjaFJ1blJlcXVlc3QaHC50cmltdGFiLnYxLldhdGNoUnVuUmVzcG9uc2UwARJQCgtXYXRjaFJ1bkxvZxIeLnRyaW10YWIudjEuV2F0Y2hSdW5Mb2dSZXF1ZXN0Gh8udHJpbXRhYi52MS5XYXRjaFJ1bkxvZ1Jlc3BvbnNlMAESQgoHU3RvcFJ1bhIaLnRyaW10YWIudjEuU3RvcFJ1blJlcXVlc3QaGy50cmltdGFiLnYxLlN0b3BSdW5SZXNwb25zZRJICglSZXN1bWVSdW4SHC50cmltdGFiLnYxLlJlc3VtZVJ1blJlcXVlc3QaHS50cmltdGFiLnYxLlJlc3VtZVJ1blJlc3BvbnNlEkgKCURlbGV0ZVJ1bhIcLnRyaW10YWIudjEuRGVsZXRlUnVuUmVxdWVzdBodLnRyaW10YWIudjEuRGVsZXRlUnVuUmVzcG9uc2USVAoNQ2hlY2twb2ludFJ1bhIgLnRyaW10YWIudjEuQ2hlY2twb2ludFJ1blJlcXVlc3QaIS50cmltdGFiLnYxLkNoZWNrcG9pbnRSdW5SZXNwb25zZRJVCgxSZXBvcnRFdmVudHMSHy50cmltdGFiLnYxLlJlcG9ydEV2ZW50c1JlcXVlc3QaIC50cmltdGFiLnYxLlJlcG9ydEV2ZW50c1Jlc3BvbnNlKAEwAWIGcHJvdG8z", [file_google_protobuf_timestamp]);
+  fileDesc("Chh0cmltdGFiL3YxL3RyYWluZXIucHJvdG8SCnRyaW10YWIudjEigQIKA1J1bhIMCgRuYW1lGAEgASgJEiMKBXN0YXRlGAIgASgOMhQudHJpbXRhYi52MS5SdW5TdGF0ZRINCgVlcnJvchgDIAEoCRIRCglzcGVjX3lhbWwYBCABKAkSLwoLY3JlYXRlX3RpbWUYBSABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEi8KC3VwZGF0ZV90aW1lGAYgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBINCgVzdGFnZRgHIAEoCRIMCgRzdGVwGAggASgDEhMKC3RvdGFsX3N0ZXBzGAkgASgDEhEKCWRpcmVjdG9yeRgKIAEoCSL9AgoIUnVuRXZlbnQSEAoIc2VxdWVuY2UYASABKAMSKAoEdGltZRgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASDQoFc3RhZ2UYAyABKAkSDAoEc3RlcBgEIAEoAxIxCg1zdGFnZV9zdGFydGVkGAUgASgLMhgudHJpbXRhYi52MS5TdGFnZVN0YXJ0ZWRIABIpCglzdGVwX2RvbmUYBiABKAsyFC50cmltdGFiLnYxLlN0ZXBEb25lSAASKwoKc3RhZ2VfZG9uZRgHIAEoCzIVLnRyaW10YWIudjEuU3RhZ2VEb25lSAASJgoHbWVzc2FnZRgIIAEoCzITLnRyaW10YWIudjEuTWVzc2FnZUgAEikKCXJ1bl9lbmRlZBgJIAEoCzIULnRyaW10YWIudjEuUnVuRW5kZWRIABIxCg1yb2xsb3V0X3F1ZXVlGAogASgLMhgudHJpbXRhYi52MS5Sb2xsb3V0UXVldWVIAEIHCgVldmVudCIjCgxTdGFnZVN0YXJ0ZWQSEwoLdG90YWxfc3RlcHMYASABKAMirwEKCFN0ZXBEb25lEhMKC3RvdGFsX3N0ZXBzGAEgASgDEjIKB21ldHJpY3MYAiADKAsyIS50cmltdGFiLnYxLlN0ZXBEb25lLk1ldHJpY3NFbnRyeRIqCgdzYW1wbGVzGAMgAygLMhkudHJpbXRhYi52MS5Sb2xsb3V0U2FtcGxlGi4KDE1ldHJpY3NFbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAE6AjgBIlIKDVJvbGxvdXRTYW1wbGUSDgoGcHJvbXB0GAEgASgJEhIKCmNvbXBsZXRpb24YAiABKAkSDgoGcmV3YXJkGAMgASgBEg0KBWVuZGVkGAQgASgIIoEBCglTdGFnZURvbmUSMwoHbWV0cmljcxgBIAMoCzIiLnRyaW10YWIudjEuU3RhZ2VEb25lLk1ldHJpY3NFbnRyeRIPCgd2ZXJzaW9uGAIgASgDGi4KDE1ldHJpY3NFbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAE6AjgBIj8KB01lc3NhZ2USJgoIc2V2ZXJpdHkYASABKA4yFC50cmltdGFiLnYxLlNldmVyaXR5EgwKBHRleHQYAiABKAkiPgoIUnVuRW5kZWQSIwoFc3RhdGUYASABKA4yFC50cmltdGFiLnYxLlJ1blN0YXRlEg0KBWVycm9yGAIgASgJIlQKDFJvbGxvdXRRdWV1ZRIYChB3YWl0aW5nX3JvbGxvdXRzGAEgASgDEhgKEHJ1bm5pbmdfcm9sbG91dHMYAiABKAMSEAoIcmVwbGljYXMYAyABKAUiNwoLUnVuUmVwbGljYXMSKAoIcmVwbGljYXMYASADKAsyFi50cmltdGFiLnYxLlJ1blJlcGxpY2EiiAIKClJ1blJlcGxpY2ESDwoHc2VydmljZRgBIAEoCRIPCgdhZGRyZXNzGAIgASgJEicKBXN0YXRlGAMgASgOMhgudHJpbXRhYi52MS5TZXJ2aWNlU3RhdGUSDAoEbm90ZRgEIAEoCRIPCgd2ZXJzaW9uGAUgASgDEhcKD2NoYW5uZWxfdmVyc2lvbhgGIAEoAxIVCg13YWl0aW5nX2l0ZW1zGAcgASgDEhUKDXJ1bm5pbmdfaXRlbXMYCCABKAMSDQoFY2FsbHMYCSABKAUSIQoUc2Vjb25kc19zaW5jZV9hbnN3ZXIYCiABKAFIAIgBAUIXChVfc2Vjb25kc19zaW5jZV9hbnN3ZXIiMgoPU3RhcnRSdW5SZXF1ZXN0EgwKBG5hbWUYASABKAkSEQoJc3BlY195YW1sGAIgASgJIjAKEFN0YXJ0UnVuUmVzcG9uc2USHAoDcnVuGAEgASgLMg8udHJpbXRhYi52MS5SdW4iHQoNR2V0UnVuUmVxdWVzdBIMCgRuYW1lGAEgASgJIowBCg5HZXRSdW5SZXNwb25zZRIcCgNydW4YASABKAsyDy50cmltdGFiLnYxLlJ1bhIpCghyZXBsaWNhcxgCIAEoCzIXLnRyaW10YWIudjEuUnVuUmVwbGljYXMSMQoNcmVwbGljYXNfdGltZRgDIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAiOAoPTGlzdFJ1bnNSZXF1ZXN0EhEKCXBhZ2Vfc2l6ZRgBIAEoBRISCgpwYWdlX3Rva2VuGAIgASgJIkoKEExpc3RSdW5zUmVzcG9uc2USHQoEcnVucxgBIAMoCzIPLnRyaW10YWIudjEuUnVuEhcKD25leHRfcGFnZV90b2tlbhgCIAEoCSI3Cg9XYXRjaFJ1blJlcXVlc3QSDAoEbmFtZRgBIAEoCRIWCg5hZnRlcl9zZXF1ZW5jZRgCIAEoAyI3ChBXYXRjaFJ1blJlc3BvbnNlEiMKBWV2ZW50GAEgASgLMhQudHJpbXRhYi52MS5SdW5FdmVudCJIChJXYXRjaFJ1bkxvZ1JlcXVlc3QSDAoEbmFtZRgBIAEoCRIUCgxvZmZzZXRfYnl0ZXMYAiABKAMSDgoGZm9sbG93GAMgASgIIjkKE1dhdGNoUnVuTG9nUmVzcG9uc2USFAoMb2Zmc2V0X2J5dGVzGAEgASgDEgwKBGRhdGEYAiABKAwiHgoOU3RvcFJ1blJlcXVlc3QSDAoEbmFtZRgBIAEoCSIvCg9TdG9wUnVuUmVzcG9uc2USHAoDcnVuGAEgASgLMg8udHJpbXRhYi52MS5SdW4iIAoQUmVzdW1lUnVuUmVxdWVzdBIMCgRuYW1lGAEgASgJIjEKEVJlc3VtZVJ1blJlc3BvbnNlEhwKA3J1bhgBIAEoCzIPLnRyaW10YWIudjEuUnVuIiAKEERlbGV0ZVJ1blJlcXVlc3QSDAoEbmFtZRgBIAEoCSJiChFEZWxldGVSdW5SZXNwb25zZRIPCgdkZWxldGVkGAEgASgIEhMKC2ZyZWVkX2J5dGVzGAIgASgDEhkKEWZyZWVkX2NsYWltX2J5dGVzGAMgASgDEgwKBGxlZnQYBCABKAkiJAoUQ2hlY2twb2ludFJ1blJlcXVlc3QSDAoEbmFtZRgBIAEoCSI1ChVDaGVja3BvaW50UnVuUmVzcG9uc2USHAoDcnVuGAEgASgLMg8udHJpbXRhYi52MS5SdW4icwoTUmVwb3J0RXZlbnRzUmVxdWVzdBIMCgRuYW1lGAEgASgJEiMKBWV2ZW50GAIgASgLMhQudHJpbXRhYi52MS5SdW5FdmVudBIpCghyZXBsaWNhcxgDIAEoCzIXLnRyaW10YWIudjEuUnVuUmVwbGljYXMiVwoUUmVwb3J0RXZlbnRzUmVzcG9uc2USHQoVYWNrbm93bGVkZ2VkX3NlcXVlbmNlGAEgASgDEgwKBHN0b3AYAiABKAgSEgoKY2hlY2twb2ludBgDIAEoCCqyAQoIUnVuU3RhdGUSGQoVUlVOX1NUQVRFX1VOU1BFQ0lGSUVEEAASFgoSUlVOX1NUQVRFX1NUQVJUSU5HEAESFQoRUlVOX1NUQVRFX1JVTk5JTkcQAhIWChJSVU5fU1RBVEVfU1RPUFBJTkcQAxIVChFSVU5fU1RBVEVfU1RPUFBFRBAEEhcKE1JVTl9TVEFURV9TVUNDRUVERUQQBRIUChBSVU5fU1RBVEVfRkFJTEVEEAYqYQoIU2V2ZXJpdHkSGAoUU0VWRVJJVFlfVU5TUEVDSUZJRUQQABIRCg1TRVZFUklUWV9JTkZPEAESFAoQU0VWRVJJVFlfV0FSTklORxACEhIKDlNFVkVSSVRZX0VSUk9SEAMy/wUKDlRyYWluZXJTZXJ2aWNlEkUKCFN0YXJ0UnVuEhsudHJpbXRhYi52MS5TdGFydFJ1blJlcXVlc3QaHC50cmltdGFiLnYxLlN0YXJ0UnVuUmVzcG9uc2USPwoGR2V0UnVuEhkudHJpbXRhYi52MS5HZXRSdW5SZXF1ZXN0GhoudHJpbXRhYi52MS5HZXRSdW5SZXNwb25zZRJFCghMaXN0UnVucxIbLnRyaW10YWIudjEuTGlzdFJ1bnNSZXF1ZXN0GhwudHJpbXRhYi52MS5MaXN0UnVuc1Jlc3BvbnNlEkcKCFdhdGNoUnVuEhsudHJpbXRhYi52MS5XYXRjaFJ1blJlcXVlc3QaHC50cmltdGFiLnYxLldhdGNoUnVuUmVzcG9uc2UwARJQCgtXYXRjaFJ1bkxvZxIeLnRyaW10YWIudjEuV2F0Y2hSdW5Mb2dSZXF1ZXN0Gh8udHJpbXRhYi52MS5XYXRjaFJ1bkxvZ1Jlc3BvbnNlMAESQgoHU3RvcFJ1bhIaLnRyaW10YWIudjEuU3RvcFJ1blJlcXVlc3QaGy50cmltdGFiLnYxLlN0b3BSdW5SZXNwb25zZRJICglSZXN1bWVSdW4SHC50cmltdGFiLnYxLlJlc3VtZVJ1blJlcXVlc3QaHS50cmltdGFiLnYxLlJlc3VtZVJ1blJlc3BvbnNlEkgKCURlbGV0ZVJ1bhIcLnRyaW10YWIudjEuRGVsZXRlUnVuUmVxdWVzdBodLnRyaW10YWIudjEuRGVsZXRlUnVuUmVzcG9uc2USVAoNQ2hlY2twb2ludFJ1bhIgLnRyaW10YWIudjEuQ2hlY2twb2ludFJ1blJlcXVlc3QaIS50cmltdGFiLnYxLkNoZWNrcG9pbnRSdW5SZXNwb25zZRJVCgxSZXBvcnRFdmVudHMSHy50cmltdGFiLnYxLlJlcG9ydEV2ZW50c1JlcXVlc3QaIC50cmltdGFiLnYxLlJlcG9ydEV2ZW50c1Jlc3BvbnNlKAEwAWIGcHJvdG8z", [file_google_protobuf_timestamp, file_trimtab_v1_info]);
 
 /**
  * Run is one run.
@@ -415,6 +417,111 @@ export const RolloutQueueSchema: GenMessage<RolloutQueue> = /*@__PURE__*/
   messageDesc(file_trimtab_v1_trainer, 8);
 
 /**
+ * RunReplicas are the replicas of the services that a run works with, as the run sees them at one moment.
+ *
+ * @generated from message trimtab.v1.RunReplicas
+ */
+export type RunReplicas = Message$1<"trimtab.v1.RunReplicas"> & {
+  /**
+   * Those of generation, reward and reference, in this order, each service's by address. Empty: the run uses none now.
+   *
+   * @generated from field: repeated trimtab.v1.RunReplica replicas = 1;
+   */
+  replicas: RunReplica[];
+};
+
+/**
+ * Describes the message trimtab.v1.RunReplicas.
+ * Use `create(RunReplicasSchema)` to create a new message.
+ */
+export const RunReplicasSchema: GenMessage<RunReplicas> = /*@__PURE__*/
+  messageDesc(file_trimtab_v1_trainer, 9);
+
+/**
+ * RunReplica is one replica as a run sees it.
+ *
+ * @generated from message trimtab.v1.RunReplica
+ */
+export type RunReplica = Message$1<"trimtab.v1.RunReplica"> & {
+  /**
+   * "generation", "reward" or "reference". Never empty.
+   *
+   * @generated from field: string service = 1;
+   */
+  service: string;
+
+  /**
+   * host:port, unique within the service.
+   *
+   * @generated from field: string address = 2;
+   */
+  address: string;
+
+  /**
+   * What it last told of itself. Unspecified where it has not answered yet, or has failed since.
+   *
+   * @generated from field: trimtab.v1.ServiceState state = 3;
+   */
+  state: ServiceState;
+
+  /**
+   * One sentence on what is wrong, such as its last error. Empty: nothing.
+   *
+   * @generated from field: string note = 4;
+   */
+  note: string;
+
+  /**
+   * Version of the model that it serves. 0 for one from a folder, and while there is none.
+   *
+   * @generated from field: int64 version = 5;
+   */
+  version: bigint;
+
+  /**
+   * Newest version of the channel that it follows. 0 where it follows none.
+   *
+   * @generated from field: int64 channel_version = 6;
+   */
+  channelVersion: bigint;
+
+  /**
+   * Sequences or items that wait in it, whoever asked for them. 0 when none do.
+   *
+   * @generated from field: int64 waiting_items = 7;
+   */
+  waitingItems: bigint;
+
+  /**
+   * Sequences or items that it works on, whoever asked for them. 0 when there are none.
+   *
+   * @generated from field: int64 running_items = 8;
+   */
+  runningItems: bigint;
+
+  /**
+   * Calls of this run that it has not answered. 0 when there are none.
+   *
+   * @generated from field: int32 calls = 9;
+   */
+  calls: number;
+
+  /**
+   * Seconds since its last answer, at the moment of the report. Unset where it has never answered.
+   *
+   * @generated from field: optional double seconds_since_answer = 10;
+   */
+  secondsSinceAnswer?: number | undefined;
+};
+
+/**
+ * Describes the message trimtab.v1.RunReplica.
+ * Use `create(RunReplicaSchema)` to create a new message.
+ */
+export const RunReplicaSchema: GenMessage<RunReplica> = /*@__PURE__*/
+  messageDesc(file_trimtab_v1_trainer, 10);
+
+/**
  * StartRunRequest has the spec.
  *
  * @generated from message trimtab.v1.StartRunRequest
@@ -441,7 +548,7 @@ export type StartRunRequest = Message$1<"trimtab.v1.StartRunRequest"> & {
  * Use `create(StartRunRequestSchema)` to create a new message.
  */
 export const StartRunRequestSchema: GenMessage<StartRunRequest> = /*@__PURE__*/
-  messageDesc(file_trimtab_v1_trainer, 9);
+  messageDesc(file_trimtab_v1_trainer, 11);
 
 /**
  * StartRunResponse has the run.
@@ -462,7 +569,7 @@ export type StartRunResponse = Message$1<"trimtab.v1.StartRunResponse"> & {
  * Use `create(StartRunResponseSchema)` to create a new message.
  */
 export const StartRunResponseSchema: GenMessage<StartRunResponse> = /*@__PURE__*/
-  messageDesc(file_trimtab_v1_trainer, 10);
+  messageDesc(file_trimtab_v1_trainer, 12);
 
 /**
  * GetRunRequest names a run.
@@ -483,7 +590,7 @@ export type GetRunRequest = Message$1<"trimtab.v1.GetRunRequest"> & {
  * Use `create(GetRunRequestSchema)` to create a new message.
  */
 export const GetRunRequestSchema: GenMessage<GetRunRequest> = /*@__PURE__*/
-  messageDesc(file_trimtab_v1_trainer, 11);
+  messageDesc(file_trimtab_v1_trainer, 13);
 
 /**
  * GetRunResponse has the run.
@@ -497,6 +604,20 @@ export type GetRunResponse = Message$1<"trimtab.v1.GetRunResponse"> & {
    * @generated from field: trimtab.v1.Run run = 1;
    */
   run?: Run | undefined;
+
+  /**
+   * Its replicas as it last told of them. Unset where it has told of none since this service started, or has ended.
+   *
+   * @generated from field: trimtab.v1.RunReplicas replicas = 2;
+   */
+  replicas?: RunReplicas | undefined;
+
+  /**
+   * When it did, by the service's clock. Unset with `replicas`.
+   *
+   * @generated from field: google.protobuf.Timestamp replicas_time = 3;
+   */
+  replicasTime?: Timestamp | undefined;
 };
 
 /**
@@ -504,7 +625,7 @@ export type GetRunResponse = Message$1<"trimtab.v1.GetRunResponse"> & {
  * Use `create(GetRunResponseSchema)` to create a new message.
  */
 export const GetRunResponseSchema: GenMessage<GetRunResponse> = /*@__PURE__*/
-  messageDesc(file_trimtab_v1_trainer, 12);
+  messageDesc(file_trimtab_v1_trainer, 14);
 
 /**
  * ListRunsRequest pages through the runs.
@@ -532,7 +653,7 @@ export type ListRunsRequest = Message$1<"trimtab.v1.ListRunsRequest"> & {
  * Use `create(ListRunsRequestSchema)` to create a new message.
  */
 export const ListRunsRequestSchema: GenMessage<ListRunsRequest> = /*@__PURE__*/
-  messageDesc(file_trimtab_v1_trainer, 13);
+  messageDesc(file_trimtab_v1_trainer, 15);
 
 /**
  * ListRunsResponse is one page.
@@ -560,7 +681,7 @@ export type ListRunsResponse = Message$1<"trimtab.v1.ListRunsResponse"> & {
  * Use `create(ListRunsResponseSchema)` to create a new message.
  */
 export const ListRunsResponseSchema: GenMessage<ListRunsResponse> = /*@__PURE__*/
-  messageDesc(file_trimtab_v1_trainer, 14);
+  messageDesc(file_trimtab_v1_trainer, 16);
 
 /**
  * WatchRunRequest says from where on to watch.
@@ -588,7 +709,7 @@ export type WatchRunRequest = Message$1<"trimtab.v1.WatchRunRequest"> & {
  * Use `create(WatchRunRequestSchema)` to create a new message.
  */
 export const WatchRunRequestSchema: GenMessage<WatchRunRequest> = /*@__PURE__*/
-  messageDesc(file_trimtab_v1_trainer, 15);
+  messageDesc(file_trimtab_v1_trainer, 17);
 
 /**
  * WatchRunResponse is one event.
@@ -609,7 +730,7 @@ export type WatchRunResponse = Message$1<"trimtab.v1.WatchRunResponse"> & {
  * Use `create(WatchRunResponseSchema)` to create a new message.
  */
 export const WatchRunResponseSchema: GenMessage<WatchRunResponse> = /*@__PURE__*/
-  messageDesc(file_trimtab_v1_trainer, 16);
+  messageDesc(file_trimtab_v1_trainer, 18);
 
 /**
  * WatchRunLogRequest says from where on to send the log.
@@ -644,7 +765,7 @@ export type WatchRunLogRequest = Message$1<"trimtab.v1.WatchRunLogRequest"> & {
  * Use `create(WatchRunLogRequestSchema)` to create a new message.
  */
 export const WatchRunLogRequestSchema: GenMessage<WatchRunLogRequest> = /*@__PURE__*/
-  messageDesc(file_trimtab_v1_trainer, 17);
+  messageDesc(file_trimtab_v1_trainer, 19);
 
 /**
  * WatchRunLogResponse is a piece of the log.
@@ -672,7 +793,7 @@ export type WatchRunLogResponse = Message$1<"trimtab.v1.WatchRunLogResponse"> & 
  * Use `create(WatchRunLogResponseSchema)` to create a new message.
  */
 export const WatchRunLogResponseSchema: GenMessage<WatchRunLogResponse> = /*@__PURE__*/
-  messageDesc(file_trimtab_v1_trainer, 18);
+  messageDesc(file_trimtab_v1_trainer, 20);
 
 /**
  * StopRunRequest names a run.
@@ -693,7 +814,7 @@ export type StopRunRequest = Message$1<"trimtab.v1.StopRunRequest"> & {
  * Use `create(StopRunRequestSchema)` to create a new message.
  */
 export const StopRunRequestSchema: GenMessage<StopRunRequest> = /*@__PURE__*/
-  messageDesc(file_trimtab_v1_trainer, 19);
+  messageDesc(file_trimtab_v1_trainer, 21);
 
 /**
  * StopRunResponse has the run.
@@ -714,7 +835,7 @@ export type StopRunResponse = Message$1<"trimtab.v1.StopRunResponse"> & {
  * Use `create(StopRunResponseSchema)` to create a new message.
  */
 export const StopRunResponseSchema: GenMessage<StopRunResponse> = /*@__PURE__*/
-  messageDesc(file_trimtab_v1_trainer, 20);
+  messageDesc(file_trimtab_v1_trainer, 22);
 
 /**
  * ResumeRunRequest names a run.
@@ -735,7 +856,7 @@ export type ResumeRunRequest = Message$1<"trimtab.v1.ResumeRunRequest"> & {
  * Use `create(ResumeRunRequestSchema)` to create a new message.
  */
 export const ResumeRunRequestSchema: GenMessage<ResumeRunRequest> = /*@__PURE__*/
-  messageDesc(file_trimtab_v1_trainer, 21);
+  messageDesc(file_trimtab_v1_trainer, 23);
 
 /**
  * ResumeRunResponse has the run.
@@ -756,7 +877,7 @@ export type ResumeRunResponse = Message$1<"trimtab.v1.ResumeRunResponse"> & {
  * Use `create(ResumeRunResponseSchema)` to create a new message.
  */
 export const ResumeRunResponseSchema: GenMessage<ResumeRunResponse> = /*@__PURE__*/
-  messageDesc(file_trimtab_v1_trainer, 22);
+  messageDesc(file_trimtab_v1_trainer, 24);
 
 /**
  * DeleteRunRequest names a run.
@@ -777,7 +898,7 @@ export type DeleteRunRequest = Message$1<"trimtab.v1.DeleteRunRequest"> & {
  * Use `create(DeleteRunRequestSchema)` to create a new message.
  */
 export const DeleteRunRequestSchema: GenMessage<DeleteRunRequest> = /*@__PURE__*/
-  messageDesc(file_trimtab_v1_trainer, 23);
+  messageDesc(file_trimtab_v1_trainer, 25);
 
 /**
  * DeleteRunResponse says what was removed.
@@ -819,7 +940,7 @@ export type DeleteRunResponse = Message$1<"trimtab.v1.DeleteRunResponse"> & {
  * Use `create(DeleteRunResponseSchema)` to create a new message.
  */
 export const DeleteRunResponseSchema: GenMessage<DeleteRunResponse> = /*@__PURE__*/
-  messageDesc(file_trimtab_v1_trainer, 24);
+  messageDesc(file_trimtab_v1_trainer, 26);
 
 /**
  * CheckpointRunRequest names a run.
@@ -840,7 +961,7 @@ export type CheckpointRunRequest = Message$1<"trimtab.v1.CheckpointRunRequest"> 
  * Use `create(CheckpointRunRequestSchema)` to create a new message.
  */
 export const CheckpointRunRequestSchema: GenMessage<CheckpointRunRequest> = /*@__PURE__*/
-  messageDesc(file_trimtab_v1_trainer, 25);
+  messageDesc(file_trimtab_v1_trainer, 27);
 
 /**
  * CheckpointRunResponse has the run.
@@ -861,10 +982,10 @@ export type CheckpointRunResponse = Message$1<"trimtab.v1.CheckpointRunResponse"
  * Use `create(CheckpointRunResponseSchema)` to create a new message.
  */
 export const CheckpointRunResponseSchema: GenMessage<CheckpointRunResponse> = /*@__PURE__*/
-  messageDesc(file_trimtab_v1_trainer, 26);
+  messageDesc(file_trimtab_v1_trainer, 28);
 
 /**
- * ReportEventsRequest is one event, or the hello that opens the stream.
+ * ReportEventsRequest is one event, or the hello that opens the stream; either may tell of the replicas besides.
  *
  * @generated from message trimtab.v1.ReportEventsRequest
  */
@@ -883,6 +1004,13 @@ export type ReportEventsRequest = Message$1<"trimtab.v1.ReportEventsRequest"> & 
    * @generated from field: trimtab.v1.RunEvent event = 2;
    */
   event?: RunEvent | undefined;
+
+  /**
+   * The run's replicas now. They are no event: only the last ones told are kept, not on disk. Unset: nothing new.
+   *
+   * @generated from field: trimtab.v1.RunReplicas replicas = 3;
+   */
+  replicas?: RunReplicas | undefined;
 };
 
 /**
@@ -890,7 +1018,7 @@ export type ReportEventsRequest = Message$1<"trimtab.v1.ReportEventsRequest"> & 
  * Use `create(ReportEventsRequestSchema)` to create a new message.
  */
 export const ReportEventsRequestSchema: GenMessage<ReportEventsRequest> = /*@__PURE__*/
-  messageDesc(file_trimtab_v1_trainer, 27);
+  messageDesc(file_trimtab_v1_trainer, 29);
 
 /**
  * ReportEventsResponse acknowledges events and carries orders.
@@ -926,7 +1054,7 @@ export type ReportEventsResponse = Message$1<"trimtab.v1.ReportEventsResponse"> 
  * Use `create(ReportEventsResponseSchema)` to create a new message.
  */
 export const ReportEventsResponseSchema: GenMessage<ReportEventsResponse> = /*@__PURE__*/
-  messageDesc(file_trimtab_v1_trainer, 28);
+  messageDesc(file_trimtab_v1_trainer, 30);
 
 /**
  * RunState is where a run is in its life.

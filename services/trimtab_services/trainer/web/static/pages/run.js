@@ -9,6 +9,7 @@ import { duration, figure, moment, stateBadge, steps, timeLeft } from "../format
 import { LiveRun } from "../live.js";
 import { OutputSection, specSection } from "./run_files.js";
 import { LogSection } from "./run_log.js";
+import { ReplicasSection } from "./run_replicas.js";
 import { RolloutsSection } from "./run_rollouts.js";
 import { SamplesSection } from "./run_samples.js";
 import { VersionsSection } from "./run_versions.js";
@@ -49,6 +50,7 @@ class RunPage {
   #facts = h("dl", { class: "facts" });
   #plotsBox = h("div", { class: "plots" });
   #noPlots = h("p", { class: "hint" }, "There are no curves yet: they begin with the second step of a stage.");
+  #replicas = new ReplicasSection();
   #log;
   #versions;
   #rollouts;
@@ -75,6 +77,7 @@ class RunPage {
       this.#head,
       this.#error,
       h("section", { class: "card", "aria-label": "State" }, this.#facts),
+      this.#replicas.element,
       h("section", { class: "curves" }, h("h2", {}, "Curves"), this.#noPlots, this.#plotsBox),
       this.#log.element,
       this.#versions.element,
@@ -85,7 +88,7 @@ class RunPage {
     );
     this.#versions.count(told.versions, told.newest_version);
     this.#take(told);
-    this.#ticker = setInterval(() => this.#showFacts(), TICK_MS);
+    this.#ticker = setInterval(() => this.#tick(), TICK_MS);
   }
 
   close() {
@@ -146,6 +149,7 @@ class RunPage {
     const before = this.#run?.state;
     this.#run = run;
     this.#toldAt = performance.now();
+    this.#replicas.show(run);
     if (run.has_ended) this.#queue = null;
     if (before === run.state && this.#head.childNodes.length > 0) return this.#showFacts();
     fill(this.#head, h("h1", { tabindex: "-1" }, run.name), stateBadge(run.state));
@@ -153,6 +157,11 @@ class RunPage {
     this.#error.hidden = !run.error;
     if (before && before !== run.state) announce(`Run ${run.name} is ${run.state.toLowerCase()}.`);
     this.#showFacts();
+  }
+
+  #tick() {
+    this.#showFacts();
+    this.#replicas.tick();
   }
 
   #showFacts() {

@@ -1,0 +1,45 @@
+"""The replicas of runs as these told of them last: in memory, since they tell again every few seconds."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from trimtab.v1 import trainer_pb2 as pb
+from trimtab_services.trainer.run_rows import AT_WORK, RunRow
+
+__all__ = ["ReplicaReport", "ReportedReplicas"]
+
+_MOST_RUNS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaReport:
+    """What a run told of its replicas, and when, in seconds since the epoch by this service's clock."""
+
+    replicas: pb.RunReplicas
+    time: float
+
+
+class ReportedReplicas:
+    """The last report of each run; of the thousand runs that told of their replicas last."""
+
+    def __init__(self) -> None:
+        self._reports: OrderedDict[str, ReplicaReport] = OrderedDict()
+
+    def keep(self, name: str, replicas: pb.RunReplicas) -> None:
+        """Takes a report in the place of the run's one before."""
+        self._reports[name] = ReplicaReport(replicas, time.time())
+        self._reports.move_to_end(name)
+        while len(self._reports) > _MOST_RUNS:
+            self._reports.popitem(last=False)
+
+    def forget(self, name: str) -> None:
+        """Drops the report of a run that begins another life."""
+        self._reports.pop(name, None)
+
+    def of(self, run: RunRow) -> ReplicaReport | None:
+        """The last report of a run at work; None where it has told of none, or uses none now."""
+        report = self._reports.get(run.name) if run.state in AT_WORK else None
+        return report if report is not None and report.replicas.replicas else None
