@@ -16,22 +16,19 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
+from workloads.miniature_runs import SETTINGS, models_of, run
 
 from trimtab.local import LocalServices
 from trimtab_trainer.claim_table import preference
 from trimtab_trainer.claims import WinRate
 from trimtab_trainer.evaluate import read_evaluated
 
-SETTINGS = {"generation": {"slots": 128, "threads": 1}, "reward": {"threads": 1}, "reference": {"threads": 1}}
 SAMPLES = 2000
 GOAL = 0.5
 
@@ -51,8 +48,7 @@ def whole_run(directory: Path, seed: int, beta: float) -> dict[str, Any]:
 
 def dpo_alone(directory: Path, whole: Path, seed: int, beta: float) -> dict[str, Any]:
     """Spec of DPO at another beta on the models and rankings of a whole run."""
-    results = json.loads((whole / "state.json").read_text())["results"]
-    sft, ppo, reward_model = (str(whole / results[stage]["model"]) for stage in ("sft", "ppo", "reward_model"))
+    sft, ppo, reward_model = models_of(whole, "sft", "ppo", "reward_model")
     return {
         **whole_run(directory, seed, beta),
         "stages": ["dpo", "evaluate"],
@@ -61,19 +57,6 @@ def dpo_alone(directory: Path, whole: Path, seed: int, beta: float) -> dict[str,
         "dpo": {"policy": sft, "beta": beta, "cache": str(whole / "reference_logprobs")},
         "evaluate": {"models": {"base": None, "few_shot": None, "sft": {"model": sft}, "ppo_ptx": {"model": ppo}}},
     }
-
-
-def run(spec: dict[str, Any], endpoints: Path) -> None:
-    """Runs a spec to its end, or goes on with it; nothing where it has ended well."""
-    directory = Path(spec["directory"])
-    if (directory / "report.json").exists():
-        return
-    file = directory.with_suffix(".yaml")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(yaml.safe_dump(spec, sort_keys=False))
-    more = ["--resume"] if (directory / "state.json").exists() else []
-    command = [sys.executable, "-m", "trimtab", "run", str(file), "--endpoints", str(endpoints), *more]
-    subprocess.run(command, check=True, stdout=sys.stderr)
 
 
 def measured(directory: Path, seed: int) -> dict[str, dict[str, Any]]:
