@@ -6,6 +6,7 @@ import os
 import resource
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -74,6 +75,15 @@ def limit_files(rank: int, size: int) -> None:
     """Lets a rank write no file of more bytes, as if its disk were full."""
     if own_rank() == rank:
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+
+@on_every_rank
+def limit_memory(rank: int, more: int) -> None:
+    """Lets a rank ask for no more than so many bytes beyond what it has now."""
+    if own_rank() == rank:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        most = pages * resource.getpagesize() + more
+        resource.setrlimit(resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))
 
 
 @on_every_rank

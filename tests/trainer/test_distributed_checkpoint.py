@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from rank_calls import die_after_writing, limit_files, whole
+from rank_calls import die_after_writing, limit_files, limit_memory, whole
 from trimtab.errors import ConfigError, Mismatch, Unavailable
 from trimtab_models.loading import load_policy
 from trimtab_trainer import ranks
@@ -122,6 +123,23 @@ def test_whoever_is_killed_while_it_is_written_the_one_before_it_is_used(tmp_pat
     assert store.steps() == [1] and list(store.folder.glob(".partial*/shard-00002*"))
     losses += on(2, tmp_path, lambda: gone_on(llama_folder, store, 2))
     assert store.steps() == [1, 3] and not list(store.folder.glob(".partial*"))
+    np.testing.assert_allclose(losses, expected, rtol=2e-5)
+
+
+def test_a_rank_whose_memory_is_full_is_named_and_the_run_goes_on(tmp_path: Path, llama_folder: Path) -> None:
+    store = CheckpointStore(tmp_path / "c", warn=pytest.fail)
+    expected, losses = gone_on(llama_folder, CheckpointStore(tmp_path / "straight"), 2), []
+    large = [Example(tuple([5] * 400), 1)] * 64
+    with pytest.raises(Unavailable, match=r"rank 1 of 2 \(.*, process \d+\): out of memory.*micro_batch_tokens"):
+        with leading(2, tmp_path):
+            learner, average = started(llama_folder)
+            losses.append(stepped(learner, average))
+            save(store, learner, average)
+            limit_memory(1, 2**24)
+            began = time.monotonic()
+            train_on(learner, large, micro_batch_tokens=2**20)
+    assert time.monotonic() - began < 60
+    losses += gone_on(llama_folder, store, 1)
     np.testing.assert_allclose(losses, expected, rtol=2e-5)
 
 

@@ -211,3 +211,19 @@ def test_model_references(tmp_path: Path) -> None:
         return StageResult()
 
     go(spec(tmp_path, model=str(tmp_path / "outside")), sft, reward_model)
+
+
+def test_full_memory_ends_a_run_with_one_line_and_it_goes_on(tmp_path: Path) -> None:
+    class Greedy(Counting):
+        def __call__(self, context: StageContext, config: object) -> StageResult:
+            super().__call__(context, config)
+            return StageResult(metrics={"sum": float(torch.ones(2**46).sum())})
+
+    with pytest.raises(OSError, match="out of memory, .* MiB more were asked for") as caught:
+        go(spec(tmp_path), Greedy(), Counting())
+    assert caught.value.filename == "sft"
+    outcome = read_outcome(tmp_path)
+    assert outcome.state is RunState.FAILED and "out of memory" in outcome.error
+    again = Counting()
+    assert go(spec(tmp_path), again, Counting(), resume=True).state is RunState.SUCCEEDED
+    assert again.steps_made == []

@@ -35,6 +35,7 @@ from torch.distributed import PrefixStore, Store, TCPStore  # pyright: ignore[re
 from trimtab.errors import ConfigError, TrimtabError, Unavailable
 from trimtab_trainer.config import RunSpec
 from trimtab_trainer.context import Orders
+from trimtab_trainer.memory import out_of_memory
 from trimtab_trainer.optimization import compute_environment
 from trimtab_trainer.places import Place
 from trimtab_trainer.world import World
@@ -328,6 +329,8 @@ class _LeadersWatch(_Watch):
         for rank, child in self._children.items():
             if (code := child.poll()) is not None:
                 how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+                if code == -signal.SIGKILL:
+                    how += ", as by the system when memory is full"
                 return f"{self._names.get(rank, f'rank {rank} of {self._place.size} (process {child.pid})')} {how}"
         return ""
 
@@ -400,5 +403,7 @@ def _name(place: Place) -> str:
 
 
 def _told(place: Place, error: BaseException) -> str:
+    if told := out_of_memory(error):
+        return f"{_name(place)}: {told}"
     text = error.message if isinstance(error, TrimtabError) else str(error) or "no further words"
     return f"{_name(place)}: {type(error).__name__}: {text}"

@@ -40,6 +40,7 @@ from trimtab_trainer.config import MINIATURE, RunSpec, StageName, load_run_spec,
 from trimtab_trainer.context import Orders, StageContext, StageResult, StageStopped
 from trimtab_trainer.data.labeling import copy_labels
 from trimtab_trainer.distributed import ranks
+from trimtab_trainer.memory import telling_full_memory
 from trimtab_trainer.optimization import compute_environment
 from trimtab_trainer.reporter import Reporter, RunState
 
@@ -238,7 +239,8 @@ def _run_stage(
     context = StageContext(spec, stage, reporter, checkpoints, outcome.results, orders)
     began = time.monotonic()
     try:
-        result = _load(function)(context, config)
+        with telling_full_memory(stage):
+            result = _load(function)(context, config)
     finally:
         outcome.seconds[stage] = outcome.seconds.get(stage, 0.0) + time.monotonic() - began
     outcome.results[stage] = result
