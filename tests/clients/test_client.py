@@ -58,6 +58,8 @@ UNARY = {
     rpcs.GET_PROJECT: "get_project",
     rpcs.LIST_PROJECTS: "list_projects",
     rpcs.UPDATE_PROJECT: "update_project",
+    rpcs.WITHDRAW_TASKS: "withdraw_tasks",
+    rpcs.RESET_QUALIFICATION: "reset_qualification",
     rpcs.GET_AGREEMENT: "get_agreement",
     rpcs.CREATE_ACCOUNT: "create_account",
     rpcs.UPDATE_ACCOUNT: "update_account",

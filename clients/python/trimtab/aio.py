@@ -235,6 +235,18 @@ class AsyncClient:
         """Sets fields of a labeling project."""
         return await self._unary(rpcs.UPDATE_PROJECT, request, timeout_s)
 
+    async def withdraw_tasks(
+        self, request: labels.WithdrawTasksRequest, *, timeout_s: float | None = None
+    ) -> labels.WithdrawTasksResponse:
+        """Takes tasks out of a labeling project, or puts them back."""
+        return await self._unary(rpcs.WITHDRAW_TASKS, request, timeout_s)
+
+    async def reset_qualification(
+        self, request: labels.ResetQualificationRequest, *, timeout_s: float | None = None
+    ) -> labels.ResetQualificationResponse:
+        """Lets a labeler try the qualification of a project again."""
+        return await self._unary(rpcs.RESET_QUALIFICATION, request, timeout_s)
+
     async def get_agreement(
         self, request: labels.GetAgreementRequest, *, timeout_s: float | None = None
     ) -> labels.GetAgreementResponse:

@@ -187,6 +187,12 @@ LIST_PROJECTS: Rpc[labels.ListProjectsRequest, labels.ListProjectsResponse] = Rp
 UPDATE_PROJECT: Rpc[labels.UpdateProjectRequest, labels.UpdateProjectResponse] = Rpc(
     _L + "UpdateProject", labels.UpdateProjectRequest, labels.UpdateProjectResponse
 )
+WITHDRAW_TASKS: Rpc[labels.WithdrawTasksRequest, labels.WithdrawTasksResponse] = Rpc(
+    _L + "WithdrawTasks", labels.WithdrawTasksRequest, labels.WithdrawTasksResponse
+)
+RESET_QUALIFICATION: Rpc[labels.ResetQualificationRequest, labels.ResetQualificationResponse] = Rpc(
+    _L + "ResetQualification", labels.ResetQualificationRequest, labels.ResetQualificationResponse
+)
 GET_AGREEMENT: Rpc[labels.GetAgreementRequest, labels.GetAgreementResponse] = Rpc(
     _L + "GetAgreement", labels.GetAgreementRequest, labels.GetAgreementResponse
 )

@@ -21,8 +21,10 @@ __all__ = [
     "NewPassword",
     "Role",
     "by_name",
+    "check_group",
     "create",
     "get",
+    "groups",
     "page",
     "password_matches",
     "update",
@@ -103,7 +105,7 @@ def create(
         raise InvalidRequest(
             f"name: {name!r:.80} must have 1..63 letters, digits, '-', '_' or '.'", field="name", value=name, limit=63
         )
-    _check_group(group)
+    check_group(group)
     found = _row(connection, accounts.c.name == name)
     if found is not None:
         account = _account(found)
@@ -150,7 +152,7 @@ def update(
     if password is not None:
         values["password_hash"] = password.hash
     if group is not None:
-        _check_group(group)
+        check_group(group)
         values["group"] = group
     if role is not None:
         values["role"] = role.value
@@ -198,6 +200,12 @@ def page(connection: sa.Connection, after: str, limit: int) -> Sequence[Account]
     return [_account(row) for row in connection.execute(query).mappings()]
 
 
+def groups(connection: sa.Connection) -> Sequence[str]:
+    """Groups that accounts are in, by name."""
+    query = sa.select(accounts.c.group).where(accounts.c.group != "").distinct().order_by(accounts.c.group)
+    return connection.execute(query).scalars().all()
+
+
 def password_matches(connection: sa.Connection, name: str, password: str) -> Account | None:
     """The enabled account of that name whose password this is; None for all else, after the same work."""
     found = _row(connection, accounts.c.name == name[:64])
@@ -214,11 +222,12 @@ def _matches(password_hash: str, password: str) -> bool:
         return False
 
 
-def _check_group(group: str) -> None:
+def check_group(group: str, field: str = "group") -> None:
+    """Checks the name of a group of labelers; raises InvalidRequest under `field`."""
     if len(group) > MOST_GROUP or not group.isprintable():
         raise InvalidRequest(
-            f"group: {group!r:.80} must have at most {MOST_GROUP} printable characters",
-            field="group",
+            f"{field}: {group!r:.80} must have at most {MOST_GROUP} printable characters",
+            field=field,
             value=group,
             limit=MOST_GROUP,
         )

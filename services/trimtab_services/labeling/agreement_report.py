@@ -78,7 +78,11 @@ def report(connection: sa.Connection, project_name: str) -> AgreementReport:
         )
         .join(accounts, accounts.c.id == assignments.c.account_id)
         .join(tasks, tasks.c.id == assignments.c.task_id)
-        .where(assignments.c.project_id == project.id, assignments.c.state != "leased")
+        .where(
+            assignments.c.project_id == project.id,
+            assignments.c.state != "leased",
+            tasks.c.withdraw_time.is_(None),
+        )
         .order_by(assignments.c.task_id, accounts.c.name)
     )
     rankings: Rankings = defaultdict(dict)

@@ -7,7 +7,6 @@ goes to others, and its holder keeps the draft and may still submit as long as t
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +16,12 @@ from trimtab.errors import FailedPrecondition, LeaseHeld, NotFound, Reason
 from trimtab_services.labeling import audit, projects
 from trimtab_services.labeling.accounts import Account
 from trimtab_services.labeling.contents import Task, shuffled
-from trimtab_services.labeling.projects import Project
+from trimtab_services.labeling.projects import Project, ProjectState
+from trimtab_services.labeling.qualification import refuse_unqualified
 from trimtab_services.labeling.tables import assignments, tasks
 from trimtab_services.labeling.tables import projects as project_rows
 
-__all__ = ["Assignment", "Qualification", "give_out", "hold", "qualifications", "read", "renew", "wants_more"]
+__all__ = ["Assignment", "give_out", "hold", "read", "renew", "wants_more"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,9 @@ class Assignment:
 
     Attributes:
         state: `leased`, `submitted` or `skipped`.
-        wanted: labels that the task wants.
+        is_held_out: whether its labeler is one of those whose labels stand beside the overlap.
+        wanted: labels that the task wants of labelers like this one; None: any number.
+        is_withdrawn: whether the task was taken out of the project.
         order: for each place of the page, the index of its answer.
         label: by index of answer; None before it is submitted.
         active_ms: time worked on it, as the page measured it.
@@ -43,7 +45,9 @@ class Assignment:
     task_key: str
     task: Task
     is_qualification: bool
-    wanted: int
+    is_withdrawn: bool
+    is_held_out: bool
+    wanted: int | None
     state: str
     order: list[int]
     assign_time: float
@@ -60,39 +64,22 @@ class Assignment:
         return f"task:{self.project.name}/{self.task_key}"
 
 
-@dataclass(frozen=True, slots=True)
-class Qualification:
-    """How a labeler did on the qualification tasks.
-
-    Attributes:
-        done, wanted: tasks; a skipped one is done, and agrees in nothing.
-        agreeing, pairs: of answers that the gold answers order; 0 while some are left to do, so that nobody finds out
-            the gold answers of one task by its effect.
-        passed: whether other tasks are given out; None while some are left to do.
-    """
-
-    done: int
-    wanted: int
-    agreeing: int
-    pairs: int
-    passed: bool | None
-
-
 def give_out(connection: sa.Connection, account: Account, project_name: str) -> Assignment | None:
     """The task that a labeler works on, or the next one; None when there is none for this labeler now.
 
     Raises:
         NotFound: no such project.
-        FailedPrecondition: the project is closed, or the labeler did not pass the qualification.
+        FailedPrecondition: the project is not open, or the labeler did not pass the qualification.
     """
     project = projects.hold(connection, project_name)
     held = _held(connection, account, project)
     if held is not None:
         renew(connection, held)
         return read(connection, account, held.id)
-    if not project.fields.is_open:
+    state = project.fields.state
+    if state is not ProjectState.OPEN:
         raise FailedPrecondition(
-            f"project: {project.name} is closed and gives out no tasks", field="project", value=project.name
+            f"project: {project.name} is {state} and gives out no tasks", field="project", value=project.name
         )
     found = _next_task(connection, account, project)
     if found is None:
@@ -109,6 +96,7 @@ def give_out(connection: sa.Connection, account: Account, project_name: str) -> 
             order=shuffled(len(content.get("answers", ())), project.name, task_id, account.id),
             assign_time=now,
             lease_end_time=now + project.fields.lease_ms / 1000,
+            group=account.group,
         )
         .returning(assignments.c.id)
     ).scalar_one()
@@ -127,10 +115,13 @@ def read(connection: sa.Connection, account: Account, assignment_id: int) -> Ass
     if row is None:
         raise NotFound(f"assignment: you have no assignment {assignment_id}", field="assignment", value=assignment_id)
     project = projects.from_row(row, _PROJECT)
+    is_held_out = project.is_held_out(account.group)
     return Assignment(
         project=project,
         task=Task.model_validate(row["content"]),
-        wanted=row["overlap"] or project.fields.overlap,
+        is_withdrawn=row["withdraw_time"] is not None,
+        is_held_out=is_held_out,
+        wanted=(project.fields.heldout_overlap or None) if is_held_out else row["overlap"] or project.fields.overlap,
         **{name: row[name] for name in _COLUMNS},
     )
 
@@ -177,54 +168,20 @@ def renew(connection: sa.Connection, assignment: Assignment) -> float:
 
 
 def wants_more(connection: sa.Connection, assignment: Assignment, *, counting_leases: bool) -> bool:
-    """Whether a task wants another label than those of others.
+    """Whether a task wants another label than those of others: of a held-out labeler, beside those of held-out ones.
 
     Args:
         connection: in a transaction that holds the project.
         assignment: of the labeler who asks.
         counting_leases: counts labels that others are promised to be able to give, too.
     """
-    if assignment.is_qualification:
+    if assignment.is_qualification or assignment.wanted is None:
         return True
-    taken = _taken(counting_leases).where(assignments.c.account_id != assignment.account_id)
-    count = connection.execute(taken.where(assignments.c.task_id == assignment.task_id)).scalar_one()
+    taken = _taken(assignment.project, assignment.is_held_out, counting_leases).where(
+        assignments.c.task_id == assignment.task_id, assignments.c.account_id != assignment.account_id
+    )
+    count = connection.execute(taken).scalar_one()
     return bool(count < assignment.wanted)
-
-
-def qualifications(
-    connection: sa.Connection, account: Account, of_projects: Sequence[Project]
-) -> dict[int, Qualification]:
-    """How a labeler did so far in each of some projects, by their number."""
-    theirs = sa.and_(
-        tasks.c.project_id.in_([project.id for project in of_projects]), tasks.c.is_qualification.is_(True)
-    )
-    counted = sa.select(tasks.c.project_id, sa.func.count()).where(theirs).group_by(tasks.c.project_id)
-    wanted = {project: count for project, count in connection.execute(counted)}
-    scored = (
-        sa.select(
-            tasks.c.project_id,
-            sa.func.count(),
-            sa.func.sum(assignments.c.gold_agreeing),
-            sa.func.sum(assignments.c.gold_pairs),
-        )
-        .select_from(assignments.join(tasks, tasks.c.id == assignments.c.task_id))
-        .where(theirs, assignments.c.account_id == account.id, assignments.c.state != "leased")
-        .group_by(tasks.c.project_id)
-    )
-    scores = {
-        project: (done, int(agreeing), int(pairs)) for project, done, agreeing, pairs in connection.execute(scored)
-    }
-    return {
-        project.id: _qualification(project, wanted.get(project.id, 0), *scores.get(project.id, (0, 0, 0)))
-        for project in of_projects
-    }
-
-
-def _qualification(project: Project, wanted: int, done: int, agreeing: int, pairs: int) -> Qualification:
-    if done < wanted:
-        return Qualification(done, wanted, 0, 0, None)
-    passed = pairs == 0 or agreeing / pairs >= project.fields.qualification_pass
-    return Qualification(done, wanted, agreeing, pairs, passed)
 
 
 def _held(connection: sa.Connection, account: Account, project: Project) -> Assignment | None:
@@ -240,6 +197,8 @@ def _held(connection: sa.Connection, account: Account, project: Project) -> Assi
     )
     for number in connection.execute(query).scalars().all():
         found = read(connection, account, number)
+        if found.is_withdrawn:
+            continue
         if found.lease_end_time > time.time() or wants_more(connection, found, counting_leases=True):
             return found
     return None
@@ -248,43 +207,43 @@ def _held(connection: sa.Connection, account: Account, project: Project) -> Assi
 def _next_task(connection: sa.Connection, account: Account, project: Project) -> tuple[int, dict[str, Any]] | None:
     """Number and content of the next task for a labeler.
 
-    Those of the qualification come first, then those that others have begun, to finish them.
+    Those of the qualification come first, then those that others have begun, to finish them. A held-out labeler, for
+    whose label nothing waits, gets those with the fewest labels of its kind, to measure on as many as there are.
     """
     had = sa.exists().where(assignments.c.task_id == tasks.c.id, assignments.c.account_id == account.id)
-    query = sa.select(tasks.c.id, tasks.c.content).where(tasks.c.project_id == project.id, ~had)
+    query = sa.select(tasks.c.id, tasks.c.content).where(
+        tasks.c.project_id == project.id, tasks.c.withdraw_time.is_(None), ~had
+    )
     asked = connection.execute(query.where(tasks.c.is_qualification.is_(True)).order_by(tasks.c.id).limit(1)).first()
     if asked is not None:
         return asked.id, asked.content
-    _refuse_unqualified(connection, account, project)
-    taken = _taken(True).where(assignments.c.task_id == tasks.c.id).correlate(tasks).scalar_subquery()
-    wanted = sa.func.coalesce(sa.func.nullif(tasks.c.overlap, 0), project.fields.overlap)
-    query = query.where(
-        tasks.c.is_qualification.is_(False), tasks.c.finished_sequence.is_(None), taken < wanted
-    ).order_by(tasks.c.label_count.desc(), tasks.c.id)
-    next_one = connection.execute(query.limit(1)).first()
+    refuse_unqualified(connection, account, project)
+    query = query.where(tasks.c.is_qualification.is_(False)).limit(1)
+    is_held_out = project.is_held_out(account.group)
+    taken = _taken(project, is_held_out, True).where(assignments.c.task_id == tasks.c.id)
+    taken_now = taken.correlate(tasks).scalar_subquery()
+    if is_held_out:
+        query = query.order_by(tasks.c.heldout_count, tasks.c.id)
+        if most := project.fields.heldout_overlap:
+            query = query.where(tasks.c.heldout_count < most, taken_now < most)
+        is_free = taken_now <= tasks.c.heldout_count  # no other of them works on it
+        next_one = connection.execute(query.where(is_free)).first() or connection.execute(query).first()
+    else:
+        wanted = sa.func.coalesce(sa.func.nullif(tasks.c.overlap, 0), project.fields.overlap)
+        query = query.where(tasks.c.finished_sequence.is_(None), taken_now < wanted)
+        next_one = connection.execute(query.order_by(tasks.c.label_count.desc(), tasks.c.id)).first()
     return None if next_one is None else (next_one.id, next_one.content)
 
 
-def _refuse_unqualified(connection: sa.Connection, account: Account, project: Project) -> None:
-    if not project.fields.qualification_pass:
-        return
-    found = qualifications(connection, account, [project])[project.id]
-    if found.passed is False:
-        raise FailedPrecondition(
-            f"qualification: {found.agreeing} of {found.pairs} pairs of answers are ordered as the gold answers order "
-            f"them; {project.name} needs {project.fields.qualification_pass:.0%}",
-            field="qualification",
-            value=found.agreeing,
-            limit=project.fields.qualification_pass,
-        )
-
-
-def _taken(counting_leases: bool) -> sa.Select[int]:
-    """Counts labels, with those that leases promise."""
+def _taken(project: Project, of_held_out: bool, counting_leases: bool) -> sa.Select[int]:
+    """Counts labels of held-out labelers, or of the others, with those that leases promise."""
     condition: sa.ColumnElement[bool] = assignments.c.state == "submitted"
     if counting_leases:
         leased = sa.and_(assignments.c.state == "leased", assignments.c.lease_end_time > time.time())
         condition = sa.or_(condition, leased)
+    if held_out := project.fields.heldout_group:
+        is_theirs = sa.func.coalesce(assignments.c.group, "") == held_out
+        condition = sa.and_(condition, is_theirs if of_held_out else ~is_theirs)
     return sa.select(sa.func.count()).select_from(assignments).where(condition)
 
 
@@ -296,6 +255,7 @@ _READ = (
         tasks.c.content,
         tasks.c.is_qualification,
         tasks.c.overlap,
+        tasks.c.withdraw_time,
         *(column.label(_PROJECT + column.name) for column in project_rows.c if column.name != "id"),
     )
     .join(tasks, tasks.c.id == assignments.c.task_id)
@@ -303,4 +263,4 @@ _READ = (
     .where(assignments.c.id == sa.bindparam("assignment"), assignments.c.account_id == sa.bindparam("account"))
 )
 """The statement of every call, made once; `project_id` is a column of `assignments`."""
-_COLUMNS = tuple(set(Assignment.__dataclass_fields__) - {"project", "task", "wanted"})
+_COLUMNS = tuple(set(Assignment.__dataclass_fields__) - {"project", "task", "is_withdrawn", "is_held_out", "wanted"})

@@ -88,6 +88,16 @@ class LabelingServiceConfig(ServiceConfig):
             )
         return self
 
+    @model_validator(mode="after")
+    def _requests_hold_drafts(self) -> LabelingServiceConfig:
+        least = self.max_draft_bytes + _KEYS_BYTES
+        if self.max_request_bytes < least:
+            raise ValueError(
+                f"max_request_bytes: {self.max_request_bytes} is too small for drafts of `max_draft_bytes` "
+                f"{self.max_draft_bytes}; allowed: at least {least}"
+            )
+        return self
+
 
 def _draft_bytes(max_answer_characters: int) -> int:
     """What the longest label takes as a draft: prompt and answer of a demonstration, and the keys.

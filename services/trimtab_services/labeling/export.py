@@ -52,7 +52,14 @@ class Page:
 
 
 def finished(
-    connection: sa.Connection, project: Project, *, after: int, groups: Sequence[str], settled_only: bool, limit: int
+    connection: sa.Connection,
+    project: Project,
+    *,
+    after: int,
+    groups: Sequence[str],
+    settled_only: bool,
+    with_withdrawn: bool,
+    limit: int,
 ) -> Page:
     """Finished tasks after a number, at most `limit` of them.
 
@@ -62,11 +69,12 @@ def finished(
         after: sequence number.
         groups: of labelers; none for all.
         settled_only: ends before the first task with a label that can still be taken back: later ones come later.
+        with_withdrawn: also tasks that were withdrawn.
         limit: most tasks.
     """
     query = (
         sa.select(tasks)
-        .where(tasks.c.project_id == project.id, tasks.c.finished_sequence > after)
+        .where(tasks.c.project_id == project.id, tasks.c.finished_sequence > after, _is_asked_for(with_withdrawn))
         .order_by(tasks.c.finished_sequence)
         .limit(limit)
     )
@@ -77,21 +85,42 @@ def finished(
     return _page(connection, project, found, groups, "finished_sequence")
 
 
-def unfinished(connection: sa.Connection, project: Project, *, after: int, groups: Sequence[str], limit: int) -> Page:
+def unsettled(connection: sa.Connection, project: Project, *, after: int, with_withdrawn: bool) -> int:
+    """Finished tasks after a number that `finished` leaves out for now, where it is to send settled ones only."""
+    query = sa.select(sa.func.count()).where(
+        tasks.c.project_id == project.id, tasks.c.finished_sequence > after, _is_asked_for(with_withdrawn)
+    )
+    return connection.execute(query).scalar_one()
+
+
+def unfinished(
+    connection: sa.Connection,
+    project: Project,
+    *,
+    after: int,
+    groups: Sequence[str],
+    with_withdrawn: bool,
+    limit: int,
+) -> Page:
     """Tasks that have a label and want more, after a number of a task, at most `limit` of them."""
     query = (
         sa.select(tasks)
         .where(
             tasks.c.project_id == project.id,
             tasks.c.id > after,
-            tasks.c.label_count > 0,
+            tasks.c.label_count + tasks.c.heldout_count > 0,
             tasks.c.finished_sequence.is_(None),
             tasks.c.is_qualification.is_(False),
+            _is_asked_for(with_withdrawn),
         )
         .order_by(tasks.c.id)
         .limit(limit)
     )
     return _page(connection, project, list(connection.execute(query).mappings()), groups, "id")
+
+
+def _is_asked_for(with_withdrawn: bool) -> sa.ColumnElement[bool]:
+    return sa.true() if with_withdrawn else tasks.c.withdraw_time.is_(None)
 
 
 def _page(

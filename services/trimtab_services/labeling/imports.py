@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import sqlalchemy as sa
 
@@ -13,9 +14,24 @@ from trimtab_services.labeling import audit, projects
 from trimtab_services.labeling.contents import MOST_NAME, Task, check_task
 from trimtab_services.labeling.tables import imports, tasks
 
-__all__ = ["add"]
+__all__ = ["Added", "add"]
 
 _ROWS_AT_ONCE = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Added:
+    """What an import did.
+
+    Attributes:
+        tasks: that it added.
+        known: tasks that the project had already, with equal content.
+        before: whether an earlier call under the same name did it.
+    """
+
+    tasks: int
+    known: int
+    before: bool
 
 
 def add(
@@ -26,8 +42,8 @@ def add(
     new: Sequence[Task],
     *,
     max_characters: int,
-) -> int:
-    """Adds tasks to a project; returns how many. An import that was added before is not added again.
+) -> Added:
+    """Adds to a project those tasks that it has not yet. An import that was added before is not added again.
 
     Args:
         connection: of a change.
@@ -39,8 +55,8 @@ def add(
 
     Raises:
         NotFound: no such project.
-        InvalidRequest: names the first bad task as tasks[i]; DUPLICATE_ID for a key that is there already, and for an
-            import of that name with other tasks.
+        InvalidRequest: names the first bad task as tasks[i]; DUPLICATE_ID for a key that is there already with
+            other content, or twice in the import, and for an import of that name with other tasks.
     """
     if not import_id or len(import_id) > MOST_NAME:
         raise InvalidRequest(
@@ -49,24 +65,27 @@ def add(
     project = projects.hold(connection, project_name)
     digest = _digest(new)
     before = connection.execute(
-        sa.select(imports.c.digest).where(imports.c.project_id == project.id, imports.c.import_id == import_id)
-    ).scalar_one_or_none()
+        sa.select(imports.c.digest, imports.c.task_count).where(
+            imports.c.project_id == project.id, imports.c.import_id == import_id
+        )
+    ).one_or_none()
     if before is not None:
-        if before != digest:
+        if before.digest != digest:
             raise InvalidRequest(
                 f"import_id: {import_id!r} was used for other tasks; take another name",
                 reason=Reason.DUPLICATE_ID,
                 field="import_id",
                 value=import_id,
             )
-        return len(new)
+        return Added(before.task_count, len(new) - before.task_count, before=True)
     for index, task in enumerate(new):
         try:
             check_task(project.kind, task, max_characters=max_characters)
         except InvalidRequest as error:
             raise error.under(f"tasks[{index}]") from None
     keys = [task.made_key() for task in new]
-    _refuse_known(connection, project.id, keys)
+    _refuse_repeated(keys)
+    known = _known(connection, project.id, keys, new)
     rows = [
         {
             "project_id": project.id,
@@ -77,15 +96,16 @@ def add(
             "label_count": 0,
         }
         for key, task in zip(keys, new, strict=True)
+        if key not in known
     ]
-    connection.execute(tasks.insert(), rows)
+    if rows:
+        connection.execute(tasks.insert(), rows)
     connection.execute(
-        imports.insert().values(project_id=project.id, import_id=import_id, digest=digest, task_count=len(new))
+        imports.insert().values(project_id=project.id, import_id=import_id, digest=digest, task_count=len(rows))
     )
-    audit.note(
-        connection, actor, "tasks.import", f"project:{project.name}", {"import_id": import_id, "tasks": len(new)}
-    )
-    return len(new)
+    told = {"import_id": import_id, "tasks": len(rows), "known": len(known)}
+    audit.note(connection, actor, "tasks.import", f"project:{project.name}", told)
+    return Added(len(rows), len(known), before=False)
 
 
 def _digest(new: Sequence[Task]) -> str:
@@ -96,24 +116,36 @@ def _digest(new: Sequence[Task]) -> str:
     return digest.hexdigest()
 
 
-def _refuse_known(connection: sa.Connection, project_id: int, keys: Sequence[str]) -> None:
-    """Refuses a key that stands twice in the import, or that the project has already."""
+def _refuse_repeated(keys: Sequence[str]) -> None:
     first: dict[str, int] = {}
     for index, key in enumerate(keys):
         if key in first:
-            raise _duplicate(index, key, f"as tasks[{first[key]}] has it")
+            raise _duplicate(index, key, f"is there twice, as tasks[{first[key]}] has it")
         first[key] = index
+
+
+def _known(connection: sa.Connection, project_id: int, keys: Sequence[str], new: Sequence[Task]) -> set[str]:
+    """Keys that the project has already; refuses the first whose content there is another."""
+    known: set[str] = set()
     for start in range(0, len(keys), _ROWS_AT_ONCE):
         some = keys[start : start + _ROWS_AT_ONCE]
-        query = sa.select(tasks.c.key).where(tasks.c.project_id == project_id, tasks.c.key.in_(some))
-        known = set(connection.execute(query).scalars())
-        if known:
-            index = min(first[key] for key in known)
-            raise _duplicate(index, keys[index], "the project has it already")
+        query = sa.select(tasks.c.key, tasks.c.content, tasks.c.overlap).where(
+            tasks.c.project_id == project_id, tasks.c.key.in_(some)
+        )
+        there = {row.key: {**row.content, "overlap": row.overlap} for row in connection.execute(query)}
+        for index, key in enumerate(some, start):
+            if key in there:
+                others = _differing(there[key], {**new[index].content(), "overlap": new[index].overlap})
+                if others:
+                    raise _duplicate(index, key, f"is in the project already, with other {', '.join(others)}")
+        known |= set(there)
+    return known
 
 
-def _duplicate(index: int, key: str, where: str) -> InvalidRequest:
+def _differing(one: Mapping[str, object], other: Mapping[str, object]) -> list[str]:
+    return sorted(name for name in {*one, *other} if one.get(name) != other.get(name))
+
+
+def _duplicate(index: int, key: str, why: str) -> InvalidRequest:
     field = f"tasks[{index}].task_key"
-    return InvalidRequest(
-        f"{field}: {key!r} is there twice, {where}", reason=Reason.DUPLICATE_ID, field=field, value=key
-    )
+    return InvalidRequest(f"{field}: {key!r} {why}", reason=Reason.DUPLICATE_ID, field=field, value=key)

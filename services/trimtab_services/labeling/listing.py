@@ -54,6 +54,7 @@ def everybodys(
             tasks.c.key.label("task_key"),
             tasks.c.content,
             tasks.c.is_qualification,
+            tasks.c.withdraw_time.is_not(None).label("is_withdrawn"),
             accounts.c.name.label("labeler"),
             GROUP_OF_LABEL,
         )

@@ -11,6 +11,7 @@ from trimtab.errors import Unavailable
 from trimtab.v1 import labeling_pb2_grpc
 from trimtab_services.labeling.config import LabelingServiceConfig
 from trimtab_services.labeling.database import RETRY_AFTER_S, Database
+from trimtab_services.labeling.hashing import Hashing
 from trimtab_services.labeling.http import routes
 from trimtab_services.labeling.servicer import LabelingServicer
 from trimtab_services.runtime.server import Service, run_service
@@ -41,10 +42,13 @@ async def build(runtime: Runtime[LabelingServiceConfig]) -> Service:
     async def close() -> None:
         await asyncio.to_thread(database.close)
 
-    servicer = LabelingServicer(runtime, database)
+    hashing = Hashing(database)
+    servicer = LabelingServicer(runtime, database, hashing)
     return Service(
         handlers=[partial(labeling_pb2_grpc.add_LabelingServiceServicer_to_server, servicer)],
-        routes=routes(config, database, lambda resource: runtime.metrics.quota_refusals.labels(resource).inc()),
+        routes=routes(
+            config, database, hashing, lambda resource: runtime.metrics.quota_refusals.labels(resource).inc()
+        ),
         background=[open_database],
         close=close,
     )

@@ -17,7 +17,7 @@ from trimtab_services.labeling.accounts import Account, Role
 from trimtab_services.labeling.agreement import Proportion
 from trimtab_services.labeling.agreement_report import AgreementReport
 from trimtab_services.labeling.contents import Task, TaskKind, read_record
-from trimtab_services.labeling.projects import Progress, Project, ProjectFields
+from trimtab_services.labeling.projects import Progress, Project, ProjectFields, ProjectState
 
 __all__ = [
     "account_message",
@@ -28,6 +28,7 @@ __all__ = [
     "project_changes",
     "project_message",
     "role_of",
+    "state_of",
     "task_of",
 ]
 
@@ -40,6 +41,11 @@ _ROLES = {
     pb.ACCOUNT_ROLE_LABELER: Role.LABELER,
     pb.ACCOUNT_ROLE_REVIEWER: Role.REVIEWER,
     pb.ACCOUNT_ROLE_ADMIN: Role.ADMIN,
+}
+_STATES = {
+    pb.PROJECT_STATE_OPEN: ProjectState.OPEN,
+    pb.PROJECT_STATE_CLOSED: ProjectState.CLOSED,
+    pb.PROJECT_STATE_ARCHIVED: ProjectState.ARCHIVED,
 }
 _DEFAULTS = ProjectFields()
 
@@ -68,6 +74,13 @@ def role_of(value: pb.AccountRole.ValueType, *, required: bool) -> Role | None:
     return _ROLES.get(value)
 
 
+def state_of(value: pb.ProjectState.ValueType) -> ProjectState | None:
+    """The state of a project; None for none; raises InvalidRequest for one that is not known."""
+    if value and value not in _STATES:
+        raise InvalidRequest("state: must be one of OPEN, CLOSED, ARCHIVED", field="state", value=value)
+    return _STATES.get(value)
+
+
 def fields_of(project: pb.Project) -> ProjectFields:
     """What a new project is made with."""
     return ProjectFields(
@@ -76,16 +89,18 @@ def fields_of(project: pb.Project) -> ProjectFields:
         lease_ms=project.lease_ms or _DEFAULTS.lease_ms,
         undo_ms=project.undo_ms,
         qualification_pass=project.qualification_pass,
-        is_open=project.state != pb.PROJECT_STATE_CLOSED,
+        state=state_of(project.state) or _DEFAULTS.state,
+        heldout_group=project.heldout_group if project.HasField("heldout_group") else _DEFAULTS.heldout_group,
+        heldout_overlap=project.heldout_overlap,
     )
 
 
 def project_changes(request: pb.UpdateProjectRequest) -> dict[str, Any]:
     """Fields of `ProjectFields` that a request sets."""
-    names = ("instructions", "overlap", "lease_ms", "undo_ms", "qualification_pass")
-    changes = {name: getattr(request, name) for name in names if request.HasField(name)}
-    if request.state:
-        changes["is_open"] = request.state == pb.PROJECT_STATE_OPEN
+    known = ProjectFields.__dataclass_fields__
+    changes = {field.name: value for field, value in request.ListFields() if field.name in known}
+    if state := state_of(request.state):
+        changes["state"] = state
     return changes
 
 
@@ -131,7 +146,9 @@ def project_message(project: Project, progress: Progress) -> pb.Project:
         undo_ms=fields.undo_ms,
         qualification_pass=fields.qualification_pass,
         wants_ratings=project.wants_ratings,
-        state=pb.PROJECT_STATE_OPEN if fields.is_open else pb.PROJECT_STATE_CLOSED,
+        state=next(value for value, state in _STATES.items() if state is fields.state),
+        heldout_group=fields.heldout_group,
+        heldout_overlap=fields.heldout_overlap,
         create_time=_timestamp(project.create_time),
         progress=pb.ProjectProgress(**asdict(progress)),
     )

@@ -6,12 +6,14 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
 from typing import Any
 
 import sqlalchemy as sa
 
 from trimtab.errors import InvalidRequest, NotFound, Reason
 from trimtab_services.labeling import audit
+from trimtab_services.labeling.accounts import check_group
 from trimtab_services.labeling.contents import MOST_OVERLAP, TaskKind
 from trimtab_services.labeling.tables import assignments, projects, tasks
 
@@ -19,6 +21,7 @@ __all__ = [
     "Progress",
     "Project",
     "ProjectFields",
+    "ProjectState",
     "create",
     "finish_or_reopen",
     "from_row",
@@ -35,6 +38,14 @@ DAY_MS = 86_400_000
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,63}")
 
 
+class ProjectState(StrEnum):
+    """Whether a project gives out tasks; the meaning of each state is in labeling.proto."""
+
+    OPEN = "open"
+    CLOSED = "closed"
+    ARCHIVED = "archived"
+
+
 @dataclass(frozen=True, slots=True)
 class ProjectFields:
     """What a project is made with and what an update changes; the meaning of each is in labeling.proto."""
@@ -44,7 +55,9 @@ class ProjectFields:
     lease_ms: int = 1_800_000
     undo_ms: int = 600_000
     qualification_pass: float = 0.0
-    is_open: bool = True
+    state: ProjectState = ProjectState.OPEN
+    heldout_group: str = "heldout"
+    heldout_overlap: int = 0
 
     def check(self) -> None:
         """Raises InvalidRequest for a value out of bounds."""
@@ -53,12 +66,14 @@ class ProjectFields:
             "lease_ms": (self.lease_ms, 1000, DAY_MS),
             "undo_ms": (self.undo_ms, 0, DAY_MS),
             "qualification_pass": (self.qualification_pass, 0, 1),
+            "heldout_overlap": (self.heldout_overlap, 0, MOST_OVERLAP),
         }
         for field, (value, least, most) in bounds.items():
             if not least <= value <= most:
                 raise InvalidRequest(
                     f"{field}: {value}; allowed: {least}..{most}", field=field, value=value, limit=f"{least}..{most}"
                 )
+        check_group(self.heldout_group, "heldout_group")
         if len(self.instructions) > MOST_INSTRUCTIONS or "\0" in self.instructions:
             raise InvalidRequest(
                 f"instructions: {len(self.instructions)} characters; allowed: {MOST_INSTRUCTIONS}, none of them U+0000",
@@ -66,6 +81,10 @@ class ProjectFields:
                 value=len(self.instructions),
                 limit=MOST_INSTRUCTIONS,
             )
+
+    def columns(self) -> dict[str, Any]:
+        """As they are kept."""
+        return asdict(self) | {"state": self.state.value}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +98,10 @@ class Project:
     fields: ProjectFields
     create_time: float
 
+    def is_held_out(self, group: str | None) -> bool:
+        """Whether labels of a group of labelers stand beside the overlap."""
+        return bool(self.fields.heldout_group) and group == self.fields.heldout_group
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:
@@ -89,6 +112,8 @@ class Progress:
     labels: int = 0
     leased_tasks: int = 0
     qualification_tasks: int = 0
+    heldout_labels: int = 0
+    withdrawn_tasks: int = 0
 
 
 def create(
@@ -125,16 +150,16 @@ def create(
             wants_ratings=wants_ratings,
             create_time=time.time(),
             finished_count=0,
-            **asdict(fields),
+            **fields.columns(),
         )
     )
-    told = asdict(fields) | {"kind": kind.value, "wants_ratings": wants_ratings}
+    told = fields.columns() | {"kind": kind.value, "wants_ratings": wants_ratings}
     audit.note(connection, actor, "project.create", f"project:{name}", told)
     return get(connection, name)
 
 
 def update(connection: sa.Connection, actor: str, name: str, **changes: object) -> Project:
-    """Sets fields of `ProjectFields`; with another overlap, tasks that have enough labels by it are finished.
+    """Sets fields of `ProjectFields`; tasks that have enough labels by the new ones are finished, others are not.
 
     Raises:
         NotFound: no such project.
@@ -147,12 +172,23 @@ def update(connection: sa.Connection, actor: str, name: str, **changes: object) 
         return project
     if project.kind is TaskKind.DEMONSTRATE and fields.qualification_pass:
         raise InvalidRequest("qualification_pass: a demonstration has no gold answers", field="qualification_pass")
-    connection.execute(projects.update().where(projects.c.id == project.id).values(**asdict(fields)))
+    connection.execute(projects.update().where(projects.c.id == project.id).values(**fields.columns()))
     audit.note(connection, actor, "project.update", f"project:{name}", changes)
     updated = get(connection, name)
+    affected = []
     if fields.overlap != project.fields.overlap:
-        by_project = sa.select(tasks.c.id).where(tasks.c.project_id == project.id, tasks.c.overlap == 0)
-        for task_id in connection.execute(by_project.order_by(tasks.c.id)).scalars().all():
+        affected.append(tasks.c.overlap == 0)
+    groups = {fields.heldout_group, project.fields.heldout_group}
+    if len(groups) > 1:  # what these have said counts otherwise now
+        theirs = sa.select(assignments.c.task_id).where(
+            assignments.c.project_id == project.id,
+            assignments.c.state == "submitted",
+            assignments.c.group.in_(groups - {""}),
+        )
+        affected.append(tasks.c.id.in_(theirs))
+    if affected:
+        found = sa.select(tasks.c.id).where(tasks.c.project_id == project.id, sa.or_(*affected))
+        for task_id in connection.execute(found.order_by(tasks.c.id)).scalars().all():
             finish_or_reopen(connection, updated, task_id)
     return updated
 
@@ -180,25 +216,31 @@ def hold_of(connection: sa.Connection, assignment_id: int) -> None:
     connection.execute(_HOLD_OF, {"assignment": assignment_id})
 
 
-def page(connection: sa.Connection, after: str, limit: int) -> Sequence[Project]:
+def page(connection: sa.Connection, after: str, limit: int, *, with_archived: bool = True) -> Sequence[Project]:
     """Projects by name, after a name, at most `limit`."""
     query = sa.select(projects).where(projects.c.name > after).order_by(projects.c.name).limit(limit)
+    if not with_archived:
+        query = query.where(projects.c.state != ProjectState.ARCHIVED.value)
     return [from_row(row) for row in connection.execute(query).mappings()]
 
 
 def progress(connection: sa.Connection, project: Project) -> Progress:
     """Counts its tasks and labels."""
     mine = tasks.c.project_id == project.id
-    normal = sa.and_(mine, tasks.c.is_qualification.is_(False))
+    is_there = sa.and_(mine, tasks.c.withdraw_time.is_(None))
     counted = connection.execute(
         sa.select(
             sa.func.count(),
             sa.func.count(tasks.c.finished_sequence),
             sa.func.coalesce(sa.func.sum(tasks.c.label_count), 0),
-        ).where(normal)
+            sa.func.coalesce(sa.func.sum(tasks.c.heldout_count), 0),
+        ).where(is_there, tasks.c.is_qualification.is_(False))
     ).one()
     qualification = connection.execute(
-        sa.select(sa.func.count()).where(mine, tasks.c.is_qualification.is_(True))
+        sa.select(sa.func.count()).where(is_there, tasks.c.is_qualification.is_(True))
+    ).scalar_one()
+    withdrawn = connection.execute(
+        sa.select(sa.func.count()).where(mine, tasks.c.withdraw_time.is_not(None))
     ).scalar_one()
     leased = connection.execute(
         sa.select(sa.func.count(sa.distinct(assignments.c.task_id))).where(
@@ -207,11 +249,13 @@ def progress(connection: sa.Connection, project: Project) -> Progress:
             assignments.c.lease_end_time > time.time(),
         )
     ).scalar_one()
-    return Progress(counted[0], counted[1], counted[2], leased, qualification)
+    return Progress(counted[0], counted[1], counted[2] + counted[3], leased, qualification, counted[3], withdrawn)
 
 
 def finish_or_reopen(connection: sa.Connection, project: Project, task_id: int, *, changed: bool = False) -> bool:
-    """Makes a task count as finished exactly where it has the labels that it wants; the caller holds the project.
+    """Counts the labels of a task, which is finished exactly where the overlap has what it wants.
+
+    Those of the held-out group neither finish a task nor are waited for. The caller holds the project.
 
     Args:
         connection: in the transaction of the change.
@@ -223,24 +267,29 @@ def finish_or_reopen(connection: sa.Connection, project: Project, task_id: int, 
         Whether it is finished.
     """
     row = connection.execute(sa.select(tasks).where(tasks.c.id == task_id)).mappings().one()
-    is_finished = not row["is_qualification"] and row["label_count"] >= (row["overlap"] or project.fields.overlap)
+    labels = sa.select(assignments.c.group).where(assignments.c.task_id == task_id, assignments.c.state == "submitted")
+    groups = connection.execute(labels).scalars().all()
+    held_out = sum(map(project.is_held_out, groups))
+    values: dict[str, Any] = {"label_count": len(groups) - held_out, "heldout_count": held_out}
+    is_finished = not row["is_qualification"] and values["label_count"] >= (row["overlap"] or project.fields.overlap)
     if is_finished and (changed or row["finished_sequence"] is None):
         bumped = projects.update().where(projects.c.id == project.id)
         connection.execute(bumped.values(finished_count=projects.c.finished_count + 1))
         number = connection.execute(
             sa.select(projects.c.finished_count).where(projects.c.id == project.id)
         ).scalar_one()
-        values = {"finished_sequence": number, "finish_time": time.time()}
-        connection.execute(tasks.update().where(tasks.c.id == task_id).values(**values))
-    elif not is_finished and row["finished_sequence"] is not None:
-        values = {"finished_sequence": None, "finish_time": None}
+        values |= {"finished_sequence": number, "finish_time": time.time()}
+    elif not is_finished:
+        values |= {"finished_sequence": None, "finish_time": None}
+    if any(row[name] != value for name, value in values.items()):
         connection.execute(tasks.update().where(tasks.c.id == task_id).values(**values))
     return is_finished
 
 
 def from_row(row: sa.RowMapping, prefix: str = "") -> Project:
     """A project out of a row that has the columns of `projects`, each with a prefix before its name."""
-    fields = ProjectFields(**{name: row[prefix + name] for name in ProjectFields.__dataclass_fields__})
+    values = {name: row[prefix + name] for name in ProjectFields.__dataclass_fields__}
+    fields = ProjectFields(**values | {"state": ProjectState(values["state"])})
     facts = {name: row[prefix + name] for name in ("id", "name", "wants_ratings", "create_time")}
     return Project(kind=TaskKind(row[prefix + "kind"]), fields=fields, **facts)
 

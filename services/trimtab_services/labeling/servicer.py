@@ -12,14 +12,26 @@ import sqlalchemy as sa
 from trimtab.errors import InvalidRequest, Reason, Unavailable
 from trimtab.v1 import labeling_pb2 as pb
 from trimtab.v1 import labeling_pb2_grpc
-from trimtab_services.labeling import accounts, agreement_report, audit, export, imports, messages, projects
-from trimtab_services.labeling.accounts import NewPassword, Role
+from trimtab_services.labeling import (
+    accounts,
+    agreement_report,
+    audit,
+    export,
+    imports,
+    messages,
+    projects,
+    qualification,
+)
+from trimtab_services.labeling.accounts import Role
 from trimtab_services.labeling.audit import program_actor
 from trimtab_services.labeling.config import LabelingServiceConfig
 from trimtab_services.labeling.contents import Task
 from trimtab_services.labeling.database import Database
 from trimtab_services.labeling.export import Page, Row
+from trimtab_services.labeling.hashing import Hashing
+from trimtab_services.labeling.nul import refusing_nul
 from trimtab_services.labeling.projects import Project
+from trimtab_services.labeling.withdrawals import withdraw
 from trimtab_services.runtime.calls import current_call
 from trimtab_services.runtime.state import Runtime
 
@@ -33,18 +45,21 @@ _FOLLOW_S = 0.5
 """Seconds between two looks for newly finished tasks; other servers of the same database finish some, too."""
 
 
+@refusing_nul
 class LabelingServicer(labeling_pb2_grpc.LabelingServiceServicer):
     """Projects, tasks, accounts and labels, for programs.
 
     Args:
         runtime: the server it lives in.
         database: where everything is kept.
+        hashing: of passwords.
     """
 
-    def __init__(self, runtime: Runtime[LabelingServiceConfig], database: Database) -> None:
+    def __init__(self, runtime: Runtime[LabelingServiceConfig], database: Database, hashing: Hashing) -> None:
         self._runtime = runtime
         self._config = runtime.config
         self._database = database
+        self._hashing = hashing
 
     async def CreateProject(self, request: pb.CreateProjectRequest, context: Context) -> pb.CreateProjectResponse:
         """Makes a project; idempotent by name."""
@@ -97,7 +112,7 @@ class LabelingServicer(labeling_pb2_grpc.LabelingServiceServicer):
         added = await self._database.change(
             imports.add, _actor(), project, import_id, new, max_characters=self._config.max_answer_characters
         )
-        return pb.ImportTasksResponse(added_tasks=added)
+        return pb.ImportTasksResponse(added_tasks=added.tasks, known_tasks=added.known, was_added_before=added.before)
 
     async def _read_import(self, requests: AsyncIterator[pb.ImportTasksRequest]) -> tuple[str, str, list[Task]]:
         first: pb.ImportTasksRequest | None = None
@@ -115,6 +130,20 @@ class LabelingServicer(labeling_pb2_grpc.LabelingServiceServicer):
             raise InvalidRequest("tasks: an import has at least one", reason=Reason.FIELD_MISSING, field="tasks")
         return first.project, first.import_id, new
 
+    async def WithdrawTasks(self, request: pb.WithdrawTasksRequest, context: Context) -> pb.WithdrawTasksResponse:
+        """Takes tasks out of a project, or puts them back."""
+        changed, labels = await self._database.change(
+            withdraw, _actor(), request.project, list(request.task_keys), restore=request.restore
+        )
+        return pb.WithdrawTasksResponse(changed_tasks=changed, labels=labels)
+
+    async def ResetQualification(
+        self, request: pb.ResetQualificationRequest, context: Context
+    ) -> pb.ResetQualificationResponse:
+        """Lets a labeler try the qualification again."""
+        done = await self._database.change(qualification.reset, _actor(), request.project, request.account)
+        return pb.ResetQualificationResponse(reset_tasks=done)
+
     async def ExportLabels(
         self, request: pb.ExportLabelsRequest, context: Context
     ) -> AsyncIterator[pb.ExportLabelsResponse]:
@@ -122,7 +151,8 @@ class LabelingServicer(labeling_pb2_grpc.LabelingServiceServicer):
         if request.follow and request.include_unfinished:
             raise InvalidRequest("include_unfinished: not with follow", field="include_unfinished")
         project = await self._database.read(projects.get, request.project)
-        after, quiet_s, is_last_pass = request.after_sequence, 0.0, not request.include_unfinished
+        after, is_last_pass = request.after_sequence, not request.include_unfinished
+        quiet_s = self._config.sign_of_life_s  # who follows hears at once what it waits for
         while True:
             page = await self._database.read(_finished, request, after)
             for row in page.rows:
@@ -138,17 +168,23 @@ class LabelingServicer(labeling_pb2_grpc.LabelingServiceServicer):
             if not request.follow:
                 break
             self._refuse_while_draining(after)
-            await self._wait()
-            quiet_s += _FOLLOW_S
             if quiet_s >= self._config.sign_of_life_s:
                 quiet_s = 0.0
-                yield pb.ExportLabelsResponse()
+                waiting = await self._database.read(_unsettled, request, after)
+                yield pb.ExportLabelsResponse(unsettled_tasks=waiting)
+            await self._wait()
+            quiet_s += _FOLLOW_S
 
     async def _unfinished(self, project: Project, request: pb.ExportLabelsRequest) -> AsyncIterator[Row]:
         after: int | None = 0
         while after is not None:
             page = await self._database.read(
-                export.unfinished, project, after=after, groups=list(request.groups), limit=_EXPORTED_AT_ONCE
+                export.unfinished,
+                project,
+                after=after,
+                groups=list(request.groups),
+                with_withdrawn=request.include_withdrawn,
+                limit=_EXPORTED_AT_ONCE,
             )
             for row in page.rows:
                 yield row
@@ -174,7 +210,7 @@ class LabelingServicer(labeling_pb2_grpc.LabelingServiceServicer):
     async def CreateAccount(self, request: pb.CreateAccountRequest, context: Context) -> pb.CreateAccountResponse:
         """Makes an account; idempotent by name."""
         role = messages.role_of(request.role, required=True) or Role.LABELER
-        password = await asyncio.to_thread(NewPassword.of, request.password)
+        password = await self._hashing.new_password(request.password)
         account = await self._database.change(
             accounts.create,
             _actor(),
@@ -188,7 +224,7 @@ class LabelingServicer(labeling_pb2_grpc.LabelingServiceServicer):
     async def UpdateAccount(self, request: pb.UpdateAccountRequest, context: Context) -> pb.UpdateAccountResponse:
         """Sets fields of an account."""
         has_password = request.HasField("password")
-        password = await asyncio.to_thread(NewPassword.of, request.password) if has_password else None
+        password = await self._hashing.new_password(request.password) if has_password else None
         account = await self._database.change(
             accounts.update,
             _actor(),
@@ -230,8 +266,14 @@ def _finished(connection: sa.Connection, request: pb.ExportLabelsRequest, after:
         after=after,
         groups=list(request.groups),
         settled_only=request.settled_only or request.follow,
+        with_withdrawn=request.include_withdrawn,
         limit=_EXPORTED_AT_ONCE,
     )
+
+
+def _unsettled(connection: sa.Connection, request: pb.ExportLabelsRequest, after: int) -> int:
+    project = projects.get(connection, request.project)
+    return export.unsettled(connection, project, after=after, with_withdrawn=request.include_withdrawn)
 
 
 def _exported(row: Row) -> pb.ExportLabelsResponse:

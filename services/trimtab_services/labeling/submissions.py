@@ -19,7 +19,7 @@ from trimtab_services.labeling.accounts import Account
 from trimtab_services.labeling.agreement import agreeing_pairs, gold_pairs
 from trimtab_services.labeling.assignments import Assignment, hold, read, renew, wants_more
 from trimtab_services.labeling.contents import MOST_NAME, at_answers, at_places, read_label
-from trimtab_services.labeling.tables import assignments, drafts, tasks
+from trimtab_services.labeling.tables import assignments, drafts
 
 __all__ = ["Draft", "Late", "draft_of", "save_draft", "skip", "submit", "undo"]
 
@@ -157,9 +157,6 @@ def submit(
         **_gold_score(assignment, by_answer),
     )
     connection.execute(drafts.delete().where(drafts.c.assignment_id == assignment_id))  # the label has all of it
-    connection.execute(
-        tasks.update().where(tasks.c.id == assignment.task_id).values(label_count=tasks.c.label_count + 1)
-    )
     projects.finish_or_reopen(connection, project, assignment.task_id, changed=True)
     actor = audit.account_actor(account.name)
     audit.note(connection, actor, "label.submit", assignment.subject, {"submission_id": submission_id})
@@ -225,7 +222,8 @@ def undo(connection: sa.Connection, account: Account, assignment_id: int) -> Ass
     values = {
         "state": "leased",
         "lease_end_time": time.time() + assignment.project.fields.lease_ms / 1000,
-        **dict.fromkeys(("done_time", "submission_id", "group", "label", "active_ms", "skip_reason")),
+        "group": account.group,
+        **dict.fromkeys(("done_time", "submission_id", "label", "active_ms", "skip_reason")),
     }
     connection.execute(assignments.update().where(assignments.c.id == assignment_id).values(**values))
     if assignment.label is not None:
@@ -234,9 +232,6 @@ def undo(connection: sa.Connection, account: Account, assignment_id: int) -> Ass
             assignment_id,
             f"undone-{assignment.submission_id}"[:MOST_NAME],
             _as_draft(at_places(assignment.label, assignment.order), assignment.active_ms),
-        )
-        connection.execute(
-            tasks.update().where(tasks.c.id == assignment.task_id).values(label_count=tasks.c.label_count - 1)
         )
         projects.finish_or_reopen(connection, assignment.project, assignment.task_id, changed=True)
     told = {"was": assignment.state, "label": assignment.label, "reason": assignment.skip_reason}

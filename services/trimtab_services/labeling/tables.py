@@ -81,9 +81,13 @@ projects = sa.Table(
     sa.Column("undo_ms", sa.BigInteger, nullable=False),
     sa.Column("qualification_pass", sa.Double, nullable=False),
     sa.Column("wants_ratings", sa.Boolean, nullable=False),
-    sa.Column("is_open", sa.Boolean, nullable=False),
     sa.Column("create_time", sa.Double, nullable=False),
     sa.Column("finished_count", sa.BigInteger, nullable=False),  # the last finished_sequence that was given
+    sa.Column("state", sa.String(16), nullable=False, server_default="open"),  # open, closed or archived
+    sa.Column(
+        "heldout_group", sa.String(63), nullable=False, server_default=sa.text("''")
+    ),  # empty: all labels count alike
+    sa.Column("heldout_overlap", sa.Integer, nullable=False, server_default="0"),  # 0: any number
 )
 
 tasks = sa.Table(
@@ -95,9 +99,11 @@ tasks = sa.Table(
     sa.Column("content", sa.JSON, nullable=False),  # as `contents.Task.content` gives it
     sa.Column("overlap", sa.Integer, nullable=False),  # 0: the project's
     sa.Column("is_qualification", sa.Boolean, nullable=False),
-    sa.Column("label_count", sa.Integer, nullable=False),
+    sa.Column("label_count", sa.Integer, nullable=False),  # without those of the project's held-out group
     sa.Column("finished_sequence", sa.BigInteger, nullable=True),
     sa.Column("finish_time", sa.Double, nullable=True),
+    sa.Column("heldout_count", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("withdraw_time", sa.Double, nullable=True),
     sa.UniqueConstraint("project_id", "key"),
     sa.Index(None, "project_id", "finished_sequence", "label_count"),
 )
@@ -107,7 +113,18 @@ sa.Index(
     tasks.c.project_id,
     tasks.c.label_count.desc(),
     tasks.c.id,
-    **_where(sa.and_(tasks.c.is_qualification.is_(False), tasks.c.finished_sequence.is_(None))),
+    **_where(
+        sa.and_(
+            tasks.c.is_qualification.is_(False), tasks.c.finished_sequence.is_(None), tasks.c.withdraw_time.is_(None)
+        )
+    ),
+)
+sa.Index(
+    "ix_tasks_heldout",
+    tasks.c.project_id,
+    tasks.c.heldout_count,
+    tasks.c.id,
+    **_where(sa.and_(tasks.c.is_qualification.is_(False), tasks.c.withdraw_time.is_(None))),
 )
 sa.Index(
     "ix_tasks_qualification",
@@ -129,7 +146,7 @@ assignments = sa.Table(
     sa.Column("lease_end_time", sa.Double, nullable=False),
     sa.Column("done_time", sa.Double, nullable=True),
     sa.Column("submission_id", sa.String(200), nullable=True),
-    sa.Column("group", sa.String(63), nullable=True),  # its labeler's when it was sent: what is held out stays so
+    sa.Column("group", sa.String(63), nullable=True),  # its labeler's when it was sent, and of a lease when it began
     sa.Column("label", sa.JSON(none_as_null=True), nullable=True),  # of `contents.read_label`, by index of answer
     sa.Column("skip_reason", sa.String(500), nullable=True),
     sa.Column("active_ms", sa.BigInteger, nullable=True),  # as the page measured it

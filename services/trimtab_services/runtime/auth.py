@@ -97,7 +97,8 @@ METHODS: Mapping[str, MethodPolicy] = {
     **_methods(
         "trimtab.v1.LabelingService",
         "label",
-        "CreateProject UpdateProject CreateAccount UpdateAccount ListAccounts ListAuditEvents",
+        "CreateProject UpdateProject WithdrawTasks ResetQualification CreateAccount UpdateAccount ListAccounts "
+        "ListAuditEvents",
     ),
     **_methods("trimtab.v1.LabelingService", "label", "ImportTasks", has_default_deadline=False),
     **_methods("trimtab.v1.LabelingService", "label.read", "GetProject ListProjects GetAgreement"),

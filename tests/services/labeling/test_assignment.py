@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 
 from trimtab.v1 import labeling_pb2 as pb
-from trimtab_services.labeling import accounts, assignments, export, imports, projects
+from trimtab_services.labeling import accounts, assignments, export, imports, projects, qualification
 from trimtab_services.labeling.contents import Task, TaskKind
 from trimtab_services.labeling.database import Database
 
@@ -245,7 +245,7 @@ def test_projects_are_told_by_as_many_questions_as_one_is(database: str) -> None
         ann = accounts.by_name(connection, "ann")
         (first,) = projects.page(connection, "", 1)
         asked.clear()
-        assignments.qualifications(connection, ann, [first] * 30)
+        qualification.qualifications(connection, ann, [first] * 30)
         assert len(asked) == 2
     opened.close()
 

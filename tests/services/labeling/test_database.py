@@ -58,15 +58,45 @@ def test_labels_of_an_earlier_version_get_the_group_of_today(database: str) -> N
         for state in ("submitted", "leased"):
             given = assignments.give_out(connection, ann, project.name)
             connection.execute(sa.text(f"UPDATE assignments SET state = '{state}' WHERE id = {given.id}"))
-        for name in ("open", "qualification"):
-            connection.execute(sa.text(f"DROP INDEX ix_tasks_{name}"))
-        connection.execute(sa.text('ALTER TABLE assignments DROP COLUMN "group"'))
-        connection.execute(sa.text("UPDATE alembic_version SET version_num = '0001'"))
+        back_to_the_first_version(connection)
     opened.migrate()
     with opened.reading() as connection:
         rows = connection.execute(sa.text('SELECT state, "group" FROM assignments ORDER BY id')).all()
     assert rows == [("submitted", "heldout"), ("leased", None)]
     opened.close()
+
+
+def test_projects_of_an_earlier_version_go_on_as_they_were(database: str) -> None:
+    opened = Database(database)
+    opened.migrate()
+    with opened.changing() as connection:
+        for name in ("p", "q"):
+            projects.create(
+                connection, "t", name, TaskKind.RANK, wants_ratings=False, fields=projects.ProjectFields(overlap=2)
+            )
+        back_to_the_first_version(connection)
+        connection.execute(sa.text("UPDATE projects SET is_open = (name = 'p')"))
+    opened.migrate()
+    with opened.reading() as connection:
+        found = [projects.get(connection, name).fields for name in ("p", "q")]
+    assert [(fields.state.value, fields.heldout_group, fields.overlap) for fields in found] == [
+        ("open", "", 2),
+        ("closed", "", 2),
+    ]
+    opened.close()
+
+
+def back_to_the_first_version(connection: sa.Connection) -> None:
+    """Takes out of the tables what later migrations add."""
+    for statement in (
+        *(f"DROP INDEX ix_tasks_{name}" for name in ("open", "qualification", "heldout")),
+        *(f"ALTER TABLE projects DROP COLUMN {name}" for name in ("state", "heldout_group", "heldout_overlap")),
+        *(f"ALTER TABLE tasks DROP COLUMN {name}" for name in ("heldout_count", "withdraw_time")),
+        'ALTER TABLE assignments DROP COLUMN "group"',
+        "ALTER TABLE projects ADD COLUMN is_open BOOLEAN DEFAULT true NOT NULL",
+        "UPDATE alembic_version SET version_num = '0001'",
+    ):
+        connection.execute(sa.text(statement))
 
 
 def test_several_servers_may_make_the_tables_at_once(database: str) -> None:

@@ -308,7 +308,7 @@ def test_admins_manage_over_http(service: Service) -> None:
     made = root.post("projects", {"name": "q", "kind": "rank", "overlap": 2, "instructions": "# Read"})
     assert made.status_code == 200 and made.json()["overlap"] == 2
     assert root.post("projects/q", {"overlap": 0}).json()["field"] == "overlap"
-    assert root.post("projects/q", {"is_open": False}).json()["is_open"] is False
+    assert root.post("projects/q", {"state": "closed"}).json()["state"] == "closed"
     assert root.post("projects", {"name": "r", "kind": "judge"}).json()["field"] == "kind"
     new = {"name": "ann", "password": PASSWORD, "role": "labeler", "group": "heldout"}
     assert root.post("accounts", new).json()["group"] == "heldout"

@@ -78,9 +78,9 @@ def test_an_import_sent_again_is_added_once_and_needs_the_same_tasks(either: Ser
     assert either.add(*tasks, import_id="i") == 3
     assert either.program.get_project(pb.GetProjectRequest(name="p")).project.progress.tasks == 3
     assert refused(either.add, ranking_task(9), import_id="i").reason is Reason.DUPLICATE_ID
-    error = refused(either.add, ranking_task(8), ranking_task(1), import_id="j")
+    error = refused(either.add, ranking_task(8), ranking_task(1, category="chat"), import_id="j")
     assert (error.reason, error.field) == (Reason.DUPLICATE_ID, "tasks[1].task_key")
-    assert "the project has it already" in error.message
+    assert error.message == "tasks[1].task_key: 'task-1' is in the project already, with other category"
     error = refused(either.add, ranking_task(8), ranking_task(7), ranking_task(8), import_id="j")
     assert error.field == "tasks[2].task_key" and "tasks[0]" in error.message
     assert either.program.get_project(pb.GetProjectRequest(name="p")).project.progress.tasks == 3
@@ -90,8 +90,24 @@ def test_tasks_without_a_key_are_named_by_their_content(service: Service) -> Non
     service.project()
     answers = ["a", "b", "c", "d"]
     service.add(pb.LabelTask(prompt="Q", answers=answers), pb.LabelTask(prompt="Q", answers=answers[::-1]))
-    error = refused(service.add, pb.LabelTask(prompt="Q", answers=answers))
-    assert error.reason is Reason.DUPLICATE_ID
+    assert service.add(pb.LabelTask(prompt="Q", answers=answers)) == 0
+    same = pb.LabelTask(prompt="R", answers=answers)
+    assert refused(service.add, same, same).reason is Reason.DUPLICATE_ID
+
+
+def test_an_import_adds_what_is_new_and_tells_what_was_there(either: Service) -> None:
+    either.project()
+    sources = [pb.AnswerSource(model="m", temperature=0.7, seed=2**64 - 1)] * 4
+    old = ranking_task(0, sources=sources, gold_ranking=[pb.TieGroup(indices=[0, 1]), pb.TieGroup(indices=[2, 3])])
+    either.add(old, ranking_task(1, overlap=2))
+    request = pb.ImportTasksRequest(
+        project="p", import_id="j", tasks=[old, ranking_task(2), ranking_task(1, overlap=2)]
+    )
+    for was_added_before in (False, True):  # sent again, it is answered with what the first call did
+        told = either.program.import_tasks([request])
+        assert (told.added_tasks, told.known_tasks, told.was_added_before) == (1, 2, was_added_before)
+    assert refused(either.add, ranking_task(1, overlap=3)).message.endswith("with other overlap")
+    assert either.program.get_project(pb.GetProjectRequest(name="p")).project.progress.tasks == 2
 
 
 GOOD = ["a", "b", "c", "d"]

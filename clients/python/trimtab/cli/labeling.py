@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import click
 from google.protobuf import json_format
 
 from trimtab.cli.connect import client_of, connection_options
 from trimtab.cli.labeling_accounts import accounts
+from trimtab.cli.labeling_choices import KINDS, STATES, word_of
 from trimtab.cli.labeling_draw_command import draw_answers
 from trimtab.cli.labeling_import import add_tasks
 from trimtab.cli.labeling_labels import agreement, audit, export
@@ -23,9 +24,7 @@ from trimtab.v1 import labeling_pb2 as pb
 
 __all__ = ["labeling"]
 
-_KINDS = {"demonstrate": pb.TASK_KIND_DEMONSTRATE, "rank": pb.TASK_KIND_RANK, "compare": pb.TASK_KIND_COMPARE}
 _DAY_S = 86_400
-_STATES = {"open": pb.PROJECT_STATE_OPEN, "closed": pb.PROJECT_STATE_CLOSED}
 
 
 @click.group(commands=[accounts, agreement, audit, draw_answers, export])
@@ -40,15 +39,26 @@ _qualification = click.option(
     "--qualification-pass", type=float, help="Least share of pairs as the gold answers have them, 0 to 1."
 )
 
+_heldout_group = click.option(
+    "--heldout-group",
+    help="Group of labelers whose labels stand beside the overlap. An empty text: none, all count alike. Default of a "
+    "new project: heldout.",
+)
+_heldout_overlap = click.option(
+    "--heldout-overlap", type=int, help="Most labels of that group that a task gets. 0, the default: any number."
+)
+
 
 @labeling.command()
 @click.argument("name")
-@click.option("--kind", type=click.Choice(list(_KINDS)), required=True, help="What labelers do.")
+@click.option("--kind", type=click.Choice(list(KINDS)), required=True, help="What labelers do.")
 @_instructions
 @click.option("--overlap", default=1, show_default=True, help="Labels that a task wants, each of another labeler.")
 @click.option("--lease-s", default=1800.0, show_default=True, help="Seconds that a task stays with a silent labeler.")
 @click.option("--undo-s", default=600.0, show_default=True, help="Seconds in which the last label can be taken back.")
 @_qualification
+@_heldout_group
+@_heldout_overlap
 @click.option("--ratings/--no-ratings", default=None, help="Whether answers are rated 1-7. Default: where ranked.")
 @connection_options
 def create(
@@ -59,6 +69,8 @@ def create(
     lease_s: float,
     undo_s: float,
     qualification_pass: float | None,
+    heldout_group: str | None,
+    heldout_overlap: int | None,
     ratings: bool | None,
     **connection: Any,
 ) -> None:
@@ -67,12 +79,14 @@ def create(
         raise ConfigError("overlap: 0; allowed: 1..100", field="overlap", value=0, limit="1..100")
     project = pb.Project(
         name=name,
-        kind=_KINDS[kind],
+        kind=KINDS[kind],
         instructions=_text(instructions),
         overlap=overlap,
         lease_ms=_milliseconds("--lease-s", lease_s, least=1),
         undo_ms=_milliseconds("--undo-s", undo_s, least=0),
         qualification_pass=qualification_pass or 0.0,
+        heldout_group=heldout_group,
+        heldout_overlap=heldout_overlap or 0,
         wants_ratings=kind == "rank" if ratings is None else ratings,
     )
     with client_of("labeling", **connection) as client:
@@ -87,7 +101,13 @@ def create(
 @click.option("--lease-s", type=float, help="Seconds that a task stays with a silent labeler.")
 @click.option("--undo-s", type=float, help="Seconds in which the last label can be taken back.")
 @_qualification
-@click.option("--state", type=click.Choice(list(_STATES)), help="Closed: no task is given out.")
+@_heldout_group
+@_heldout_overlap
+@click.option(
+    "--state",
+    type=click.Choice(list(STATES)),
+    help="closed: no task is given out; archived: no labeler sees the project in the list, either.",
+)
 @connection_options
 def update(
     name: str,
@@ -96,6 +116,8 @@ def update(
     lease_s: float | None,
     undo_s: float | None,
     qualification_pass: float | None,
+    heldout_group: str | None,
+    heldout_overlap: int | None,
     state: str | None,
     **connection: Any,
 ) -> None:
@@ -107,7 +129,9 @@ def update(
         lease_ms=_milliseconds("--lease-s", lease_s, least=1) if lease_s is not None else None,
         undo_ms=_milliseconds("--undo-s", undo_s, least=0) if undo_s is not None else None,
         qualification_pass=qualification_pass,
-        state=_STATES[state] if state is not None else pb.PROJECT_STATE_UNSPECIFIED,
+        heldout_group=heldout_group,
+        heldout_overlap=heldout_overlap,
+        state=STATES[state] if state is not None else pb.PROJECT_STATE_UNSPECIFIED,
     )
     with client_of("labeling", **connection) as client:
         client.update_project(request)
@@ -120,7 +144,7 @@ def update(
 @connection_options
 def list_projects(limit: int | None, as_json: bool, **connection: Any) -> None:
     """The projects and how far they are."""
-    keys = ("name", "kind", "state", "tasks", "finished", "labels", "in work")
+    keys = ("name", "kind", "state", "tasks", "finished", "labels", "held out", "in work")
     with client_of("labeling", **connection) as client:
         rows = ((_row(one), _row_for_people(one)) for one in _all_projects(client))
         print_rows(keys, rows, as_json=as_json, limit=limit)
@@ -144,11 +168,12 @@ def _row(one: pb.Project) -> dict[str, Any]:
 def _row_for_people(one: pb.Project) -> dict[str, Any]:
     return {
         "name": one.name,
-        "kind": next(name for name, value in _KINDS.items() if value == one.kind),
-        "state": next(name for name, value in _STATES.items() if value == one.state),
+        "kind": word_of(KINDS, one.kind),
+        "state": word_of(STATES, one.state),
         "tasks": one.progress.tasks,
         "finished": one.progress.finished_tasks,
         "labels": one.progress.labels,
+        "held out": one.progress.heldout_labels,
         "in work": one.progress.leased_tasks,
     }
 
@@ -159,7 +184,7 @@ def _row_for_people(one: pb.Project) -> dict[str, Any]:
 @click.option("--import-id", default="", help="Name of the import, which is added once. Default: the digest.")
 @connection_options
 def import_file(project: str, file: Path, import_id: str, **connection: Any) -> None:
-    """Add the tasks of FILE to PROJECT, all or none: JSON lines, `.gz` too.
+    """Add those tasks of FILE to PROJECT that it has not yet, all or none: JSON lines, `.gz` too.
 
     A row has `prompt` or `messages`, `answers` where they are ranked or compared, and optionally `task_key`, `context`,
     `category`, `user`, `overlap`, `sources` and, for a qualification task, `gold_ranking`.
@@ -167,8 +192,48 @@ def import_file(project: str, file: Path, import_id: str, **connection: Any) -> 
     rows = read_tasks(file, warn=_warn)
     import_id = import_id or hashlib.sha256(file.read_bytes()).hexdigest()
     with client_of("labeling", **connection) as client:
-        added = add_tasks(client, project, import_id, rows, file)
-    click.echo(f"{added} tasks in {project}")
+        done = add_tasks(client, project, import_id, rows, file)
+    click.echo(_imported(done, project))
+
+
+def _imported(done: pb.ImportTasksResponse, project: str) -> str:
+    count = done.added_tasks + done.known_tasks
+    if done.was_added_before:
+        return f"nothing new: this import of {count} tasks was added to {project} before"
+    if not done.added_tasks:
+        return f"nothing new: {project} has all {count} tasks already, with the same content"
+    also = f"; {done.known_tasks} were there already, with the same content" if done.known_tasks else ""
+    return f"{done.added_tasks} tasks added to {project}{also}"
+
+
+@labeling.command()
+@click.argument("project")
+@click.argument("keys", metavar="TASK_KEY...", nargs=-1)
+@click.option("--keys-file", type=click.File(encoding="utf-8"), help="File with a key on each line; `-` reads them.")
+@click.option("--restore", is_flag=True, help="Put the tasks back, with their labels.")
+@connection_options
+def withdraw(project: str, keys: tuple[str, ...], keys_file: TextIO | None, restore: bool, **connection: Any) -> None:
+    """Take tasks out of PROJECT: they are not given out, counted or exported any more. Nothing is deleted."""
+    named = [*keys, *((line.rstrip("\r\n") for line in keys_file) if keys_file is not None else ())]
+    request = pb.WithdrawTasksRequest(project=project, task_keys=[key for key in named if key], restore=restore)
+    with client_of("labeling", **connection) as client:
+        done = client.withdraw_tasks(request)
+    where = f"{'put back into' if restore else 'withdrawn from'} {project}"
+    click.echo(f"{done.changed_tasks} of {len(request.task_keys)} tasks {where}; they have {done.labels} labels")
+
+
+@labeling.command()
+@click.argument("project")
+@click.argument("name")
+@connection_options
+def requalify(project: str, name: str, **connection: Any) -> None:
+    """Let the labeler NAME try the qualification of PROJECT again, with the same tasks.
+
+    What it said of them goes to the audit.
+    """
+    with client_of("labeling", **connection) as client:
+        done = client.reset_qualification(pb.ResetQualificationRequest(project=project, account=name)).reset_tasks
+    click.echo(f"{name} gets {done} qualification tasks of {project} again" if done else f"{name} has done none yet")
 
 
 def _milliseconds(option: str, seconds: float, *, least: int) -> int:

@@ -11,14 +11,13 @@ from typing import Any
 import click
 
 from trimtab.cli.connect import client_of, connection_options
+from trimtab.cli.labeling_choices import ROLES, word_of
 from trimtab.cli.rows import json_option, print_rows
 from trimtab.client import Client
 from trimtab.errors import ConfigError
 from trimtab.v1 import labeling_pb2 as pb
 
 __all__ = ["accounts"]
-
-_ROLES = {"labeler": pb.ACCOUNT_ROLE_LABELER, "reviewer": pb.ACCOUNT_ROLE_REVIEWER, "admin": pb.ACCOUNT_ROLE_ADMIN}
 
 _password_file = click.option(
     "--password-file", type=click.Path(path_type=Path), help="File whose first line is the password; else it is asked."
@@ -32,13 +31,13 @@ def accounts() -> None:
 
 @accounts.command()
 @click.argument("name")
-@click.option("--role", type=click.Choice(list(_ROLES)), default="labeler", show_default=True)
+@click.option("--role", type=click.Choice(list(ROLES)), default="labeler", show_default=True)
 @click.option("--group", default="", help="Group of labelers, as in exported rows, such as heldout.")
 @_password_file
 @connection_options
 def add(name: str, role: str, group: str, password_file: Path | None, **connection: Any) -> None:
     """Make the account NAME."""
-    request = pb.CreateAccountRequest(name=name, role=_ROLES[role], group=group, password=_password(password_file))
+    request = pb.CreateAccountRequest(name=name, role=ROLES[role], group=group, password=_password(password_file))
     with client_of("labeling", **connection) as client:
         client.create_account(request)
     click.echo(f"account {name}: {role}")
@@ -46,7 +45,7 @@ def add(name: str, role: str, group: str, password_file: Path | None, **connecti
 
 @accounts.command()
 @click.argument("name")
-@click.option("--role", type=click.Choice(list(_ROLES)))
+@click.option("--role", type=click.Choice(list(ROLES)))
 @click.option("--group", help="Group of labelers; an empty text for none.")
 @click.option("--enabled/--disabled", default=None, help="Whether it can work.")
 @click.option("--new-password", is_flag=True, help="Ask for a new password.")
@@ -67,7 +66,7 @@ def update(
     """
     request = pb.UpdateAccountRequest(
         name=name,
-        role=_ROLES[role] if role is not None else pb.ACCOUNT_ROLE_UNSPECIFIED,
+        role=ROLES[role] if role is not None else pb.ACCOUNT_ROLE_UNSPECIFIED,
         group=group,
         enabled=enabled,
         password=_password(password_file) if new_password or password_file is not None else None,
@@ -99,7 +98,7 @@ def _all(client: Client) -> Iterator[pb.Account]:
 def _row(one: pb.Account) -> dict[str, Any]:
     return {
         "name": one.name,
-        "role": next(name for name, value in _ROLES.items() if value == one.role),
+        "role": word_of(ROLES, one.role),
         "group": one.group,
         "enabled": one.enabled,
         "create_time": one.create_time.ToJsonString(),

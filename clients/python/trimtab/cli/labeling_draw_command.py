@@ -125,9 +125,10 @@ def draw_answers(
         complete = _complete(rows, drawings, prompts)
         _write(out, [row.task for row in complete])
         with _told_when_interrupted(journal, path):
-            added = add_tasks(client, project, journal.import_id, complete, prompts)
+            done = add_tasks(client, project, journal.import_id, complete, prompts)
         journal.remove()
-    click.echo(f"{added} tasks in {project}, {answers} answers each, from {len(contestants)} contestants")
+    count = done.added_tasks + done.known_tasks
+    click.echo(f"{count} tasks in {project}, {answers} answers each, from {len(contestants)} contestants")
 
 
 def _read_prompts(prompts: Path, *, alone: bool) -> list[TaskRow]:

@@ -16,8 +16,10 @@ _TASKS_A_MESSAGE = 200
 _IMPORT_S = 600.0
 
 
-def add_tasks(client: Client, project: str, import_id: str, rows: Sequence[TaskRow], file: Path) -> int:
-    """Adds the tasks of a file; an import that was added before is not added again.
+def add_tasks(
+    client: Client, project: str, import_id: str, rows: Sequence[TaskRow], file: Path
+) -> pb.ImportTasksResponse:
+    """Adds the tasks of a file that the project has not yet; an import that was added before is not added again.
 
     Args:
         client: of the labeling service.
@@ -27,7 +29,7 @@ def add_tasks(client: Client, project: str, import_id: str, rows: Sequence[TaskR
         file: where these lines are.
 
     Returns:
-        Tasks of the import.
+        What the import did.
 
     Raises:
         DataError: names file, line and field of a task that the service refuses.
@@ -40,6 +42,6 @@ def add_tasks(client: Client, project: str, import_id: str, rows: Sequence[TaskR
             yield pb.ImportTasksRequest(project=project, import_id=import_id, tasks=tasks)
 
     try:
-        return client.import_tasks(requests(), timeout_s=max(_IMPORT_S, client.timeout_s)).added_tasks
+        return client.import_tasks(requests(), timeout_s=max(_IMPORT_S, client.timeout_s))
     except InvalidRequest as error:
         raise in_file(error, file, rows) from None

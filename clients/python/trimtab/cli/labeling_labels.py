@@ -31,6 +31,7 @@ _FOLLOW_S = 10 * 365 * 86400.0
 @click.option("--after", type=click.IntRange(0), help="Only tasks finished after this sequence number.")
 @click.option("--settled-only", is_flag=True, help="Leave out what can still be taken back (--undo-s of the project).")
 @click.option("--include-unfinished", is_flag=True, help="Also tasks that want more labels.")
+@click.option("--include-withdrawn", is_flag=True, help="Also tasks that were withdrawn.")
 @click.option(
     "--follow",
     is_flag=True,
@@ -44,6 +45,7 @@ def export(
     after: int | None,
     settled_only: bool,
     include_unfinished: bool,
+    include_withdrawn: bool,
     follow: bool,
     **connection: Any,
 ) -> None:
@@ -60,6 +62,7 @@ def export(
         groups=groups,
         settled_only=settled_only,
         include_unfinished=include_unfinished,
+        include_withdrawn=include_withdrawn,
         follow=follow,
     )
     with client_of("labeling", **connection) as client:
@@ -69,10 +72,11 @@ def export(
             with FollowedFile(file, project, groups, after) as followed, _told(followed):
                 request.after_sequence = followed.last
                 _tell_of_undo(found)
-                for response in client.export_labels(request, timeout_s=timeout_s):
+                for response in _waits_told(client.export_labels(request, timeout_s=timeout_s)):
                     followed.add(response)
             return
-        rows = _Counted(client.export_labels(request, timeout_s=timeout_s), after or 0)
+        responses = client.export_labels(request, timeout_s=timeout_s)
+        rows = _Counted(_waits_told(responses) if follow else responses, after or 0)
         if str(file) == "-":
             with _told(rows):
                 if follow:
@@ -86,6 +90,7 @@ def export(
         partial.replace(file)
         file.with_name(f"{file.name}.progress").unlink(missing_ok=True)
         _tell(rows)
+        _tell_of_held_out(found, rows)
 
 
 class _Counted:
@@ -118,6 +123,26 @@ def _told(rows: _Counted | FollowedFile) -> Iterator[None]:
 
 def _tell(rows: _Counted | FollowedFile) -> None:
     click.echo(f"{rows.count} rows, the last of sequence {rows.last}", err=True)
+
+
+def _waits_told(responses: Iterable[pb.ExportLabelsResponse]) -> Iterator[pb.ExportLabelsResponse]:
+    """The responses; what their signs of life say of tasks that wait is told where it changes."""
+    told = 0
+    for response in responses:
+        if not response.row_json and response.unsettled_tasks != told:
+            told = response.unsettled_tasks
+            click.echo(f"finished tasks whose labels can still be taken back: {told}", err=True)
+        yield response
+
+
+def _tell_of_held_out(project: pb.Project, rows: _Counted) -> None:
+    progress = project.progress
+    if not rows.count and progress.labels and progress.labels == progress.heldout_labels:
+        click.echo(
+            f"all {progress.labels} labels are of the group {project.heldout_group}, which finishes no task: "
+            "--include-unfinished exports them",
+            err=True,
+        )
 
 
 def _tell_of_undo(project: pb.Project) -> None:

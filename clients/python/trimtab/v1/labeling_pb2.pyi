@@ -63,9 +63,11 @@ class _ProjectStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ProjectS
     """Tasks are given out."""
     PROJECT_STATE_CLOSED: _ProjectState.ValueType  # 2
     """No task is given out; what was given out can still be submitted."""
+    PROJECT_STATE_ARCHIVED: _ProjectState.ValueType  # 3
+    """As closed, and no labeler sees it in the list of projects. Its labels are still exported."""
 
 class ProjectState(_ProjectState, metaclass=_ProjectStateEnumTypeWrapper):
-    """ProjectState says whether a project gives out tasks."""
+    """ProjectState says whether a project gives out tasks. Each state can follow each other one."""
 
 PROJECT_STATE_UNSPECIFIED: ProjectState.ValueType  # 0
 """Never sent. In an UpdateProject as if absent."""
@@ -73,6 +75,8 @@ PROJECT_STATE_OPEN: ProjectState.ValueType  # 1
 """Tasks are given out."""
 PROJECT_STATE_CLOSED: ProjectState.ValueType  # 2
 """No task is given out; what was given out can still be submitted."""
+PROJECT_STATE_ARCHIVED: ProjectState.ValueType  # 3
+"""As closed, and no labeler sees it in the list of projects. Its labels are still exported."""
 Global___ProjectState: _TypeAlias = ProjectState  # noqa: Y015
 
 class _AccountRole:
@@ -120,6 +124,8 @@ class Project(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     PROGRESS_FIELD_NUMBER: _builtins.int
+    HELDOUT_GROUP_FIELD_NUMBER: _builtins.int
+    HELDOUT_OVERLAP_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name, unique: 1 to 63 letters, digits, "-" and "_"."""
     kind: Global___TaskKind.ValueType
@@ -127,7 +133,9 @@ class Project(_message.Message):
     instructions: _builtins.str
     """What labelers read before they begin, Markdown; up to 200,000 characters. Empty: nothing."""
     overlap: _builtins.int
-    """Labels that a task wants, each of another labeler, in [1, 100]. 0 in a CreateProject means 1."""
+    """Labels that a task wants, each of another labeler who is not of heldout_group, in [1, 100]. 0 in a CreateProject
+    means 1.
+    """
     lease_ms: _builtins.int
     """How long a task stays with a labeler who gives no sign of life, in milliseconds, in [1000, 86400000]. 0 in a
     CreateProject means 1800000.
@@ -143,7 +151,15 @@ class Project(_message.Message):
     wants_ratings: _builtins.bool
     """Whether each answer must be rated from 1 to 7. False in projects of kind DEMONSTRATE."""
     state: Global___ProjectState.ValueType
-    """Whether tasks are given out. Never unspecified."""
+    """Whether tasks are given out. Never unspecified; in a CreateProject that means open."""
+    heldout_group: _builtins.str
+    """Group of the labelers whose labels stand beside the overlap: they neither use up a task nor hold it back. Up to 63
+    characters. Empty: no such group, all labels count alike. Absent in a CreateProject: "heldout".
+    """
+    heldout_overlap: _builtins.int
+    """Most labels of heldout_group that a task gets, each of another labeler, in [0, 100]. 0: as many as there are such
+    labelers.
+    """
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was made, by the service's clock."""
@@ -166,12 +182,16 @@ class Project(_message.Message):
         state: Global___ProjectState.ValueType = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         progress: Global___ProjectProgress | None = ...,
+        heldout_group: _builtins.str | None = ...,
+        heldout_overlap: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "progress", b"progress"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_heldout_group", b"_heldout_group", "create_time", b"create_time", "heldout_group", b"heldout_group", "progress", b"progress"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "instructions", b"instructions", "kind", b"kind", "lease_ms", b"lease_ms", "name", b"name", "overlap", b"overlap", "progress", b"progress", "qualification_pass", b"qualification_pass", "state", b"state", "undo_ms", b"undo_ms", "wants_ratings", b"wants_ratings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_heldout_group", b"_heldout_group", "create_time", b"create_time", "heldout_group", b"heldout_group", "heldout_overlap", b"heldout_overlap", "instructions", b"instructions", "kind", b"kind", "lease_ms", b"lease_ms", "name", b"name", "overlap", b"overlap", "progress", b"progress", "qualification_pass", b"qualification_pass", "state", b"state", "undo_ms", b"undo_ms", "wants_ratings", b"wants_ratings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__heldout_group: _TypeAlias = _typing.Literal["heldout_group"]  # noqa: Y015
+    _WhichOneofArgType__heldout_group: _TypeAlias = _typing.Literal["_heldout_group", b"_heldout_group"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__heldout_group) -> _WhichOneofReturnType__heldout_group | None: ...
 
 Global___Project: _TypeAlias = Project  # noqa: Y015
 
@@ -186,16 +206,22 @@ class ProjectProgress(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     LEASED_TASKS_FIELD_NUMBER: _builtins.int
     QUALIFICATION_TASKS_FIELD_NUMBER: _builtins.int
+    HELDOUT_LABELS_FIELD_NUMBER: _builtins.int
+    WITHDRAWN_TASKS_FIELD_NUMBER: _builtins.int
     tasks: _builtins.int
-    """Tasks, without those of the qualification."""
+    """Tasks, without those of the qualification and those withdrawn."""
     finished_tasks: _builtins.int
-    """Tasks that have as many labels as they want."""
+    """Of these, tasks that have as many labels as the overlap wants."""
     labels: _builtins.int
-    """Labels of these and of unfinished tasks, without those of the qualification."""
+    """Labels of finished and of unfinished tasks, those of heldout_group too."""
     leased_tasks: _builtins.int
     """Tasks that a labeler works on now."""
     qualification_tasks: _builtins.int
-    """Qualification tasks."""
+    """Qualification tasks, without those withdrawn."""
+    heldout_labels: _builtins.int
+    """Of labels, those of heldout_group."""
+    withdrawn_tasks: _builtins.int
+    """Tasks withdrawn, with those of the qualification."""
     def __init__(
         self,
         *,
@@ -204,10 +230,12 @@ class ProjectProgress(_message.Message):
         labels: _builtins.int = ...,
         leased_tasks: _builtins.int = ...,
         qualification_tasks: _builtins.int = ...,
+        heldout_labels: _builtins.int = ...,
+        withdrawn_tasks: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["finished_tasks", b"finished_tasks", "labels", b"labels", "leased_tasks", b"leased_tasks", "qualification_tasks", b"qualification_tasks", "tasks", b"tasks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finished_tasks", b"finished_tasks", "heldout_labels", b"heldout_labels", "labels", b"labels", "leased_tasks", b"leased_tasks", "qualification_tasks", b"qualification_tasks", "tasks", b"tasks", "withdrawn_tasks", b"withdrawn_tasks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -504,6 +532,8 @@ class UpdateProjectRequest(_message.Message):
     UNDO_MS_FIELD_NUMBER: _builtins.int
     QUALIFICATION_PASS_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
+    HELDOUT_GROUP_FIELD_NUMBER: _builtins.int
+    HELDOUT_OVERLAP_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name. Empty: NOT_FOUND."""
     instructions: _builtins.str
@@ -518,6 +548,12 @@ class UpdateProjectRequest(_message.Message):
     """As in Project; absent: unchanged."""
     state: Global___ProjectState.ValueType
     """As in Project; unspecified: unchanged."""
+    heldout_group: _builtins.str
+    """As in Project; absent: unchanged. With another group, labels are counted anew: tasks that have enough by it are
+    finished, others are not.
+    """
+    heldout_overlap: _builtins.int
+    """As in Project; absent: unchanged."""
     def __init__(
         self,
         *,
@@ -528,11 +564,17 @@ class UpdateProjectRequest(_message.Message):
         undo_ms: _builtins.int | None = ...,
         qualification_pass: _builtins.float | None = ...,
         state: Global___ProjectState.ValueType = ...,
+        heldout_group: _builtins.str | None = ...,
+        heldout_overlap: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_instructions", b"_instructions", "_lease_ms", b"_lease_ms", "_overlap", b"_overlap", "_qualification_pass", b"_qualification_pass", "_undo_ms", b"_undo_ms", "instructions", b"instructions", "lease_ms", b"lease_ms", "overlap", b"overlap", "qualification_pass", b"qualification_pass", "undo_ms", b"undo_ms"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_heldout_group", b"_heldout_group", "_heldout_overlap", b"_heldout_overlap", "_instructions", b"_instructions", "_lease_ms", b"_lease_ms", "_overlap", b"_overlap", "_qualification_pass", b"_qualification_pass", "_undo_ms", b"_undo_ms", "heldout_group", b"heldout_group", "heldout_overlap", b"heldout_overlap", "instructions", b"instructions", "lease_ms", b"lease_ms", "overlap", b"overlap", "qualification_pass", b"qualification_pass", "undo_ms", b"undo_ms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_instructions", b"_instructions", "_lease_ms", b"_lease_ms", "_overlap", b"_overlap", "_qualification_pass", b"_qualification_pass", "_undo_ms", b"_undo_ms", "instructions", b"instructions", "lease_ms", b"lease_ms", "name", b"name", "overlap", b"overlap", "qualification_pass", b"qualification_pass", "state", b"state", "undo_ms", b"undo_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_heldout_group", b"_heldout_group", "_heldout_overlap", b"_heldout_overlap", "_instructions", b"_instructions", "_lease_ms", b"_lease_ms", "_overlap", b"_overlap", "_qualification_pass", b"_qualification_pass", "_undo_ms", b"_undo_ms", "heldout_group", b"heldout_group", "heldout_overlap", b"heldout_overlap", "instructions", b"instructions", "lease_ms", b"lease_ms", "name", b"name", "overlap", b"overlap", "qualification_pass", b"qualification_pass", "state", b"state", "undo_ms", b"undo_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__heldout_group: _TypeAlias = _typing.Literal["heldout_group"]  # noqa: Y015
+    _WhichOneofArgType__heldout_group: _TypeAlias = _typing.Literal["_heldout_group", b"_heldout_group"]  # noqa: Y015
+    _WhichOneofReturnType__heldout_overlap: _TypeAlias = _typing.Literal["heldout_overlap"]  # noqa: Y015
+    _WhichOneofArgType__heldout_overlap: _TypeAlias = _typing.Literal["_heldout_overlap", b"_heldout_overlap"]  # noqa: Y015
     _WhichOneofReturnType__instructions: _TypeAlias = _typing.Literal["instructions"]  # noqa: Y015
     _WhichOneofArgType__instructions: _TypeAlias = _typing.Literal["_instructions", b"_instructions"]  # noqa: Y015
     _WhichOneofReturnType__lease_ms: _TypeAlias = _typing.Literal["lease_ms"]  # noqa: Y015
@@ -543,6 +585,10 @@ class UpdateProjectRequest(_message.Message):
     _WhichOneofArgType__qualification_pass: _TypeAlias = _typing.Literal["_qualification_pass", b"_qualification_pass"]  # noqa: Y015
     _WhichOneofReturnType__undo_ms: _TypeAlias = _typing.Literal["undo_ms"]  # noqa: Y015
     _WhichOneofArgType__undo_ms: _TypeAlias = _typing.Literal["_undo_ms", b"_undo_ms"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__heldout_group) -> _WhichOneofReturnType__heldout_group | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__heldout_overlap) -> _WhichOneofReturnType__heldout_overlap | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__instructions) -> _WhichOneofReturnType__instructions | None: ...
     @_typing.overload
@@ -619,20 +665,134 @@ class ImportTasksResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ADDED_TASKS_FIELD_NUMBER: _builtins.int
+    KNOWN_TASKS_FIELD_NUMBER: _builtins.int
+    WAS_ADDED_BEFORE_FIELD_NUMBER: _builtins.int
     added_tasks: _builtins.int
     """Tasks that the import added."""
+    known_tasks: _builtins.int
+    """Tasks of the import that the project had already, with equal content."""
+    was_added_before: _builtins.bool
+    """Whether an earlier call under the same import_id did all of this: the counts are of that call."""
     def __init__(
         self,
         *,
         added_tasks: _builtins.int = ...,
+        known_tasks: _builtins.int = ...,
+        was_added_before: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["added_tasks", b"added_tasks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["added_tasks", b"added_tasks", "known_tasks", b"known_tasks", "was_added_before", b"was_added_before"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ImportTasksResponse: _TypeAlias = ImportTasksResponse  # noqa: Y015
+
+@_typing.final
+class WithdrawTasksRequest(_message.Message):
+    """WithdrawTasksRequest takes tasks out of a project, or puts them back."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROJECT_FIELD_NUMBER: _builtins.int
+    TASK_KEYS_FIELD_NUMBER: _builtins.int
+    RESTORE_FIELD_NUMBER: _builtins.int
+    project: _builtins.str
+    """The project. Empty: NOT_FOUND."""
+    restore: _builtins.bool
+    """Puts them back instead, with their labels."""
+    @_builtins.property
+    def task_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of the tasks, 1 to 10000 of them; more is TOO_MANY_ITEMS."""
+
+    def __init__(
+        self,
+        *,
+        project: _builtins.str = ...,
+        task_keys: _abc.Iterable[_builtins.str] | None = ...,
+        restore: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["project", b"project", "restore", b"restore", "task_keys", b"task_keys"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WithdrawTasksRequest: _TypeAlias = WithdrawTasksRequest  # noqa: Y015
+
+@_typing.final
+class WithdrawTasksResponse(_message.Message):
+    """WithdrawTasksResponse answers WithdrawTasks."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANGED_TASKS_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    changed_tasks: _builtins.int
+    """Tasks that were not as asked before."""
+    labels: _builtins.int
+    """Labels of the tasks named."""
+    def __init__(
+        self,
+        *,
+        changed_tasks: _builtins.int = ...,
+        labels: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed_tasks", b"changed_tasks", "labels", b"labels"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WithdrawTasksResponse: _TypeAlias = WithdrawTasksResponse  # noqa: Y015
+
+@_typing.final
+class ResetQualificationRequest(_message.Message):
+    """ResetQualificationRequest lets a labeler try again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROJECT_FIELD_NUMBER: _builtins.int
+    ACCOUNT_FIELD_NUMBER: _builtins.int
+    project: _builtins.str
+    """The project. Empty: NOT_FOUND."""
+    account: _builtins.str
+    """Name of the labeler's account. Empty: NOT_FOUND."""
+    def __init__(
+        self,
+        *,
+        project: _builtins.str = ...,
+        account: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "project", b"project"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResetQualificationRequest: _TypeAlias = ResetQualificationRequest  # noqa: Y015
+
+@_typing.final
+class ResetQualificationResponse(_message.Message):
+    """ResetQualificationResponse answers ResetQualification."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESET_TASKS_FIELD_NUMBER: _builtins.int
+    reset_tasks: _builtins.int
+    """Qualification tasks that the labeler had done, and gets again."""
+    def __init__(
+        self,
+        *,
+        reset_tasks: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reset_tasks", b"reset_tasks"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResetQualificationResponse: _TypeAlias = ResetQualificationResponse  # noqa: Y015
 
 @_typing.final
 class ExportLabelsRequest(_message.Message):
@@ -646,6 +806,7 @@ class ExportLabelsRequest(_message.Message):
     SETTLED_ONLY_FIELD_NUMBER: _builtins.int
     INCLUDE_UNFINISHED_FIELD_NUMBER: _builtins.int
     GROUPS_FIELD_NUMBER: _builtins.int
+    INCLUDE_WITHDRAWN_FIELD_NUMBER: _builtins.int
     project: _builtins.str
     """The project. Empty: NOT_FOUND."""
     after_sequence: _builtins.int
@@ -658,6 +819,8 @@ class ExportLabelsRequest(_message.Message):
     """Adds the tasks that have a label and want more, with sequence 0, after the finished ones; those that are finished
     meanwhile come last, and may be there twice. Not with follow.
     """
+    include_withdrawn: _builtins.bool
+    """Adds the tasks that were withdrawn, in their places."""
     @_builtins.property
     def groups(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Only labels of these groups, which their labelers had when they sent them. Empty: of all."""
@@ -671,10 +834,11 @@ class ExportLabelsRequest(_message.Message):
         settled_only: _builtins.bool = ...,
         include_unfinished: _builtins.bool = ...,
         groups: _abc.Iterable[_builtins.str] | None = ...,
+        include_withdrawn: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_sequence", b"after_sequence", "follow", b"follow", "groups", b"groups", "include_unfinished", b"include_unfinished", "project", b"project", "settled_only", b"settled_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_sequence", b"after_sequence", "follow", b"follow", "groups", b"groups", "include_unfinished", b"include_unfinished", "include_withdrawn", b"include_withdrawn", "project", b"project", "settled_only", b"settled_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -689,22 +853,26 @@ class ExportLabelsResponse(_message.Message):
     ROW_JSON_FIELD_NUMBER: _builtins.int
     TASK_KEY_FIELD_NUMBER: _builtins.int
     SEQUENCE_FIELD_NUMBER: _builtins.int
+    UNSETTLED_TASKS_FIELD_NUMBER: _builtins.int
     row_json: _builtins.str
     """A JSON object: a row of rankings, or of demonstrations, of the dataset formats. Empty in a sign of life of follow."""
     task_key: _builtins.str
     """Name of the task. A task that comes again, since it got another label, replaces its earlier row."""
     sequence: _builtins.int
     """Number of the task among the finished ones of the project; grows. 0 for an unfinished one."""
+    unsettled_tasks: _builtins.int
+    """In a sign of life: finished tasks that wait until none of their labels can be taken back any more."""
     def __init__(
         self,
         *,
         row_json: _builtins.str = ...,
         task_key: _builtins.str = ...,
         sequence: _builtins.int = ...,
+        unsettled_tasks: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["row_json", b"row_json", "sequence", b"sequence", "task_key", b"task_key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["row_json", b"row_json", "sequence", b"sequence", "task_key", b"task_key", "unsettled_tasks", b"unsettled_tasks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

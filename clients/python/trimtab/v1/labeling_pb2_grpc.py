@@ -29,6 +29,7 @@ class LabelingServiceStub(object):
     """LabelingService keeps projects, tasks, accounts and labels in one database. What was acknowledged is on disk, and
     every change has an entry in an append-only audit, but that of a draft and a lease that is renewed; so have logins, but
     none that failed. While the database is away every call answers UNAVAILABLE / UNREACHABLE with google.rpc.RetryInfo.
+    A text with the character U+0000 is INVALID_ARGUMENT / FIELD_INVALID in every call.
     Scope: label; label.read to read projects and labels.
     """
 
@@ -62,6 +63,16 @@ class LabelingServiceStub(object):
                 '/trimtab.v1.LabelingService/ImportTasks',
                 request_serializer=trimtab_dot_v1_dot_labeling__pb2.ImportTasksRequest.SerializeToString,
                 response_deserializer=trimtab_dot_v1_dot_labeling__pb2.ImportTasksResponse.FromString,
+                _registered_method=True)
+        self.WithdrawTasks = channel.unary_unary(
+                '/trimtab.v1.LabelingService/WithdrawTasks',
+                request_serializer=trimtab_dot_v1_dot_labeling__pb2.WithdrawTasksRequest.SerializeToString,
+                response_deserializer=trimtab_dot_v1_dot_labeling__pb2.WithdrawTasksResponse.FromString,
+                _registered_method=True)
+        self.ResetQualification = channel.unary_unary(
+                '/trimtab.v1.LabelingService/ResetQualification',
+                request_serializer=trimtab_dot_v1_dot_labeling__pb2.ResetQualificationRequest.SerializeToString,
+                response_deserializer=trimtab_dot_v1_dot_labeling__pb2.ResetQualificationResponse.FromString,
                 _registered_method=True)
         self.ExportLabels = channel.unary_stream(
                 '/trimtab.v1.LabelingService/ExportLabels',
@@ -99,6 +110,7 @@ class LabelingServiceServicer(object):
     """LabelingService keeps projects, tasks, accounts and labels in one database. What was acknowledged is on disk, and
     every change has an entry in an append-only audit, but that of a draft and a lease that is renewed; so have logins, but
     none that failed. While the database is away every call answers UNAVAILABLE / UNREACHABLE with google.rpc.RetryInfo.
+    A text with the character U+0000 is INVALID_ARGUMENT / FIELD_INVALID in every call.
     Scope: label; label.read to read projects and labels.
     """
 
@@ -136,10 +148,28 @@ class LabelingServiceServicer(object):
 
     def ImportTasks(self, request_iterator, context):
         """ImportTasks adds tasks to a project, all or none: nothing is added before the stream has ended and every task is
-        checked. The error of a bad task names it as tasks[i], i counted over the stream. Clients repeat no stream; sent
-        again by its caller under the same import_id, an import adds nothing and returns what the first call added, if the
-        tasks are equal, and DUPLICATE_ID if not.
+        checked. The error of a bad task names it as tasks[i], i counted over the stream. A task whose key the project has is
+        known where it is equal, and DUPLICATE_ID where not. Clients repeat no stream; sent again by its caller under the same
+        import_id, an import adds nothing and returns what the first call did, if the tasks are equal, and DUPLICATE_ID if not.
         Errors: NOT_FOUND; INVALID_ARGUMENT / FIELD_INVALID, FIELD_MISSING, TOO_MANY_ITEMS, DUPLICATE_ID.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WithdrawTasks(self, request, context):
+        """WithdrawTasks takes tasks out of a project, all or none: they are not given out, counted or exported any more. Their
+        labels are kept, and one that is under way is still taken. Safe to retry: what is withdrawn already stays so.
+        Errors: NOT_FOUND, also for a key that the project has not; INVALID_ARGUMENT / FIELD_MISSING, TOO_MANY_ITEMS.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResetQualification(self, request, context):
+        """ResetQualification lets a labeler try the qualification of a project again: its labels of qualification tasks go to
+        the audit, and it gets these tasks anew. Labelers never see gold answers, only their share of all pairs at the end.
+        Safe to retry: without such a label it changes nothing. Errors: NOT_FOUND; INVALID_ARGUMENT / FIELD_INVALID.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -223,6 +253,16 @@ def add_LabelingServiceServicer_to_server(servicer, server):
                     request_deserializer=trimtab_dot_v1_dot_labeling__pb2.ImportTasksRequest.FromString,
                     response_serializer=trimtab_dot_v1_dot_labeling__pb2.ImportTasksResponse.SerializeToString,
             ),
+            'WithdrawTasks': grpc.unary_unary_rpc_method_handler(
+                    servicer.WithdrawTasks,
+                    request_deserializer=trimtab_dot_v1_dot_labeling__pb2.WithdrawTasksRequest.FromString,
+                    response_serializer=trimtab_dot_v1_dot_labeling__pb2.WithdrawTasksResponse.SerializeToString,
+            ),
+            'ResetQualification': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResetQualification,
+                    request_deserializer=trimtab_dot_v1_dot_labeling__pb2.ResetQualificationRequest.FromString,
+                    response_serializer=trimtab_dot_v1_dot_labeling__pb2.ResetQualificationResponse.SerializeToString,
+            ),
             'ExportLabels': grpc.unary_stream_rpc_method_handler(
                     servicer.ExportLabels,
                     request_deserializer=trimtab_dot_v1_dot_labeling__pb2.ExportLabelsRequest.FromString,
@@ -265,6 +305,7 @@ class LabelingService(object):
     """LabelingService keeps projects, tasks, accounts and labels in one database. What was acknowledged is on disk, and
     every change has an entry in an append-only audit, but that of a draft and a lease that is renewed; so have logins, but
     none that failed. While the database is away every call answers UNAVAILABLE / UNREACHABLE with google.rpc.RetryInfo.
+    A text with the character U+0000 is INVALID_ARGUMENT / FIELD_INVALID in every call.
     Scope: label; label.read to read projects and labels.
     """
 
@@ -393,6 +434,60 @@ class LabelingService(object):
             '/trimtab.v1.LabelingService/ImportTasks',
             trimtab_dot_v1_dot_labeling__pb2.ImportTasksRequest.SerializeToString,
             trimtab_dot_v1_dot_labeling__pb2.ImportTasksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WithdrawTasks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/trimtab.v1.LabelingService/WithdrawTasks',
+            trimtab_dot_v1_dot_labeling__pb2.WithdrawTasksRequest.SerializeToString,
+            trimtab_dot_v1_dot_labeling__pb2.WithdrawTasksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResetQualification(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/trimtab.v1.LabelingService/ResetQualification',
+            trimtab_dot_v1_dot_labeling__pb2.ResetQualificationRequest.SerializeToString,
+            trimtab_dot_v1_dot_labeling__pb2.ResetQualificationResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -32,6 +32,7 @@ class LabelingServiceStub:
     """LabelingService keeps projects, tasks, accounts and labels in one database. What was acknowledged is on disk, and
     every change has an entry in an append-only audit, but that of a draft and a lease that is renewed; so have logins, but
     none that failed. While the database is away every call answers UNAVAILABLE / UNREACHABLE with google.rpc.RetryInfo.
+    A text with the character U+0000 is INVALID_ARGUMENT / FIELD_INVALID in every call.
     Scope: label; label.read to read projects and labels.
     """
 
@@ -56,10 +57,20 @@ class LabelingServiceStub:
     """
     ImportTasks: _grpc.StreamUnaryMultiCallable[_labeling_pb2.ImportTasksRequest, _labeling_pb2.ImportTasksResponse]
     """ImportTasks adds tasks to a project, all or none: nothing is added before the stream has ended and every task is
-    checked. The error of a bad task names it as tasks[i], i counted over the stream. Clients repeat no stream; sent
-    again by its caller under the same import_id, an import adds nothing and returns what the first call added, if the
-    tasks are equal, and DUPLICATE_ID if not.
+    checked. The error of a bad task names it as tasks[i], i counted over the stream. A task whose key the project has is
+    known where it is equal, and DUPLICATE_ID where not. Clients repeat no stream; sent again by its caller under the same
+    import_id, an import adds nothing and returns what the first call did, if the tasks are equal, and DUPLICATE_ID if not.
     Errors: NOT_FOUND; INVALID_ARGUMENT / FIELD_INVALID, FIELD_MISSING, TOO_MANY_ITEMS, DUPLICATE_ID.
+    """
+    WithdrawTasks: _grpc.UnaryUnaryMultiCallable[_labeling_pb2.WithdrawTasksRequest, _labeling_pb2.WithdrawTasksResponse]
+    """WithdrawTasks takes tasks out of a project, all or none: they are not given out, counted or exported any more. Their
+    labels are kept, and one that is under way is still taken. Safe to retry: what is withdrawn already stays so.
+    Errors: NOT_FOUND, also for a key that the project has not; INVALID_ARGUMENT / FIELD_MISSING, TOO_MANY_ITEMS.
+    """
+    ResetQualification: _grpc.UnaryUnaryMultiCallable[_labeling_pb2.ResetQualificationRequest, _labeling_pb2.ResetQualificationResponse]
+    """ResetQualification lets a labeler try the qualification of a project again: its labels of qualification tasks go to
+    the audit, and it gets these tasks anew. Labelers never see gold answers, only their share of all pairs at the end.
+    Safe to retry: without such a label it changes nothing. Errors: NOT_FOUND; INVALID_ARGUMENT / FIELD_INVALID.
     """
     ExportLabels: _grpc.UnaryStreamMultiCallable[_labeling_pb2.ExportLabelsRequest, _labeling_pb2.ExportLabelsResponse]
     """ExportLabels sends the labels of a project as rows of the trainer's dataset formats, in the order in which their
@@ -92,6 +103,7 @@ class LabelingServiceAsyncStub(LabelingServiceStub):
     """LabelingService keeps projects, tasks, accounts and labels in one database. What was acknowledged is on disk, and
     every change has an entry in an append-only audit, but that of a draft and a lease that is renewed; so have logins, but
     none that failed. While the database is away every call answers UNAVAILABLE / UNREACHABLE with google.rpc.RetryInfo.
+    A text with the character U+0000 is INVALID_ARGUMENT / FIELD_INVALID in every call.
     Scope: label; label.read to read projects and labels.
     """
 
@@ -113,10 +125,20 @@ class LabelingServiceAsyncStub(LabelingServiceStub):
     """
     ImportTasks: _aio.StreamUnaryMultiCallable[_labeling_pb2.ImportTasksRequest, _labeling_pb2.ImportTasksResponse]  # type: ignore[assignment]
     """ImportTasks adds tasks to a project, all or none: nothing is added before the stream has ended and every task is
-    checked. The error of a bad task names it as tasks[i], i counted over the stream. Clients repeat no stream; sent
-    again by its caller under the same import_id, an import adds nothing and returns what the first call added, if the
-    tasks are equal, and DUPLICATE_ID if not.
+    checked. The error of a bad task names it as tasks[i], i counted over the stream. A task whose key the project has is
+    known where it is equal, and DUPLICATE_ID where not. Clients repeat no stream; sent again by its caller under the same
+    import_id, an import adds nothing and returns what the first call did, if the tasks are equal, and DUPLICATE_ID if not.
     Errors: NOT_FOUND; INVALID_ARGUMENT / FIELD_INVALID, FIELD_MISSING, TOO_MANY_ITEMS, DUPLICATE_ID.
+    """
+    WithdrawTasks: _aio.UnaryUnaryMultiCallable[_labeling_pb2.WithdrawTasksRequest, _labeling_pb2.WithdrawTasksResponse]  # type: ignore[assignment]
+    """WithdrawTasks takes tasks out of a project, all or none: they are not given out, counted or exported any more. Their
+    labels are kept, and one that is under way is still taken. Safe to retry: what is withdrawn already stays so.
+    Errors: NOT_FOUND, also for a key that the project has not; INVALID_ARGUMENT / FIELD_MISSING, TOO_MANY_ITEMS.
+    """
+    ResetQualification: _aio.UnaryUnaryMultiCallable[_labeling_pb2.ResetQualificationRequest, _labeling_pb2.ResetQualificationResponse]  # type: ignore[assignment]
+    """ResetQualification lets a labeler try the qualification of a project again: its labels of qualification tasks go to
+    the audit, and it gets these tasks anew. Labelers never see gold answers, only their share of all pairs at the end.
+    Safe to retry: without such a label it changes nothing. Errors: NOT_FOUND; INVALID_ARGUMENT / FIELD_INVALID.
     """
     ExportLabels: _aio.UnaryStreamMultiCallable[_labeling_pb2.ExportLabelsRequest, _labeling_pb2.ExportLabelsResponse]  # type: ignore[assignment]
     """ExportLabels sends the labels of a project as rows of the trainer's dataset formats, in the order in which their
@@ -148,6 +170,7 @@ class LabelingServiceServicer(metaclass=_abc_1.ABCMeta):
     """LabelingService keeps projects, tasks, accounts and labels in one database. What was acknowledged is on disk, and
     every change has an entry in an append-only audit, but that of a draft and a lease that is renewed; so have logins, but
     none that failed. While the database is away every call answers UNAVAILABLE / UNREACHABLE with google.rpc.RetryInfo.
+    A text with the character U+0000 is INVALID_ARGUMENT / FIELD_INVALID in every call.
     Scope: label; label.read to read projects and labels.
     """
 
@@ -197,10 +220,32 @@ class LabelingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_labeling_pb2.ImportTasksResponse, _abc.Awaitable[_labeling_pb2.ImportTasksResponse]]:
         """ImportTasks adds tasks to a project, all or none: nothing is added before the stream has ended and every task is
-        checked. The error of a bad task names it as tasks[i], i counted over the stream. Clients repeat no stream; sent
-        again by its caller under the same import_id, an import adds nothing and returns what the first call added, if the
-        tasks are equal, and DUPLICATE_ID if not.
+        checked. The error of a bad task names it as tasks[i], i counted over the stream. A task whose key the project has is
+        known where it is equal, and DUPLICATE_ID where not. Clients repeat no stream; sent again by its caller under the same
+        import_id, an import adds nothing and returns what the first call did, if the tasks are equal, and DUPLICATE_ID if not.
         Errors: NOT_FOUND; INVALID_ARGUMENT / FIELD_INVALID, FIELD_MISSING, TOO_MANY_ITEMS, DUPLICATE_ID.
+        """
+
+    @_abc_1.abstractmethod
+    def WithdrawTasks(
+        self,
+        request: _labeling_pb2.WithdrawTasksRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_labeling_pb2.WithdrawTasksResponse, _abc.Awaitable[_labeling_pb2.WithdrawTasksResponse]]:
+        """WithdrawTasks takes tasks out of a project, all or none: they are not given out, counted or exported any more. Their
+        labels are kept, and one that is under way is still taken. Safe to retry: what is withdrawn already stays so.
+        Errors: NOT_FOUND, also for a key that the project has not; INVALID_ARGUMENT / FIELD_MISSING, TOO_MANY_ITEMS.
+        """
+
+    @_abc_1.abstractmethod
+    def ResetQualification(
+        self,
+        request: _labeling_pb2.ResetQualificationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_labeling_pb2.ResetQualificationResponse, _abc.Awaitable[_labeling_pb2.ResetQualificationResponse]]:
+        """ResetQualification lets a labeler try the qualification of a project again: its labels of qualification tasks go to
+        the audit, and it gets these tasks anew. Labelers never see gold answers, only their share of all pairs at the end.
+        Safe to retry: without such a label it changes nothing. Errors: NOT_FOUND; INVALID_ARGUMENT / FIELD_INVALID.
         """
 
     @_abc_1.abstractmethod

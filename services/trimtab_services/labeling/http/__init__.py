@@ -18,7 +18,7 @@ many tries, or beyond `people_quota`, 503 the database is away; the last two hav
 | `GET me` | labeler | `{account: {name, role, group, enabled}, csrf_token, idle_ms}`; the session ends after so \
 long without a request |
 | `POST me/password` `{password, new_password}` | labeler | ends the account's sessions, begins one as `login` |
-| `GET projects?after=NAME` | labeler | `{projects: [PROJECT], next_after}` |
+| `GET projects?after=NAME` | labeler | `{projects: [PROJECT], next_after}`, archived ones for reviewers only |
 | `GET projects/NAME` | labeler | PROJECT, with `instructions_tree` |
 | `POST projects/NAME/next` `{}` | labeler | `{assignment}`: the one worked on, or the next; null when there is none |
 | `GET projects/NAME/assignments?before=ID&limit=N` | labeler | `{assignments, next_before}`, one's own, newest first |
@@ -35,15 +35,18 @@ qualification |
 | `GET projects/NAME/progress` | reviewer | counts of tasks and labels |
 | `GET projects/NAME/agreement` | reviewer | `{agreement, labelers, pairs}` as GetAgreement in labeling.proto |
 | `GET projects/NAME/labels?after=ID&labeler=NAME&limit=N` | reviewer | `{labels, next_after}`, answers by index |
-| `GET accounts?after=NAME`, `POST accounts` `{name, password, role, group}` | admin | lists; makes an account |
+| `POST projects/NAME/qualification/LABELER` `{}` | reviewer | `{reset_tasks}` as ResetQualification in labeling.proto |
+| `POST projects/NAME/withdraw` `{task_keys, restore?}` | admin | `{changed_tasks, labels}` as WithdrawTasks |
+| `GET accounts?after=NAME`, `POST accounts` `{name, password, role, group}` | admin | lists, with the `groups` of all \
+accounts; makes an account |
 | `POST accounts/NAME` `{password?, role?, group?, enabled?}` | admin | changes an account |
 | `POST projects` `{name, kind, wants_ratings, ...fields}`, `POST projects/NAME` `{...fields}` | admin | as in gRPC |
 | `GET audit?after=SEQUENCE&limit=N` | admin | `{events, next_after}` |
 
-PROJECT: `name, kind` (demonstrate, rank, compare), `instructions` (Markdown), `is_open, wants_ratings, overlap,
-lease_ms, undo_ms, qualification_pass, flags` (names, in their order), `limits` (`max_answer_characters,
-max_draft_bytes`), `mine` (`labels, skips, qualification`: `done, wanted, agreeing, pairs, passed`; 0, 0 and null while
-some are left to do).
+PROJECT: `name, kind` (demonstrate, rank, compare), `instructions` (Markdown), `state` (open, closed, archived),
+`wants_ratings, overlap, heldout_group, heldout_overlap, lease_ms, undo_ms, qualification_pass, flags` (names, in
+their order), `limits` (`max_answer_characters, max_draft_bytes`), `mine` (`labels, skips, qualification`: `done,
+wanted, agreeing, pairs, passed`; 0, 0 and null while some are left to do).
 `instructions_tree` is the Markdown as texts and elements `{tag, children}`, with `href`, `start` or `align` where they
 have one; markup in it is text.
 

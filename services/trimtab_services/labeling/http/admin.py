@@ -13,11 +13,13 @@ from trimtab.types.shared import Record, Text
 from trimtab_services.labeling import accounts, audit, projects
 from trimtab_services.labeling.accounts import Account, Role
 from trimtab_services.labeling.audit import account_actor
-from trimtab_services.labeling.contents import TaskKind
+from trimtab_services.labeling.contents import StoredText, TaskKind
 from trimtab_services.labeling.database import Database
+from trimtab_services.labeling.hashing import Hashing
 from trimtab_services.labeling.http.people import People, account_json
 from trimtab_services.labeling.http.work import project_json
-from trimtab_services.labeling.projects import ProjectFields
+from trimtab_services.labeling.projects import ProjectFields, ProjectState
+from trimtab_services.labeling.withdrawals import withdraw
 from trimtab_services.runtime.http import Route
 from trimtab_services.runtime.json_body import read_json
 from trimtab_services.runtime.queries import limit_of, number_of
@@ -45,7 +47,9 @@ class _ProjectChange(Record):
     lease_ms: int | None = None
     undo_ms: int | None = None
     qualification_pass: float | None = None
-    is_open: bool | None = None
+    state: ProjectState | None = None
+    heldout_group: Text | None = None
+    heldout_overlap: int | None = None
 
     def changes(self) -> dict[str, Any]:
         """What is set of `ProjectFields`."""
@@ -59,27 +63,32 @@ class _NewProject(_ProjectChange):
     wants_ratings: bool = False
 
 
+class _Withdrawal(Record):
+    task_keys: tuple[StoredText, ...]
+    restore: bool = False
+
+
 class AdminRoutes:
     """Routes for admins.
 
     Args:
         database: where everything is kept.
-        people: the sessions.
+        hashing: of passwords.
     """
 
-    def __init__(self, database: Database, people: People) -> None:
+    def __init__(self, database: Database, hashing: Hashing) -> None:
         self._database = database
-        self._people = people
+        self._hashing = hashing
 
-    def routes(self) -> Sequence[Route]:
+    def routes(self, people: People) -> Sequence[Route]:
         """All of them."""
-        people = self._people
         return [
             people.route("GET", "accounts", self._list_accounts, Role.ADMIN),
             people.route("POST", "accounts", self._create_account, Role.ADMIN),
             people.route("POST", "accounts/{account}", self._update_account, Role.ADMIN),
             people.route("POST", "projects", self._create_project, Role.ADMIN),
             people.route("POST", "projects/{project}", self._update_project, Role.ADMIN),
+            people.route("POST", "projects/{project}/withdraw", self._withdraw, Role.ADMIN),
             people.route("GET", "audit", self._list_audit, Role.ADMIN),
         ]
 
@@ -88,6 +97,7 @@ class AdminRoutes:
         found = await self._database.read(accounts.page, request.query.get("after", ""), limit)
         return {
             "accounts": [account_json(one) for one in found],
+            "groups": await self._database.read(accounts.groups),
             "next_after": found[-1].name if len(found) == limit else None,
         }
 
@@ -97,7 +107,7 @@ class AdminRoutes:
             accounts.create,
             account_actor(account.name),
             name=body.name,
-            password=await self._people.new_password(body.password),
+            password=await self._hashing.new_password(body.password),
             role=body.role,
             group=body.group,
         )
@@ -109,7 +119,7 @@ class AdminRoutes:
             accounts.update,
             account_actor(account.name),
             request.match_info["account"],
-            password=None if body.password is None else await self._people.new_password(body.password),
+            password=None if body.password is None else await self._hashing.new_password(body.password),
             role=body.role,
             group=body.group,
             enabled=body.enabled,
@@ -136,6 +146,17 @@ class AdminRoutes:
             return project_json(projects.update(connection, account_actor(account.name), name, **body.changes()))
 
         return await self._database.change(work)
+
+    async def _withdraw(self, request: web.Request, account: Account) -> object:
+        body = _Withdrawal(**await read_json(request))
+        changed, labels = await self._database.change(
+            withdraw,
+            account_actor(account.name),
+            request.match_info["project"],
+            body.task_keys,
+            restore=body.restore,
+        )
+        return {"changed_tasks": changed, "labels": labels}
 
     async def _list_audit(self, request: web.Request, account: Account) -> object:
         limit = limit_of(request)

@@ -10,6 +10,7 @@ from pydantic import Field
 from trimtab.types.shared import Record, Text
 from trimtab_services.labeling.accounts import MOST_PASSWORD
 from trimtab_services.labeling.contents import StoredText
+from trimtab_services.labeling.hashing import Hashing
 from trimtab_services.labeling.http.people import PREFIX, People
 from trimtab_services.runtime.http import Route
 from trimtab_services.runtime.json_body import read_json
@@ -33,10 +34,12 @@ class LoginRoutes:
 
     Args:
         people: the sessions.
+        hashing: of passwords.
     """
 
-    def __init__(self, people: People) -> None:
+    def __init__(self, people: People, hashing: Hashing) -> None:
         self._people = people
+        self._hashing = hashing
 
     def routes(self) -> Sequence[Route]:
         """All of them; they answer with a cookie, so they stand apart from other routes for people."""
@@ -64,6 +67,6 @@ class LoginRoutes:
         session = await self._people.session(request)
         body = _NewPassword(**await read_json(request))
         account = await self._people.log_in(request, session.account.name, body.password)
-        new = await self._people.new_password(body.new_password)
+        new = await self._hashing.new_password(body.new_password)
         await self._people.change_password(account, new)
         return await self._people.begin(account)

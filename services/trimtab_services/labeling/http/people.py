@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
@@ -15,6 +14,7 @@ from trimtab_services.labeling.accounts import Account, NewPassword, Role
 from trimtab_services.labeling.audit import account_actor
 from trimtab_services.labeling.config import LabelingServiceConfig
 from trimtab_services.labeling.database import Database
+from trimtab_services.labeling.hashing import Hashing
 from trimtab_services.labeling.sessions import LoginLimit, Session
 from trimtab_services.runtime.http import Route
 from trimtab_services.runtime.quota import Quotas
@@ -23,8 +23,6 @@ from trimtab_services.runtime.web import SessionCookie, reply
 __all__ = ["PREFIX", "Handler", "People", "account_json", "address_of"]
 
 PREFIX = "/labeling/api/"
-_MOST_HASHES = 2
-"""Passwords checked at once: each takes 19 MiB and a core."""
 
 Handler = Callable[[web.Request, Account], Awaitable[object]]
 """Answers a request of a person with what becomes the JSON body."""
@@ -36,15 +34,18 @@ class People:
     Args:
         config: of the service.
         database: where sessions are kept.
+        hashing: of passwords.
         refused: told each refusal of a person's quota.
     """
 
-    def __init__(self, config: LabelingServiceConfig, database: Database, refused: Callable[[str], None]) -> None:
+    def __init__(
+        self, config: LabelingServiceConfig, database: Database, hashing: Hashing, refused: Callable[[str], None]
+    ) -> None:
         self._config = config
         self._database = database
         self._quotas = Quotas(config.people_quota, own=lambda account: None, refused=refused)
         self._limit = LoginLimit(config.login_tries, config.login_window_s)
-        self._hashing = asyncio.Semaphore(_MOST_HASHES)
+        self._hashing = hashing
         is_secure = config.secure_cookies or config.tls is not None
         self._cookie = SessionCookie("trimtab_session", is_secure=is_secure, session_s=config.session_s)
 
@@ -102,8 +103,7 @@ class People:
         """
         address = address_of(request.remote or "", request.headers.getall("x-forwarded-for", []), self._config)
         self._limit.check(name, address)
-        async with self._hashing:
-            account = await self._database.read(accounts.password_matches, name, password)
+        account = await self._hashing.password_matches(name, password)
         if account is None:
             self._limit.failed(name, address)
             raise Unauthenticated(
@@ -125,15 +125,6 @@ class People:
         response = reply({})
         self._cookie.delete(response)
         return response
-
-    async def new_password(self, text: str) -> NewPassword:
-        """Hashes a password.
-
-        Raises:
-            InvalidRequest: it is too short or too long.
-        """
-        async with self._hashing:
-            return await asyncio.to_thread(NewPassword.of, text)
 
     async def change_password(self, account: Account, password: NewPassword) -> None:
         """Sets a new password, which ends all sessions of the account."""

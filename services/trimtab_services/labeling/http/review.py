@@ -9,8 +9,9 @@ from typing import Any
 import sqlalchemy as sa
 from aiohttp import web
 
-from trimtab_services.labeling import agreement_report, listing, projects
+from trimtab_services.labeling import agreement_report, listing, projects, qualification
 from trimtab_services.labeling.accounts import Account, Role
+from trimtab_services.labeling.audit import account_actor
 from trimtab_services.labeling.database import Database
 from trimtab_services.labeling.http.people import People
 from trimtab_services.runtime.http import Route
@@ -36,6 +37,7 @@ class ReviewRoutes:
             people.route("GET", f"{one}/progress", self._progress, Role.REVIEWER),
             people.route("GET", f"{one}/agreement", self._agreement, Role.REVIEWER),
             people.route("GET", f"{one}/labels", self._labels, Role.REVIEWER),
+            people.route("POST", f"{one}/qualification/{{labeler}}", self._reset_qualification, Role.REVIEWER),
         ]
 
     async def _progress(self, request: web.Request, account: Account) -> object:
@@ -46,6 +48,15 @@ class ReviewRoutes:
 
     async def _agreement(self, request: web.Request, account: Account) -> object:
         return asdict(await self._database.read(agreement_report.report, request.match_info["project"]))
+
+    async def _reset_qualification(self, request: web.Request, account: Account) -> object:
+        done = await self._database.change(
+            qualification.reset,
+            account_actor(account.name),
+            request.match_info["project"],
+            request.match_info["labeler"],
+        )
+        return {"reset_tasks": done}
 
     async def _labels(self, request: web.Request, account: Account) -> object:
         after, limit = number_of(request, "after") or 0, limit_of(request)
@@ -69,6 +80,7 @@ def _label(row: sa.RowMapping) -> dict[str, Any]:
         "task_key": row["task_key"],
         "task": row["content"],
         "is_qualification": row["is_qualification"],
+        "is_withdrawn": bool(row["is_withdrawn"]),
         "state": row["state"],
         "label": row["label"],
         "skip_reason": row["skip_reason"],

@@ -15,13 +15,14 @@ from pydantic import Field
 from trimtab.errors import InvalidRequest
 from trimtab.types.shared import Record, Text
 from trimtab_services.labeling import assignments, listing, projects, submissions
-from trimtab_services.labeling.accounts import Account
+from trimtab_services.labeling.accounts import Account, Role
 from trimtab_services.labeling.assignments import Assignment
 from trimtab_services.labeling.config import LabelingServiceConfig
 from trimtab_services.labeling.contents import FLAGS, at_places
 from trimtab_services.labeling.database import Database
 from trimtab_services.labeling.http.people import People
 from trimtab_services.labeling.projects import Project
+from trimtab_services.labeling.qualification import qualifications
 from trimtab_services.labeling.submissions import Draft, Late
 from trimtab_services.labeling.web import instructions_tree
 from trimtab_services.runtime.http import Route
@@ -80,7 +81,10 @@ class WorkRoutes:
         after, limit = request.query.get("after", ""), limit_of(request)
 
         def work(connection: sa.Connection) -> list[dict[str, Any]]:
-            return self._projects(connection, account, projects.page(connection, after, limit))
+            with_archived = account.role.includes(Role.REVIEWER)
+            return self._projects(
+                connection, account, projects.page(connection, after, limit, with_archived=with_archived)
+            )
 
         found = await self._database.read(work)
         return {"projects": found, "next_after": found[-1]["name"] if len(found) == limit else None}
@@ -191,7 +195,7 @@ class WorkRoutes:
     def _projects(self, connection: sa.Connection, account: Account, found: Sequence[Project]) -> list[dict[str, Any]]:
         """Projects with what the labeler did in each, asked for all of them at once."""
         counts = listing.counts_of(connection, account, found)
-        qualified = assignments.qualifications(connection, account, found)
+        qualified = qualifications(connection, account, found)
         return [
             {
                 **project_json(project),

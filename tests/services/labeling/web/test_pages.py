@@ -58,7 +58,9 @@ def test_an_admin_makes_accounts_and_projects(service: Service, window: Callable
     page.get_by_role("button", name="Make account").click()  # the browser says what is wrong
     assert page.get_by_text("Account dora is made.").count() == 0
     page.get_by_label("Password", exact=True).fill(PASSWORD)
-    page.locator("main section").get_by_label("Group").fill("heldout")
+    group = page.locator("main section").get_by_label("Group")
+    assert group.evaluate("(one) => [...one.list.options].map((option) => option.value)") == ["heldout"]
+    group.fill("heldout")
     page.get_by_role("button", name="Make account").click()
     page.get_by_text("Account dora is made.").wait_for()
     card = page.locator("li.card", has=page.locator("strong", has_text="dora"))
@@ -79,13 +81,15 @@ def test_an_admin_makes_accounts_and_projects(service: Service, window: Callable
     page.get_by_role("button", name="Make project").click()
     page.get_by_role("heading", name="Which is kinder?", level=3).wait_for()
     page.get_by_role("link", name="Settings").click()
-    page.get_by_label("Tasks are given out").uncheck()
+    page.get_by_label("State").select_option("closed")
+    page.get_by_label("Most held-out labels of a task").fill("2")
     page.get_by_role("button", name="Change").click()
     page.get_by_text("Changed.").wait_for()
     ada.go("projects/letters/work")
     page.locator("main").get_by_text("letters is closed and gives out no tasks").wait_for()
     made = Person(service.url, "ada").get("projects/letters").json()
-    assert (made["kind"], made["lease_ms"], made["is_open"]) == ("compare", 300_000, False)
+    assert (made["kind"], made["lease_ms"], made["state"]) == ("compare", 300_000, "closed")
+    assert (made["heldout_group"], made["heldout_overlap"]) == ("heldout", 2)
 
 
 def test_instructions_are_rendered(service: Service, window: Callable[..., Window]) -> None:

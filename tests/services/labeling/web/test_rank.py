@@ -156,7 +156,7 @@ def test_ranked_by_keyboard_alone(service: Service, window: Callable[..., Window
 def test_an_order_that_nobody_touched_is_asked_about(service: Service, window: Callable[..., Window]) -> None:
     ann = begin(service, window)
     ann.page.get_by_role("button", name="Send label").click()
-    dialog = ann.page.get_by_role("dialog", name="Send this order?")
+    dialog = ann.page.get_by_role("dialog", name="Send this label?")
     dialog.get_by_role("button", name="Cancel").click()
     assert service.export(include_unfinished=True) == []
     ann.page.get_by_role("button", name="Send label").click()
@@ -186,6 +186,16 @@ def test_ratings_and_questions_are_sent_and_a_missing_rating_is_shown(
     first.get_by_role("button", name="No to all that are open").click()
     assert first.locator("summary .hint").inner_text() == "11 of 11 answered, 1 yes"
     page.get_by_role("button", name="Send label").click()
+    # B is above A, and rated 1 where A has 7; the same of B above C and D
+    dialog = page.get_by_role("dialog", name="Send this label?")
+    asked = "You ranked Answer B above Answer A, but rated it lower. The same goes for 2 other pairs. Send anyway?"
+    assert dialog.locator("p").all_inner_texts() == [asked]
+    ann.press("Escape")
+    dialog.wait_for(state="detached")
+    assert person.get("projects/p/assignments").json()["assignments"][0]["state"] == "leased"
+    ann.press("Control+Enter")
+    dialog.wait_for()
+    ann.press("Tab", "Enter")
     ann.notice("Your label was sent")
     (sent,) = person.get("projects/p/assignments").json()["assignments"]
     assert sent["label"]["ratings"] == [7, 1, 4, 4]

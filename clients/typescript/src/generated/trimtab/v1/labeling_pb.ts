@@ -17,7 +17,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file trimtab/v1/labeling.proto.
  */
 export const file_trimtab_v1_labeling: GenFile = /*@__PURE__*/
-  fileDesc("Chl0cmltdGFiL3YxL2xhYmVsaW5nLnByb3RvEgp0cmltdGFiLnYxIsECCgdQcm9qZWN0EgwKBG5hbWUYASABKAkSIgoEa2luZBgCIAEoDjIULnRyaW10YWIudjEuVGFza0tpbmQSFAoMaW5zdHJ1Y3Rpb25zGAMgASgJEg8KB292ZXJsYXAYBCABKAUSEAoIbGVhc2VfbXMYBSABKAMSDwoHdW5kb19tcxgGIAEoAxIaChJxdWFsaWZpY2F0aW9uX3Bhc3MYByABKAESFQoNd2FudHNfcmF0aW5ncxgIIAEoCBInCgVzdGF0ZRgJIAEoDjIYLnRyaW10YWIudjEuUHJvamVjdFN0YXRlEi8KC2NyZWF0ZV90aW1lGAogASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBItCghwcm9ncmVzcxgLIAEoCzIbLnRyaW10YWIudjEuUHJvamVjdFByb2dyZXNzInsKD1Byb2plY3RQcm9ncmVzcxINCgV0YXNrcxgBIAEoAxIWCg5maW5pc2hlZF90YXNrcxgCIAEoAxIOCgZsYWJlbHMYAyABKAMSFAoMbGVhc2VkX3Rhc2tzGAQgASgDEhsKE3F1YWxpZmljYXRpb25fdGFza3MYBSABKAMiggIKCUxhYmVsVGFzaxIQCgh0YXNrX2tleRgBIAEoCRIOCgZwcm9tcHQYAiABKAkSKQoIbWVzc2FnZXMYAyADKAsyFy50cmltdGFiLnYxLkNoYXRNZXNzYWdlEg8KB2NvbnRleHQYBCABKAkSDwoHYW5zd2VycxgFIAMoCRIpCgdzb3VyY2VzGAYgAygLMhgudHJpbXRhYi52MS5BbnN3ZXJTb3VyY2USEAoIY2F0ZWdvcnkYByABKAkSDAoEdXNlchgIIAEoCRIPCgdvdmVybGFwGAkgASgFEioKDGdvbGRfcmFua2luZxgKIAMoCzIULnRyaW10YWIudjEuVGllR3JvdXAiZwoMQW5zd2VyU291cmNlEg0KBW1vZGVsGAEgASgJEg8KB3ZlcnNpb24YAiABKAMSEwoLdGVtcGVyYXR1cmUYAyABKAESDAoEc2VlZBgEIAEoBBIUCgxzYW1wbGVfaW5kZXgYBSABKAUiGwoIVGllR3JvdXASDwoHaW5kaWNlcxgBIAMoBSI8ChRDcmVhdGVQcm9qZWN0UmVxdWVzdBIkCgdwcm9qZWN0GAEgASgLMhMudHJpbXRhYi52MS5Qcm9qZWN0Ij0KFUNyZWF0ZVByb2plY3RSZXNwb25zZRIkCgdwcm9qZWN0GAEgASgLMhMudHJpbXRhYi52MS5Qcm9qZWN0IiEKEUdldFByb2plY3RSZXF1ZXN0EgwKBG5hbWUYASABKAkiOgoSR2V0UHJvamVjdFJlc3BvbnNlEiQKB3Byb2plY3QYASABKAsyEy50cmltdGFiLnYxLlByb2plY3QiPAoTTGlzdFByb2plY3RzUmVxdWVzdBIRCglwYWdlX3NpemUYASABKAUSEgoKcGFnZV90b2tlbhgCIAEoCSJWChRMaXN0UHJvamVjdHNSZXNwb25zZRIlCghwcm9qZWN0cxgBIAMoCzITLnRyaW10YWIudjEuUHJvamVjdBIXCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAkimQIKFFVwZGF0ZVByb2plY3RSZXF1ZXN0EgwKBG5hbWUYASABKAkSGQoMaW5zdHJ1Y3Rpb25zGAIgASgJSACIAQESFAoHb3ZlcmxhcBgDIAEoBUgBiAEBEhUKCGxlYXNlX21zGAQgASgDSAKIAQESFAoHdW5kb19tcxgFIAEoA0gDiAEBEh8KEnF1YWxpZmljYXRpb25fcGFzcxgGIAEoAUgEiAEBEicKBXN0YXRlGAcgASgOMhgudHJpbXRhYi52MS5Qcm9qZWN0U3RhdGVCDwoNX2luc3RydWN0aW9uc0IKCghfb3ZlcmxhcEILCglfbGVhc2VfbXNCCgoIX3VuZG9fbXNCFQoTX3F1YWxpZmljYXRpb25fcGFzcyI9ChVVcGRhdGVQcm9qZWN0UmVzcG9uc2USJAoHcHJvamVjdBgBIAEoCzITLnRyaW10YWIudjEuUHJvamVjdCJeChJJbXBvcnRUYXNrc1JlcXVlc3QSDwoHcHJvamVjdBgBIAEoCRIRCglpbXBvcnRfaWQYAiABKAkSJAoFdGFza3MYAyADKAsyFS50cmltdGFiLnYxLkxhYmVsVGFzayIqChNJbXBvcnRUYXNrc1Jlc3BvbnNlEhMKC2FkZGVkX3Rhc2tzGAEgASgDIpABChNFeHBvcnRMYWJlbHNSZXF1ZXN0Eg8KB3Byb2plY3QYASABKAkSFgoOYWZ0ZXJfc2VxdWVuY2UYAiABKAMSDgoGZm9sbG93GAMgASgIEhQKDHNldHRsZWRfb25seRgEIAEoCBIaChJpbmNsdWRlX3VuZmluaXNoZWQYBSABKAgSDgoGZ3JvdXBzGAYgAygJIkwKFEV4cG9ydExhYmVsc1Jlc3BvbnNlEhAKCHJvd19qc29uGAEgASgJEhAKCHRhc2tfa2V5GAIgASgJEhAKCHNlcXVlbmNlGAMgASgDIiYKE0dldEFncmVlbWVudFJlcXVlc3QSDwoHcHJvamVjdBgBIAEoCSJUCgpQcm9wb3J0aW9uEg0KBXZhbHVlGAEgASgBEgsKA2xvdxgCIAEoARIMCgRoaWdoGAMgASgBEg0KBWNvdW50GAQgASgDEg0KBXRhc2tzGAUgASgDIrUBChBMYWJlbGVyQWdyZWVtZW50Eg8KB2xhYmVsZXIYASABKAkSDQoFZ3JvdXAYAiABKAkSDgoGbGFiZWxzGAMgASgDEg0KBXNraXBzGAQgASgDEikKCWFncmVlbWVudBgFIAEoCzIWLnRyaW10YWIudjEuUHJvcG9ydGlvbhIkCgRnb2xkGAYgASgLMhYudHJpbXRhYi52MS5Qcm9wb3J0aW9uEhEKCW1lZGlhbl9tcxgHIAEoAyKAAQoNUGFpckFncmVlbWVudBIRCglsYWJlbGVyX2EYASABKAkSEQoJbGFiZWxlcl9iGAIgASgJEikKCWFncmVlbWVudBgDIAEoCzIWLnRyaW10YWIudjEuUHJvcG9ydGlvbhILCgN0YXUYBCABKAESEQoJdGF1X3Rhc2tzGAUgASgDIpsBChRHZXRBZ3JlZW1lbnRSZXNwb25zZRIpCglhZ3JlZW1lbnQYASABKAsyFi50cmltdGFiLnYxLlByb3BvcnRpb24SLgoIbGFiZWxlcnMYAiADKAsyHC50cmltdGFiLnYxLkxhYmVsZXJBZ3JlZW1lbnQSKAoFcGFpcnMYAyADKAsyGS50cmltdGFiLnYxLlBhaXJBZ3JlZW1lbnQijwEKB0FjY291bnQSDAoEbmFtZRgBIAEoCRIlCgRyb2xlGAIgASgOMhcudHJpbXRhYi52MS5BY2NvdW50Um9sZRINCgVncm91cBgDIAEoCRIPCgdlbmFibGVkGAQgASgIEi8KC2NyZWF0ZV90aW1lGAUgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCJsChRDcmVhdGVBY2NvdW50UmVxdWVzdBIMCgRuYW1lGAEgASgJEhAKCHBhc3N3b3JkGAIgASgJEiUKBHJvbGUYAyABKA4yFy50cmltdGFiLnYxLkFjY291bnRSb2xlEg0KBWdyb3VwGAQgASgJIj0KFUNyZWF0ZUFjY291bnRSZXNwb25zZRIkCgdhY2NvdW50GAEgASgLMhMudHJpbXRhYi52MS5BY2NvdW50Iq8BChRVcGRhdGVBY2NvdW50UmVxdWVzdBIMCgRuYW1lGAEgASgJEhUKCHBhc3N3b3JkGAIgASgJSACIAQESJQoEcm9sZRgDIAEoDjIXLnRyaW10YWIudjEuQWNjb3VudFJvbGUSEgoFZ3JvdXAYBCABKAlIAYgBARIUCgdlbmFibGVkGAUgASgISAKIAQFCCwoJX3Bhc3N3b3JkQggKBl9ncm91cEIKCghfZW5hYmxlZCI9ChVVcGRhdGVBY2NvdW50UmVzcG9uc2USJAoHYWNjb3VudBgBIAEoCzITLnRyaW10YWIudjEuQWNjb3VudCI8ChNMaXN0QWNjb3VudHNSZXF1ZXN0EhEKCXBhZ2Vfc2l6ZRgBIAEoBRISCgpwYWdlX3Rva2VuGAIgASgJIlYKFExpc3RBY2NvdW50c1Jlc3BvbnNlEiUKCGFjY291bnRzGAEgAygLMhMudHJpbXRhYi52MS5BY2NvdW50EhcKD25leHRfcGFnZV90b2tlbhgCIAEoCSKNAQoKQXVkaXRFdmVudBIQCghzZXF1ZW5jZRgBIAEoAxIoCgR0aW1lGAIgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBINCgVhY3RvchgDIAEoCRIOCgZhY3Rpb24YBCABKAkSDwoHc3ViamVjdBgFIAEoCRITCgtkZXRhaWxfanNvbhgGIAEoCSJDChZMaXN0QXVkaXRFdmVudHNSZXF1ZXN0EhYKDmFmdGVyX3NlcXVlbmNlGAEgASgDEhEKCXBhZ2Vfc2l6ZRgCIAEoBSJBChdMaXN0QXVkaXRFdmVudHNSZXNwb25zZRImCgZldmVudHMYASADKAsyFi50cmltdGFiLnYxLkF1ZGl0RXZlbnQqawoIVGFza0tpbmQSGQoVVEFTS19LSU5EX1VOU1BFQ0lGSUVEEAASGQoVVEFTS19LSU5EX0RFTU9OU1RSQVRFEAESEgoOVEFTS19LSU5EX1JBTksQAhIVChFUQVNLX0tJTkRfQ09NUEFSRRADKl8KDFByb2plY3RTdGF0ZRIdChlQUk9KRUNUX1NUQVRFX1VOU1BFQ0lGSUVEEAASFgoSUFJPSkVDVF9TVEFURV9PUEVOEAESGAoUUFJPSkVDVF9TVEFURV9DTE9TRUQQAip4CgtBY2NvdW50Um9sZRIcChhBQ0NPVU5UX1JPTEVfVU5TUEVDSUZJRUQQABIYChRBQ0NPVU5UX1JPTEVfTEFCRUxFUhABEhkKFUFDQ09VTlRfUk9MRV9SRVZJRVdFUhACEhYKEkFDQ09VTlRfUk9MRV9BRE1JThADMrIHCg9MYWJlbGluZ1NlcnZpY2USVAoNQ3JlYXRlUHJvamVjdBIgLnRyaW10YWIudjEuQ3JlYXRlUHJvamVjdFJlcXVlc3QaIS50cmltdGFiLnYxLkNyZWF0ZVByb2plY3RSZXNwb25zZRJLCgpHZXRQcm9qZWN0Eh0udHJpbXRhYi52MS5HZXRQcm9qZWN0UmVxdWVzdBoeLnRyaW10YWIudjEuR2V0UHJvamVjdFJlc3BvbnNlElEKDExpc3RQcm9qZWN0cxIfLnRyaW10YWIudjEuTGlzdFByb2plY3RzUmVxdWVzdBogLnRyaW10YWIudjEuTGlzdFByb2plY3RzUmVzcG9uc2USVAoNVXBkYXRlUHJvamVjdBIgLnRyaW10YWIudjEuVXBkYXRlUHJvamVjdFJlcXVlc3QaIS50cmltdGFiLnYxLlVwZGF0ZVByb2plY3RSZXNwb25zZRJQCgtJbXBvcnRUYXNrcxIeLnRyaW10YWIudjEuSW1wb3J0VGFza3NSZXF1ZXN0Gh8udHJpbXRhYi52MS5JbXBvcnRUYXNrc1Jlc3BvbnNlKAESUwoMRXhwb3J0TGFiZWxzEh8udHJpbXRhYi52MS5FeHBvcnRMYWJlbHNSZXF1ZXN0GiAudHJpbXRhYi52MS5FeHBvcnRMYWJlbHNSZXNwb25zZTABElEKDEdldEFncmVlbWVudBIfLnRyaW10YWIudjEuR2V0QWdyZWVtZW50UmVxdWVzdBogLnRyaW10YWIudjEuR2V0QWdyZWVtZW50UmVzcG9uc2USVAoNQ3JlYXRlQWNjb3VudBIgLnRyaW10YWIudjEuQ3JlYXRlQWNjb3VudFJlcXVlc3QaIS50cmltdGFiLnYxLkNyZWF0ZUFjY291bnRSZXNwb25zZRJUCg1VcGRhdGVBY2NvdW50EiAudHJpbXRhYi52MS5VcGRhdGVBY2NvdW50UmVxdWVzdBohLnRyaW10YWIudjEuVXBkYXRlQWNjb3VudFJlc3BvbnNlElEKDExpc3RBY2NvdW50cxIfLnRyaW10YWIudjEuTGlzdEFjY291bnRzUmVxdWVzdBogLnRyaW10YWIudjEuTGlzdEFjY291bnRzUmVzcG9uc2USWgoPTGlzdEF1ZGl0RXZlbnRzEiIudHJpbXRhYi52MS5MaXN0QXVkaXRFdmVudHNSZXF1ZXN0GiMudHJpbXRhYi52MS5MaXN0QXVkaXRFdmVudHNSZXNwb25zZWIGcHJvdG8z", [file_google_protobuf_timestamp, file_trimtab_v1_types]);
+  fileDesc("Chl0cmltdGFiL3YxL2xhYmVsaW5nLnByb3RvEgp0cmltdGFiLnYxIogDCgdQcm9qZWN0EgwKBG5hbWUYASABKAkSIgoEa2luZBgCIAEoDjIULnRyaW10YWIudjEuVGFza0tpbmQSFAoMaW5zdHJ1Y3Rpb25zGAMgASgJEg8KB292ZXJsYXAYBCABKAUSEAoIbGVhc2VfbXMYBSABKAMSDwoHdW5kb19tcxgGIAEoAxIaChJxdWFsaWZpY2F0aW9uX3Bhc3MYByABKAESFQoNd2FudHNfcmF0aW5ncxgIIAEoCBInCgVzdGF0ZRgJIAEoDjIYLnRyaW10YWIudjEuUHJvamVjdFN0YXRlEi8KC2NyZWF0ZV90aW1lGAogASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBItCghwcm9ncmVzcxgLIAEoCzIbLnRyaW10YWIudjEuUHJvamVjdFByb2dyZXNzEhoKDWhlbGRvdXRfZ3JvdXAYDCABKAlIAIgBARIXCg9oZWxkb3V0X292ZXJsYXAYDSABKAVCEAoOX2hlbGRvdXRfZ3JvdXAirAEKD1Byb2plY3RQcm9ncmVzcxINCgV0YXNrcxgBIAEoAxIWCg5maW5pc2hlZF90YXNrcxgCIAEoAxIOCgZsYWJlbHMYAyABKAMSFAoMbGVhc2VkX3Rhc2tzGAQgASgDEhsKE3F1YWxpZmljYXRpb25fdGFza3MYBSABKAMSFgoOaGVsZG91dF9sYWJlbHMYBiABKAMSFwoPd2l0aGRyYXduX3Rhc2tzGAcgASgDIoICCglMYWJlbFRhc2sSEAoIdGFza19rZXkYASABKAkSDgoGcHJvbXB0GAIgASgJEikKCG1lc3NhZ2VzGAMgAygLMhcudHJpbXRhYi52MS5DaGF0TWVzc2FnZRIPCgdjb250ZXh0GAQgASgJEg8KB2Fuc3dlcnMYBSADKAkSKQoHc291cmNlcxgGIAMoCzIYLnRyaW10YWIudjEuQW5zd2VyU291cmNlEhAKCGNhdGVnb3J5GAcgASgJEgwKBHVzZXIYCCABKAkSDwoHb3ZlcmxhcBgJIAEoBRIqCgxnb2xkX3JhbmtpbmcYCiADKAsyFC50cmltdGFiLnYxLlRpZUdyb3VwImcKDEFuc3dlclNvdXJjZRINCgVtb2RlbBgBIAEoCRIPCgd2ZXJzaW9uGAIgASgDEhMKC3RlbXBlcmF0dXJlGAMgASgBEgwKBHNlZWQYBCABKAQSFAoMc2FtcGxlX2luZGV4GAUgASgFIhsKCFRpZUdyb3VwEg8KB2luZGljZXMYASADKAUiPAoUQ3JlYXRlUHJvamVjdFJlcXVlc3QSJAoHcHJvamVjdBgBIAEoCzITLnRyaW10YWIudjEuUHJvamVjdCI9ChVDcmVhdGVQcm9qZWN0UmVzcG9uc2USJAoHcHJvamVjdBgBIAEoCzITLnRyaW10YWIudjEuUHJvamVjdCIhChFHZXRQcm9qZWN0UmVxdWVzdBIMCgRuYW1lGAEgASgJIjoKEkdldFByb2plY3RSZXNwb25zZRIkCgdwcm9qZWN0GAEgASgLMhMudHJpbXRhYi52MS5Qcm9qZWN0IjwKE0xpc3RQcm9qZWN0c1JlcXVlc3QSEQoJcGFnZV9zaXplGAEgASgFEhIKCnBhZ2VfdG9rZW4YAiABKAkiVgoUTGlzdFByb2plY3RzUmVzcG9uc2USJQoIcHJvamVjdHMYASADKAsyEy50cmltdGFiLnYxLlByb2plY3QSFwoPbmV4dF9wYWdlX3Rva2VuGAIgASgJIvkCChRVcGRhdGVQcm9qZWN0UmVxdWVzdBIMCgRuYW1lGAEgASgJEhkKDGluc3RydWN0aW9ucxgCIAEoCUgAiAEBEhQKB292ZXJsYXAYAyABKAVIAYgBARIVCghsZWFzZV9tcxgEIAEoA0gCiAEBEhQKB3VuZG9fbXMYBSABKANIA4gBARIfChJxdWFsaWZpY2F0aW9uX3Bhc3MYBiABKAFIBIgBARInCgVzdGF0ZRgHIAEoDjIYLnRyaW10YWIudjEuUHJvamVjdFN0YXRlEhoKDWhlbGRvdXRfZ3JvdXAYCCABKAlIBYgBARIcCg9oZWxkb3V0X292ZXJsYXAYCSABKAVIBogBAUIPCg1faW5zdHJ1Y3Rpb25zQgoKCF9vdmVybGFwQgsKCV9sZWFzZV9tc0IKCghfdW5kb19tc0IVChNfcXVhbGlmaWNhdGlvbl9wYXNzQhAKDl9oZWxkb3V0X2dyb3VwQhIKEF9oZWxkb3V0X292ZXJsYXAiPQoVVXBkYXRlUHJvamVjdFJlc3BvbnNlEiQKB3Byb2plY3QYASABKAsyEy50cmltdGFiLnYxLlByb2plY3QiXgoSSW1wb3J0VGFza3NSZXF1ZXN0Eg8KB3Byb2plY3QYASABKAkSEQoJaW1wb3J0X2lkGAIgASgJEiQKBXRhc2tzGAMgAygLMhUudHJpbXRhYi52MS5MYWJlbFRhc2siWQoTSW1wb3J0VGFza3NSZXNwb25zZRITCgthZGRlZF90YXNrcxgBIAEoAxITCgtrbm93bl90YXNrcxgCIAEoAxIYChB3YXNfYWRkZWRfYmVmb3JlGAMgASgIIksKFFdpdGhkcmF3VGFza3NSZXF1ZXN0Eg8KB3Byb2plY3QYASABKAkSEQoJdGFza19rZXlzGAIgAygJEg8KB3Jlc3RvcmUYAyABKAgiPgoVV2l0aGRyYXdUYXNrc1Jlc3BvbnNlEhUKDWNoYW5nZWRfdGFza3MYASABKAMSDgoGbGFiZWxzGAIgASgDIj0KGVJlc2V0UXVhbGlmaWNhdGlvblJlcXVlc3QSDwoHcHJvamVjdBgBIAEoCRIPCgdhY2NvdW50GAIgASgJIjEKGlJlc2V0UXVhbGlmaWNhdGlvblJlc3BvbnNlEhMKC3Jlc2V0X3Rhc2tzGAEgASgDIqsBChNFeHBvcnRMYWJlbHNSZXF1ZXN0Eg8KB3Byb2plY3QYASABKAkSFgoOYWZ0ZXJfc2VxdWVuY2UYAiABKAMSDgoGZm9sbG93GAMgASgIEhQKDHNldHRsZWRfb25seRgEIAEoCBIaChJpbmNsdWRlX3VuZmluaXNoZWQYBSABKAgSDgoGZ3JvdXBzGAYgAygJEhkKEWluY2x1ZGVfd2l0aGRyYXduGAcgASgIImUKFEV4cG9ydExhYmVsc1Jlc3BvbnNlEhAKCHJvd19qc29uGAEgASgJEhAKCHRhc2tfa2V5GAIgASgJEhAKCHNlcXVlbmNlGAMgASgDEhcKD3Vuc2V0dGxlZF90YXNrcxgEIAEoAyImChNHZXRBZ3JlZW1lbnRSZXF1ZXN0Eg8KB3Byb2plY3QYASABKAkiVAoKUHJvcG9ydGlvbhINCgV2YWx1ZRgBIAEoARILCgNsb3cYAiABKAESDAoEaGlnaBgDIAEoARINCgVjb3VudBgEIAEoAxINCgV0YXNrcxgFIAEoAyK1AQoQTGFiZWxlckFncmVlbWVudBIPCgdsYWJlbGVyGAEgASgJEg0KBWdyb3VwGAIgASgJEg4KBmxhYmVscxgDIAEoAxINCgVza2lwcxgEIAEoAxIpCglhZ3JlZW1lbnQYBSABKAsyFi50cmltdGFiLnYxLlByb3BvcnRpb24SJAoEZ29sZBgGIAEoCzIWLnRyaW10YWIudjEuUHJvcG9ydGlvbhIRCgltZWRpYW5fbXMYByABKAMigAEKDVBhaXJBZ3JlZW1lbnQSEQoJbGFiZWxlcl9hGAEgASgJEhEKCWxhYmVsZXJfYhgCIAEoCRIpCglhZ3JlZW1lbnQYAyABKAsyFi50cmltdGFiLnYxLlByb3BvcnRpb24SCwoDdGF1GAQgASgBEhEKCXRhdV90YXNrcxgFIAEoAyKbAQoUR2V0QWdyZWVtZW50UmVzcG9uc2USKQoJYWdyZWVtZW50GAEgASgLMhYudHJpbXRhYi52MS5Qcm9wb3J0aW9uEi4KCGxhYmVsZXJzGAIgAygLMhwudHJpbXRhYi52MS5MYWJlbGVyQWdyZWVtZW50EigKBXBhaXJzGAMgAygLMhkudHJpbXRhYi52MS5QYWlyQWdyZWVtZW50Io8BCgdBY2NvdW50EgwKBG5hbWUYASABKAkSJQoEcm9sZRgCIAEoDjIXLnRyaW10YWIudjEuQWNjb3VudFJvbGUSDQoFZ3JvdXAYAyABKAkSDwoHZW5hYmxlZBgEIAEoCBIvCgtjcmVhdGVfdGltZRgFIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAibAoUQ3JlYXRlQWNjb3VudFJlcXVlc3QSDAoEbmFtZRgBIAEoCRIQCghwYXNzd29yZBgCIAEoCRIlCgRyb2xlGAMgASgOMhcudHJpbXRhYi52MS5BY2NvdW50Um9sZRINCgVncm91cBgEIAEoCSI9ChVDcmVhdGVBY2NvdW50UmVzcG9uc2USJAoHYWNjb3VudBgBIAEoCzITLnRyaW10YWIudjEuQWNjb3VudCKvAQoUVXBkYXRlQWNjb3VudFJlcXVlc3QSDAoEbmFtZRgBIAEoCRIVCghwYXNzd29yZBgCIAEoCUgAiAEBEiUKBHJvbGUYAyABKA4yFy50cmltdGFiLnYxLkFjY291bnRSb2xlEhIKBWdyb3VwGAQgASgJSAGIAQESFAoHZW5hYmxlZBgFIAEoCEgCiAEBQgsKCV9wYXNzd29yZEIICgZfZ3JvdXBCCgoIX2VuYWJsZWQiPQoVVXBkYXRlQWNjb3VudFJlc3BvbnNlEiQKB2FjY291bnQYASABKAsyEy50cmltdGFiLnYxLkFjY291bnQiPAoTTGlzdEFjY291bnRzUmVxdWVzdBIRCglwYWdlX3NpemUYASABKAUSEgoKcGFnZV90b2tlbhgCIAEoCSJWChRMaXN0QWNjb3VudHNSZXNwb25zZRIlCghhY2NvdW50cxgBIAMoCzITLnRyaW10YWIudjEuQWNjb3VudBIXCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAkijQEKCkF1ZGl0RXZlbnQSEAoIc2VxdWVuY2UYASABKAMSKAoEdGltZRgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASDQoFYWN0b3IYAyABKAkSDgoGYWN0aW9uGAQgASgJEg8KB3N1YmplY3QYBSABKAkSEwoLZGV0YWlsX2pzb24YBiABKAkiQwoWTGlzdEF1ZGl0RXZlbnRzUmVxdWVzdBIWCg5hZnRlcl9zZXF1ZW5jZRgBIAEoAxIRCglwYWdlX3NpemUYAiABKAUiQQoXTGlzdEF1ZGl0RXZlbnRzUmVzcG9uc2USJgoGZXZlbnRzGAEgAygLMhYudHJpbXRhYi52MS5BdWRpdEV2ZW50KmsKCFRhc2tLaW5kEhkKFVRBU0tfS0lORF9VTlNQRUNJRklFRBAAEhkKFVRBU0tfS0lORF9ERU1PTlNUUkFURRABEhIKDlRBU0tfS0lORF9SQU5LEAISFQoRVEFTS19LSU5EX0NPTVBBUkUQAyp7CgxQcm9qZWN0U3RhdGUSHQoZUFJPSkVDVF9TVEFURV9VTlNQRUNJRklFRBAAEhYKElBST0pFQ1RfU1RBVEVfT1BFThABEhgKFFBST0pFQ1RfU1RBVEVfQ0xPU0VEEAISGgoWUFJPSkVDVF9TVEFURV9BUkNISVZFRBADKngKC0FjY291bnRSb2xlEhwKGEFDQ09VTlRfUk9MRV9VTlNQRUNJRklFRBAAEhgKFEFDQ09VTlRfUk9MRV9MQUJFTEVSEAESGQoVQUNDT1VOVF9ST0xFX1JFVklFV0VSEAISFgoSQUNDT1VOVF9ST0xFX0FETUlOEAMy7QgKD0xhYmVsaW5nU2VydmljZRJUCg1DcmVhdGVQcm9qZWN0EiAudHJpbXRhYi52MS5DcmVhdGVQcm9qZWN0UmVxdWVzdBohLnRyaW10YWIudjEuQ3JlYXRlUHJvamVjdFJlc3BvbnNlEksKCkdldFByb2plY3QSHS50cmltdGFiLnYxLkdldFByb2plY3RSZXF1ZXN0Gh4udHJpbXRhYi52MS5HZXRQcm9qZWN0UmVzcG9uc2USUQoMTGlzdFByb2plY3RzEh8udHJpbXRhYi52MS5MaXN0UHJvamVjdHNSZXF1ZXN0GiAudHJpbXRhYi52MS5MaXN0UHJvamVjdHNSZXNwb25zZRJUCg1VcGRhdGVQcm9qZWN0EiAudHJpbXRhYi52MS5VcGRhdGVQcm9qZWN0UmVxdWVzdBohLnRyaW10YWIudjEuVXBkYXRlUHJvamVjdFJlc3BvbnNlElAKC0ltcG9ydFRhc2tzEh4udHJpbXRhYi52MS5JbXBvcnRUYXNrc1JlcXVlc3QaHy50cmltdGFiLnYxLkltcG9ydFRhc2tzUmVzcG9uc2UoARJUCg1XaXRoZHJhd1Rhc2tzEiAudHJpbXRhYi52MS5XaXRoZHJhd1Rhc2tzUmVxdWVzdBohLnRyaW10YWIudjEuV2l0aGRyYXdUYXNrc1Jlc3BvbnNlEmMKElJlc2V0UXVhbGlmaWNhdGlvbhIlLnRyaW10YWIudjEuUmVzZXRRdWFsaWZpY2F0aW9uUmVxdWVzdBomLnRyaW10YWIudjEuUmVzZXRRdWFsaWZpY2F0aW9uUmVzcG9uc2USUwoMRXhwb3J0TGFiZWxzEh8udHJpbXRhYi52MS5FeHBvcnRMYWJlbHNSZXF1ZXN0GiAudHJpbXRhYi52MS5FeHBvcnRMYWJlbHNSZXNwb25zZTABElEKDEdldEFncmVlbWVudBIfLnRyaW10YWIudjEuR2V0QWdyZWVtZW50UmVxdWVzdBogLnRyaW10YWIudjEuR2V0QWdyZWVtZW50UmVzcG9uc2USVAoNQ3JlYXRlQWNjb3VudBIgLnRyaW10YWIudjEuQ3JlYXRlQWNjb3VudFJlcXVlc3QaIS50cmltdGFiLnYxLkNyZWF0ZUFjY291bnRSZXNwb25zZRJUCg1VcGRhdGVBY2NvdW50EiAudHJpbXRhYi52MS5VcGRhdGVBY2NvdW50UmVxdWVzdBohLnRyaW10YWIudjEuVXBkYXRlQWNjb3VudFJlc3BvbnNlElEKDExpc3RBY2NvdW50cxIfLnRyaW10YWIudjEuTGlzdEFjY291bnRzUmVxdWVzdBogLnRyaW10YWIudjEuTGlzdEFjY291bnRzUmVzcG9uc2USWgoPTGlzdEF1ZGl0RXZlbnRzEiIudHJpbXRhYi52MS5MaXN0QXVkaXRFdmVudHNSZXF1ZXN0GiMudHJpbXRhYi52MS5MaXN0QXVkaXRFdmVudHNSZXNwb25zZWIGcHJvdG8z", [file_google_protobuf_timestamp, file_trimtab_v1_types]);
 
 /**
  * Project is one labeling project.
@@ -47,7 +47,8 @@ export type Project = Message<"trimtab.v1.Project"> & {
   instructions: string;
 
   /**
-   * Labels that a task wants, each of another labeler, in [1, 100]. 0 in a CreateProject means 1.
+   * Labels that a task wants, each of another labeler who is not of heldout_group, in [1, 100]. 0 in a CreateProject
+   * means 1.
    *
    * @generated from field: int32 overlap = 4;
    */
@@ -85,7 +86,7 @@ export type Project = Message<"trimtab.v1.Project"> & {
   wantsRatings: boolean;
 
   /**
-   * Whether tasks are given out. Never unspecified.
+   * Whether tasks are given out. Never unspecified; in a CreateProject that means open.
    *
    * @generated from field: trimtab.v1.ProjectState state = 9;
    */
@@ -104,6 +105,22 @@ export type Project = Message<"trimtab.v1.Project"> & {
    * @generated from field: trimtab.v1.ProjectProgress progress = 11;
    */
   progress?: ProjectProgress | undefined;
+
+  /**
+   * Group of the labelers whose labels stand beside the overlap: they neither use up a task nor hold it back. Up to 63
+   * characters. Empty: no such group, all labels count alike. Absent in a CreateProject: "heldout".
+   *
+   * @generated from field: optional string heldout_group = 12;
+   */
+  heldoutGroup?: string | undefined;
+
+  /**
+   * Most labels of heldout_group that a task gets, each of another labeler, in [0, 100]. 0: as many as there are such
+   * labelers.
+   *
+   * @generated from field: int32 heldout_overlap = 13;
+   */
+  heldoutOverlap: number;
 };
 
 /**
@@ -120,21 +137,21 @@ export const ProjectSchema: GenMessage<Project> = /*@__PURE__*/
  */
 export type ProjectProgress = Message<"trimtab.v1.ProjectProgress"> & {
   /**
-   * Tasks, without those of the qualification.
+   * Tasks, without those of the qualification and those withdrawn.
    *
    * @generated from field: int64 tasks = 1;
    */
   tasks: bigint;
 
   /**
-   * Tasks that have as many labels as they want.
+   * Of these, tasks that have as many labels as the overlap wants.
    *
    * @generated from field: int64 finished_tasks = 2;
    */
   finishedTasks: bigint;
 
   /**
-   * Labels of these and of unfinished tasks, without those of the qualification.
+   * Labels of finished and of unfinished tasks, those of heldout_group too.
    *
    * @generated from field: int64 labels = 3;
    */
@@ -148,11 +165,25 @@ export type ProjectProgress = Message<"trimtab.v1.ProjectProgress"> & {
   leasedTasks: bigint;
 
   /**
-   * Qualification tasks.
+   * Qualification tasks, without those withdrawn.
    *
    * @generated from field: int64 qualification_tasks = 5;
    */
   qualificationTasks: bigint;
+
+  /**
+   * Of labels, those of heldout_group.
+   *
+   * @generated from field: int64 heldout_labels = 6;
+   */
+  heldoutLabels: bigint;
+
+  /**
+   * Tasks withdrawn, with those of the qualification.
+   *
+   * @generated from field: int64 withdrawn_tasks = 7;
+   */
+  withdrawnTasks: bigint;
 };
 
 /**
@@ -511,6 +542,21 @@ export type UpdateProjectRequest = Message<"trimtab.v1.UpdateProjectRequest"> & 
    * @generated from field: trimtab.v1.ProjectState state = 7;
    */
   state: ProjectState;
+
+  /**
+   * As in Project; absent: unchanged. With another group, labels are counted anew: tasks that have enough by it are
+   * finished, others are not.
+   *
+   * @generated from field: optional string heldout_group = 8;
+   */
+  heldoutGroup?: string | undefined;
+
+  /**
+   * As in Project; absent: unchanged.
+   *
+   * @generated from field: optional int32 heldout_overlap = 9;
+   */
+  heldoutOverlap?: number | undefined;
 };
 
 /**
@@ -588,6 +634,20 @@ export type ImportTasksResponse = Message<"trimtab.v1.ImportTasksResponse"> & {
    * @generated from field: int64 added_tasks = 1;
    */
   addedTasks: bigint;
+
+  /**
+   * Tasks of the import that the project had already, with equal content.
+   *
+   * @generated from field: int64 known_tasks = 2;
+   */
+  knownTasks: bigint;
+
+  /**
+   * Whether an earlier call under the same import_id did all of this: the counts are of that call.
+   *
+   * @generated from field: bool was_added_before = 3;
+   */
+  wasAddedBefore: boolean;
 };
 
 /**
@@ -596,6 +656,118 @@ export type ImportTasksResponse = Message<"trimtab.v1.ImportTasksResponse"> & {
  */
 export const ImportTasksResponseSchema: GenMessage<ImportTasksResponse> = /*@__PURE__*/
   messageDesc(file_trimtab_v1_labeling, 14);
+
+/**
+ * WithdrawTasksRequest takes tasks out of a project, or puts them back.
+ *
+ * @generated from message trimtab.v1.WithdrawTasksRequest
+ */
+export type WithdrawTasksRequest = Message<"trimtab.v1.WithdrawTasksRequest"> & {
+  /**
+   * The project. Empty: NOT_FOUND.
+   *
+   * @generated from field: string project = 1;
+   */
+  project: string;
+
+  /**
+   * Names of the tasks, 1 to 10000 of them; more is TOO_MANY_ITEMS.
+   *
+   * @generated from field: repeated string task_keys = 2;
+   */
+  taskKeys: string[];
+
+  /**
+   * Puts them back instead, with their labels.
+   *
+   * @generated from field: bool restore = 3;
+   */
+  restore: boolean;
+};
+
+/**
+ * Describes the message trimtab.v1.WithdrawTasksRequest.
+ * Use `create(WithdrawTasksRequestSchema)` to create a new message.
+ */
+export const WithdrawTasksRequestSchema: GenMessage<WithdrawTasksRequest> = /*@__PURE__*/
+  messageDesc(file_trimtab_v1_labeling, 15);
+
+/**
+ * WithdrawTasksResponse answers WithdrawTasks.
+ *
+ * @generated from message trimtab.v1.WithdrawTasksResponse
+ */
+export type WithdrawTasksResponse = Message<"trimtab.v1.WithdrawTasksResponse"> & {
+  /**
+   * Tasks that were not as asked before.
+   *
+   * @generated from field: int64 changed_tasks = 1;
+   */
+  changedTasks: bigint;
+
+  /**
+   * Labels of the tasks named.
+   *
+   * @generated from field: int64 labels = 2;
+   */
+  labels: bigint;
+};
+
+/**
+ * Describes the message trimtab.v1.WithdrawTasksResponse.
+ * Use `create(WithdrawTasksResponseSchema)` to create a new message.
+ */
+export const WithdrawTasksResponseSchema: GenMessage<WithdrawTasksResponse> = /*@__PURE__*/
+  messageDesc(file_trimtab_v1_labeling, 16);
+
+/**
+ * ResetQualificationRequest lets a labeler try again.
+ *
+ * @generated from message trimtab.v1.ResetQualificationRequest
+ */
+export type ResetQualificationRequest = Message<"trimtab.v1.ResetQualificationRequest"> & {
+  /**
+   * The project. Empty: NOT_FOUND.
+   *
+   * @generated from field: string project = 1;
+   */
+  project: string;
+
+  /**
+   * Name of the labeler's account. Empty: NOT_FOUND.
+   *
+   * @generated from field: string account = 2;
+   */
+  account: string;
+};
+
+/**
+ * Describes the message trimtab.v1.ResetQualificationRequest.
+ * Use `create(ResetQualificationRequestSchema)` to create a new message.
+ */
+export const ResetQualificationRequestSchema: GenMessage<ResetQualificationRequest> = /*@__PURE__*/
+  messageDesc(file_trimtab_v1_labeling, 17);
+
+/**
+ * ResetQualificationResponse answers ResetQualification.
+ *
+ * @generated from message trimtab.v1.ResetQualificationResponse
+ */
+export type ResetQualificationResponse = Message<"trimtab.v1.ResetQualificationResponse"> & {
+  /**
+   * Qualification tasks that the labeler had done, and gets again.
+   *
+   * @generated from field: int64 reset_tasks = 1;
+   */
+  resetTasks: bigint;
+};
+
+/**
+ * Describes the message trimtab.v1.ResetQualificationResponse.
+ * Use `create(ResetQualificationResponseSchema)` to create a new message.
+ */
+export const ResetQualificationResponseSchema: GenMessage<ResetQualificationResponse> = /*@__PURE__*/
+  messageDesc(file_trimtab_v1_labeling, 18);
 
 /**
  * ExportLabelsRequest asks for labels.
@@ -645,6 +817,13 @@ export type ExportLabelsRequest = Message<"trimtab.v1.ExportLabelsRequest"> & {
    * @generated from field: repeated string groups = 6;
    */
   groups: string[];
+
+  /**
+   * Adds the tasks that were withdrawn, in their places.
+   *
+   * @generated from field: bool include_withdrawn = 7;
+   */
+  includeWithdrawn: boolean;
 };
 
 /**
@@ -652,7 +831,7 @@ export type ExportLabelsRequest = Message<"trimtab.v1.ExportLabelsRequest"> & {
  * Use `create(ExportLabelsRequestSchema)` to create a new message.
  */
 export const ExportLabelsRequestSchema: GenMessage<ExportLabelsRequest> = /*@__PURE__*/
-  messageDesc(file_trimtab_v1_labeling, 15);
+  messageDesc(file_trimtab_v1_labeling, 19);
 
 /**
  * ExportLabelsResponse has one row.
@@ -680,6 +859,13 @@ export type ExportLabelsResponse = Message<"trimtab.v1.ExportLabelsResponse"> & 
    * @generated from field: int64 sequence = 3;
    */
   sequence: bigint;
+
+  /**
+   * In a sign of life: finished tasks that wait until none of their labels can be taken back any more.
+   *
+   * @generated from field: int64 unsettled_tasks = 4;
+   */
+  unsettledTasks: bigint;
 };
 
 /**
@@ -687,7 +873,7 @@ export type ExportLabelsResponse = Message<"trimtab.v1.ExportLabelsResponse"> & 
  * Use `create(ExportLabelsResponseSchema)` to create a new message.
  */
 export const ExportLabelsResponseSchema: GenMessage<ExportLabelsResponse> = /*@__PURE__*/
-  messageDesc(file_trimtab_v1_labeling, 16);
+  messageDesc(file_trimtab_v1_labeling, 20);
 
 /**
  * GetAgreementRequest asks how labelers agree.
@@ -708,7 +894,7 @@ export type GetAgreementRequest = Message<"trimtab.v1.GetAgreementRequest"> & {
  * Use `create(GetAgreementRequestSchema)` to create a new message.
  */
 export const GetAgreementRequestSchema: GenMessage<GetAgreementRequest> = /*@__PURE__*/
-  messageDesc(file_trimtab_v1_labeling, 17);
+  messageDesc(file_trimtab_v1_labeling, 21);
 
 /**
  * Proportion is a measured share with its interval.
@@ -757,7 +943,7 @@ export type Proportion = Message<"trimtab.v1.Proportion"> & {
  * Use `create(ProportionSchema)` to create a new message.
  */
 export const ProportionSchema: GenMessage<Proportion> = /*@__PURE__*/
-  messageDesc(file_trimtab_v1_labeling, 18);
+  messageDesc(file_trimtab_v1_labeling, 22);
 
 /**
  * LabelerAgreement is one labeler beside all others.
@@ -820,7 +1006,7 @@ export type LabelerAgreement = Message<"trimtab.v1.LabelerAgreement"> & {
  * Use `create(LabelerAgreementSchema)` to create a new message.
  */
 export const LabelerAgreementSchema: GenMessage<LabelerAgreement> = /*@__PURE__*/
-  messageDesc(file_trimtab_v1_labeling, 19);
+  messageDesc(file_trimtab_v1_labeling, 23);
 
 /**
  * PairAgreement is two labelers on the tasks that both labeled.
@@ -869,7 +1055,7 @@ export type PairAgreement = Message<"trimtab.v1.PairAgreement"> & {
  * Use `create(PairAgreementSchema)` to create a new message.
  */
 export const PairAgreementSchema: GenMessage<PairAgreement> = /*@__PURE__*/
-  messageDesc(file_trimtab_v1_labeling, 20);
+  messageDesc(file_trimtab_v1_labeling, 24);
 
 /**
  * GetAgreementResponse answers GetAgreement.
@@ -904,7 +1090,7 @@ export type GetAgreementResponse = Message<"trimtab.v1.GetAgreementResponse"> & 
  * Use `create(GetAgreementResponseSchema)` to create a new message.
  */
 export const GetAgreementResponseSchema: GenMessage<GetAgreementResponse> = /*@__PURE__*/
-  messageDesc(file_trimtab_v1_labeling, 21);
+  messageDesc(file_trimtab_v1_labeling, 25);
 
 /**
  * Account is a person who works with the service.
@@ -954,7 +1140,7 @@ export type Account = Message<"trimtab.v1.Account"> & {
  * Use `create(AccountSchema)` to create a new message.
  */
 export const AccountSchema: GenMessage<Account> = /*@__PURE__*/
-  messageDesc(file_trimtab_v1_labeling, 22);
+  messageDesc(file_trimtab_v1_labeling, 26);
 
 /**
  * CreateAccountRequest asks for an account.
@@ -996,7 +1182,7 @@ export type CreateAccountRequest = Message<"trimtab.v1.CreateAccountRequest"> & 
  * Use `create(CreateAccountRequestSchema)` to create a new message.
  */
 export const CreateAccountRequestSchema: GenMessage<CreateAccountRequest> = /*@__PURE__*/
-  messageDesc(file_trimtab_v1_labeling, 23);
+  messageDesc(file_trimtab_v1_labeling, 27);
 
 /**
  * CreateAccountResponse answers CreateAccount.
@@ -1017,7 +1203,7 @@ export type CreateAccountResponse = Message<"trimtab.v1.CreateAccountResponse"> 
  * Use `create(CreateAccountResponseSchema)` to create a new message.
  */
 export const CreateAccountResponseSchema: GenMessage<CreateAccountResponse> = /*@__PURE__*/
-  messageDesc(file_trimtab_v1_labeling, 24);
+  messageDesc(file_trimtab_v1_labeling, 28);
 
 /**
  * UpdateAccountRequest changes an account.
@@ -1066,7 +1252,7 @@ export type UpdateAccountRequest = Message<"trimtab.v1.UpdateAccountRequest"> & 
  * Use `create(UpdateAccountRequestSchema)` to create a new message.
  */
 export const UpdateAccountRequestSchema: GenMessage<UpdateAccountRequest> = /*@__PURE__*/
-  messageDesc(file_trimtab_v1_labeling, 25);
+  messageDesc(file_trimtab_v1_labeling, 29);
 
 /**
  * UpdateAccountResponse answers UpdateAccount.
@@ -1087,7 +1273,7 @@ export type UpdateAccountResponse = Message<"trimtab.v1.UpdateAccountResponse"> 
  * Use `create(UpdateAccountResponseSchema)` to create a new message.
  */
 export const UpdateAccountResponseSchema: GenMessage<UpdateAccountResponse> = /*@__PURE__*/
-  messageDesc(file_trimtab_v1_labeling, 26);
+  messageDesc(file_trimtab_v1_labeling, 30);
 
 /**
  * ListAccountsRequest asks for a page of accounts.
@@ -1115,7 +1301,7 @@ export type ListAccountsRequest = Message<"trimtab.v1.ListAccountsRequest"> & {
  * Use `create(ListAccountsRequestSchema)` to create a new message.
  */
 export const ListAccountsRequestSchema: GenMessage<ListAccountsRequest> = /*@__PURE__*/
-  messageDesc(file_trimtab_v1_labeling, 27);
+  messageDesc(file_trimtab_v1_labeling, 31);
 
 /**
  * ListAccountsResponse answers ListAccounts.
@@ -1143,7 +1329,7 @@ export type ListAccountsResponse = Message<"trimtab.v1.ListAccountsResponse"> & 
  * Use `create(ListAccountsResponseSchema)` to create a new message.
  */
 export const ListAccountsResponseSchema: GenMessage<ListAccountsResponse> = /*@__PURE__*/
-  messageDesc(file_trimtab_v1_labeling, 28);
+  messageDesc(file_trimtab_v1_labeling, 32);
 
 /**
  * AuditEvent is one change.
@@ -1199,7 +1385,7 @@ export type AuditEvent = Message<"trimtab.v1.AuditEvent"> & {
  * Use `create(AuditEventSchema)` to create a new message.
  */
 export const AuditEventSchema: GenMessage<AuditEvent> = /*@__PURE__*/
-  messageDesc(file_trimtab_v1_labeling, 29);
+  messageDesc(file_trimtab_v1_labeling, 33);
 
 /**
  * ListAuditEventsRequest asks for a page of the audit.
@@ -1227,7 +1413,7 @@ export type ListAuditEventsRequest = Message<"trimtab.v1.ListAuditEventsRequest"
  * Use `create(ListAuditEventsRequestSchema)` to create a new message.
  */
 export const ListAuditEventsRequestSchema: GenMessage<ListAuditEventsRequest> = /*@__PURE__*/
-  messageDesc(file_trimtab_v1_labeling, 30);
+  messageDesc(file_trimtab_v1_labeling, 34);
 
 /**
  * ListAuditEventsResponse answers ListAuditEvents.
@@ -1248,7 +1434,7 @@ export type ListAuditEventsResponse = Message<"trimtab.v1.ListAuditEventsRespons
  * Use `create(ListAuditEventsResponseSchema)` to create a new message.
  */
 export const ListAuditEventsResponseSchema: GenMessage<ListAuditEventsResponse> = /*@__PURE__*/
-  messageDesc(file_trimtab_v1_labeling, 31);
+  messageDesc(file_trimtab_v1_labeling, 35);
 
 /**
  * TaskKind is what a labeler does.
@@ -1292,7 +1478,7 @@ export const TaskKindSchema: GenEnum<TaskKind> = /*@__PURE__*/
   enumDesc(file_trimtab_v1_labeling, 0);
 
 /**
- * ProjectState says whether a project gives out tasks.
+ * ProjectState says whether a project gives out tasks. Each state can follow each other one.
  *
  * @generated from enum trimtab.v1.ProjectState
  */
@@ -1317,6 +1503,13 @@ export enum ProjectState {
    * @generated from enum value: PROJECT_STATE_CLOSED = 2;
    */
   CLOSED = 2,
+
+  /**
+   * As closed, and no labeler sees it in the list of projects. Its labels are still exported.
+   *
+   * @generated from enum value: PROJECT_STATE_ARCHIVED = 3;
+   */
+  ARCHIVED = 3,
 }
 
 /**
@@ -1370,6 +1563,7 @@ export const AccountRoleSchema: GenEnum<AccountRole> = /*@__PURE__*/
  * LabelingService keeps projects, tasks, accounts and labels in one database. What was acknowledged is on disk, and
  * every change has an entry in an append-only audit, but that of a draft and a lease that is renewed; so have logins, but
  * none that failed. While the database is away every call answers UNAVAILABLE / UNREACHABLE with google.rpc.RetryInfo.
+ * A text with the character U+0000 is INVALID_ARGUMENT / FIELD_INVALID in every call.
  * Scope: label; label.read to read projects and labels.
  *
  * @generated from service trimtab.v1.LabelingService
@@ -1421,9 +1615,9 @@ export const LabelingService: GenService<{
   },
   /**
    * ImportTasks adds tasks to a project, all or none: nothing is added before the stream has ended and every task is
-   * checked. The error of a bad task names it as tasks[i], i counted over the stream. Clients repeat no stream; sent
-   * again by its caller under the same import_id, an import adds nothing and returns what the first call added, if the
-   * tasks are equal, and DUPLICATE_ID if not.
+   * checked. The error of a bad task names it as tasks[i], i counted over the stream. A task whose key the project has is
+   * known where it is equal, and DUPLICATE_ID where not. Clients repeat no stream; sent again by its caller under the same
+   * import_id, an import adds nothing and returns what the first call did, if the tasks are equal, and DUPLICATE_ID if not.
    * Errors: NOT_FOUND; INVALID_ARGUMENT / FIELD_INVALID, FIELD_MISSING, TOO_MANY_ITEMS, DUPLICATE_ID.
    *
    * @generated from rpc trimtab.v1.LabelingService.ImportTasks
@@ -1432,6 +1626,30 @@ export const LabelingService: GenService<{
     methodKind: "client_streaming";
     input: typeof ImportTasksRequestSchema;
     output: typeof ImportTasksResponseSchema;
+  },
+  /**
+   * WithdrawTasks takes tasks out of a project, all or none: they are not given out, counted or exported any more. Their
+   * labels are kept, and one that is under way is still taken. Safe to retry: what is withdrawn already stays so.
+   * Errors: NOT_FOUND, also for a key that the project has not; INVALID_ARGUMENT / FIELD_MISSING, TOO_MANY_ITEMS.
+   *
+   * @generated from rpc trimtab.v1.LabelingService.WithdrawTasks
+   */
+  withdrawTasks: {
+    methodKind: "unary";
+    input: typeof WithdrawTasksRequestSchema;
+    output: typeof WithdrawTasksResponseSchema;
+  },
+  /**
+   * ResetQualification lets a labeler try the qualification of a project again: its labels of qualification tasks go to
+   * the audit, and it gets these tasks anew. Labelers never see gold answers, only their share of all pairs at the end.
+   * Safe to retry: without such a label it changes nothing. Errors: NOT_FOUND; INVALID_ARGUMENT / FIELD_INVALID.
+   *
+   * @generated from rpc trimtab.v1.LabelingService.ResetQualification
+   */
+  resetQualification: {
+    methodKind: "unary";
+    input: typeof ResetQualificationRequestSchema;
+    output: typeof ResetQualificationResponseSchema;
   },
   /**
    * ExportLabels sends the labels of a project as rows of the trainer's dataset formats, in the order in which their

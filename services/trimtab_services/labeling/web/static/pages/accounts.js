@@ -11,13 +11,23 @@ const ROLES = [
   ["admin", "Admin: also manages accounts and projects"],
 ];
 
+const GROUPS_ID = "known-groups";
+
 export async function accountsPage(main) {
   const list = h("ul", { class: "cards plain" });
-  const { accounts, next_after } = await get("accounts");
+  const { accounts, groups, next_after } = await get("accounts");
+  const known = h("datalist", { id: GROUPS_ID });
+  const offer = (more) =>
+    fill(
+      known,
+      [...new Set([...more, "heldout"])].map((value) => h("option", { value })),
+    );
+  offer(groups);
   list.append(...accounts.map(card));
   fill(
     main,
     h("h1", { tabindex: "-1" }, "Accounts"),
+    known,
     newAccount((account) => list.prepend(card(account))),
     h("h2", {}, "All accounts"),
     list,
@@ -105,5 +115,5 @@ function passwordInput(required) {
 }
 
 function groupInput(value) {
-  return h("input", { type: "text", maxlength: "63", value, autocapitalize: "none" });
+  return h("input", { type: "text", maxlength: "63", value, list: GROUPS_ID, autocapitalize: "none" });
 }

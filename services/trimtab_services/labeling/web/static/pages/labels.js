@@ -1,6 +1,6 @@
 // For reviewers: everybody's labels.
 
-import { get, path } from "../api.js";
+import { get, path, post, session } from "../api.js";
 import { field, fill, h } from "../dom.js";
 import { longText } from "../tasks/texts.js";
 import { moreButton } from "./lists.js";
@@ -14,7 +14,7 @@ export async function labelsPage(main, name) {
   const labeler = h("input", { type: "text", autocapitalize: "none", spellcheck: "false" });
   const search = async (event) => {
     event?.preventDefault();
-    await show(results, `${where}/labels?labeler=${encodeURIComponent(labeler.value.trim())}`);
+    await show(results, name, `${where}/labels?labeler=${encodeURIComponent(labeler.value.trim())}`);
   };
   fill(
     main,
@@ -31,22 +31,22 @@ export async function labelsPage(main, name) {
   await search();
 }
 
-async function show(results, address) {
+async function show(results, name, address) {
   const list = h("ol", { class: "cards plain" });
   const { labels, next_after } = await get(address);
-  list.append(...labels.map(card));
+  list.append(...labels.map((one) => card(name, one)));
   fill(
     results,
     labels.length ? list : h("p", {}, "There are no labels."),
     moreButton(next_after, async (after) => {
       const page = await get(`${address}&after=${after}`);
-      list.append(...page.labels.map(card));
+      list.append(...page.labels.map((one) => card(name, one)));
       return page.next_after;
     }),
   );
 }
 
-function card(one) {
+function card(name, one) {
   const { task } = one;
   const asked = task.prompt || task.messages?.at(-1)?.content || one.label?.prompt || one.task_key;
   const facts = [
@@ -54,6 +54,7 @@ function card(one) {
     one.group,
     one.is_qualification && "qualification",
     one.state === "skipped" && "skipped",
+    one.is_withdrawn && "withdrawn",
   ].filter(Boolean);
   const spent = one.active_ms === null ? one.seconds : one.active_ms / 1000;
   return h(
@@ -74,6 +75,32 @@ function card(one) {
       one.skip_reason && h("p", {}, `Skipped: ${one.skip_reason}`),
       one.label && labelSummary(one.label, task.answers ?? []),
       h("p", { class: "hint" }, `Task ${one.task_key} · ${Math.round(spent)} s of work`),
+      session.account.role === "admin" && withdrawal(name, one),
     ),
   );
+}
+
+/** Takes the task out of the project, or puts it back. */
+function withdrawal(name, one) {
+  const outcome = h("p", { class: "outcome", role: "status" });
+  const button = h("button", { type: "button" });
+  const texts = () => {
+    button.textContent = one.is_withdrawn ? "Put the task back" : "Withdraw the task";
+  };
+  button.addEventListener("click", async () => {
+    const restore = one.is_withdrawn;
+    try {
+      await post(`projects/${path(name)}/withdraw`, { task_keys: [one.task_key], restore });
+      one.is_withdrawn = !restore;
+      fill(
+        outcome,
+        restore ? "The task is back, with its labels." : "The task is withdrawn: no longer given out or exported.",
+      );
+    } catch (error) {
+      fill(outcome, error.message);
+    }
+    texts();
+  });
+  texts();
+  return h("div", { class: "row" }, button, outcome);
 }

@@ -4,12 +4,13 @@ import { get, path, session } from "../api.js";
 import { counted, fill, h } from "../dom.js";
 import { markdown } from "../markdown.js";
 import { KIND_NAMES } from "../tasks/texts.js";
-import { qualificationText } from "./projects.js";
+import { notPassedText, qualificationText } from "./projects.js";
 
 export async function projectPage(main, name) {
   const project = await get(`projects/${path(name)}`);
   const link = (page, text, kind = "button") => h("a", { class: kind, href: `#/projects/${path(name)}/${page}` }, text);
   const role = session.account.role;
+  const isBarred = project.mine.qualification.passed === false;
   fill(
     main,
     h("h1", { tabindex: "-1" }, name),
@@ -17,7 +18,7 @@ export async function projectPage(main, name) {
       "p",
       {},
       KIND_NAMES[project.kind],
-      !project.is_open && h("span", { class: "badge" }, "closed: gives out no tasks"),
+      project.state !== "open" && h("span", { class: "badge" }, `${project.state}: gives out no tasks`),
     ),
     h(
       "p",
@@ -25,10 +26,11 @@ export async function projectPage(main, name) {
       `You: ${counted(project.mine.labels, "label")}, ${project.mine.skips} skipped`,
       qualificationText(project),
     ),
+    isBarred && h("p", { class: "card problem" }, notPassedText(project)),
     h(
       "p",
       { class: "row" },
-      link("work", project.mine.labels ? "Continue" : "Start", "button primary"),
+      !isBarred && link("work", project.mine.labels ? "Continue" : "Start", "button primary"),
       link("mine", "My labels"),
       role !== "labeler" && link("review", "Agreement"),
       role !== "labeler" && link("labels", "All labels"),

@@ -31,7 +31,7 @@ function card(project) {
     "li",
     { class: "card project" },
     h("h2", {}, h("a", { href: `#/projects/${path(project.name)}` }, project.name)),
-    h("p", {}, KIND_NAMES[project.kind], !project.is_open && h("span", { class: "badge" }, "closed")),
+    h("p", {}, KIND_NAMES[project.kind], project.state !== "open" && h("span", { class: "badge" }, project.state)),
     h(
       "p",
       { class: "hint" },
@@ -48,4 +48,14 @@ export function qualificationText(project) {
   if (passed === null) return ` · qualification: ${done} of ${counted(wanted, "task")} done`;
   const share = pairs ? `${agreeing} of ${pairs} pairs as the gold answers` : "no pairs compared";
   return ` · qualification ${passed ? "passed" : "not passed"} (${share})`;
+}
+
+/** Why there are no tasks for somebody who failed the qualification, and what can be done. */
+export function notPassedText(project) {
+  const { agreeing, pairs } = project.mine.qualification;
+  const wanted = `${(100 * project.qualification_pass).toLocaleString("en")} %`;
+  return (
+    `You did not pass the qualification: you ordered ${agreeing} of ${pairs} pairs as the gold answers, and ${wanted} ` +
+    "of them are needed. So there are no tasks for you here. A reviewer can let you try again."
+  );
 }

@@ -1,12 +1,24 @@
 // For reviewers: how far a project is, and how its labelers agree.
 
-import { get, path } from "../api.js";
+import { get, path, post } from "../api.js";
 import { fill, h } from "../dom.js";
+import { notice } from "../notices.js";
 import { table } from "./lists.js";
 
 export async function reviewPage(main, name) {
   const where = `projects/${path(name)}`;
-  const [progress, report] = await Promise.all([get(`${where}/progress`), get(`${where}/agreement`)]);
+  const [project, progress, report] = await Promise.all(
+    [where, `${where}/progress`, `${where}/agreement`].map((address) => get(address)),
+  );
+  const retry = (one) =>
+    one.gold.count > 0 &&
+    one.gold.value < project.qualification_pass &&
+    h(
+      "button",
+      { type: "button", onClick: () => letTryAgain(main, name, one.labeler) },
+      `Let ${one.labeler} try again`,
+    );
+  const failed = report.labelers.map(retry).filter(Boolean);
   fill(
     main,
     h("h1", { tabindex: "-1" }, `Agreement: ${name}`),
@@ -30,18 +42,39 @@ export async function reviewPage(main, name) {
         ["Labeler", "Group", "Labels", "Skipped", "With others", "With gold", "Median time"],
         report.labelers.map(labeler),
       ),
+    failed.length > 0 &&
+      h(
+        "section",
+        { class: "card" },
+        h("h2", {}, "Qualification not passed"),
+        h("p", {}, "Who tries again gets the same tasks; the labels of the first try go to the audit."),
+        h("p", { class: "row" }, failed),
+      ),
     report.pairs.length > 0 &&
       table("Pairs of labelers", ["Pair", "Agreement", "Tasks", "Kendall’s tau-b"], report.pairs.map(pair)),
   );
 }
 
+async function letTryAgain(main, name, labeler) {
+  try {
+    await post(`projects/${path(name)}/qualification/${path(labeler)}`);
+    notice("qualification", `${labeler} gets the qualification tasks again.`, { kind: "good", canClose: true });
+    await reviewPage(main, name);
+    main.querySelector("h1").focus();
+  } catch (error) {
+    notice("qualification", `It did not work: ${error.message}`, { kind: "error", canClose: true });
+  }
+}
+
 function progressCard(progress) {
-  const { tasks, finished_tasks, labels, leased_tasks, qualification_tasks } = progress;
+  const { tasks, finished_tasks, labels, heldout_labels, leased_tasks, qualification_tasks, withdrawn_tasks } =
+    progress;
   const facts = {
     "Tasks finished": `${finished_tasks} of ${tasks}`,
-    Labels: labels,
+    Labels: heldout_labels ? `${labels}, ${heldout_labels} of them held out` : labels,
     "In work now": leased_tasks,
     "Qualification tasks": qualification_tasks,
+    ...(withdrawn_tasks ? { "Withdrawn tasks": withdrawn_tasks } : {}),
   };
   return h(
     "section",

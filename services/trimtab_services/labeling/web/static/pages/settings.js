@@ -12,8 +12,15 @@ const DEFAULTS = {
   lease_ms: 30 * MINUTE_MS,
   undo_ms: 10 * MINUTE_MS,
   qualification_pass: 0,
-  is_open: true,
+  state: "open",
+  heldout_group: "heldout",
+  heldout_overlap: 0,
 };
+const STATES = [
+  ["open", "Tasks are given out"],
+  ["closed", "No tasks are given out"],
+  ["archived", "Archived: as closed, and not in the labelers’ list"],
+];
 
 export function newProjectPage(main) {
   const name = h("input", {
@@ -76,7 +83,6 @@ export async function settingsPage(main, name) {
 class ProjectFields {
   element;
   #inputs;
-  #open;
 
   constructor(project) {
     const number = (value, min, max, step) => h("input", { type: "number", value, min, max, step, required: true });
@@ -86,10 +92,12 @@ class ProjectFields {
       lease: number(project.lease_ms / MINUTE_MS, 1 / 60, 1440, "any"),
       undo: number(project.undo_ms / MINUTE_MS, 0, 1440, "any"),
       pass: number(100 * project.qualification_pass, 0, 100, "any"),
+      heldoutGroup: h("input", { type: "text", maxlength: "63", value: project.heldout_group, autocapitalize: "none" }),
+      heldoutOverlap: number(project.heldout_overlap, 0, 100, 1),
+      state: select(STATES, project.state),
     };
     this.#inputs.instructions.value = project.instructions;
-    this.#open = check("Tasks are given out", project.is_open);
-    const { instructions, overlap, lease, undo, pass } = this.#inputs;
+    const { instructions, overlap, lease, undo, pass, heldoutGroup, heldoutOverlap, state } = this.#inputs;
     this.element = h(
       "div",
       {},
@@ -105,20 +113,28 @@ class ProjectFields {
         field("Minutes that a task stays with a labeler who does nothing", lease),
         field("Minutes in which the last label can be taken back", undo),
         field("Per cent of gold pairs for the qualification", pass, "0: the qualification bars nobody."),
+        field(
+          "Held-out group",
+          heldoutGroup,
+          "Its labels stand beside the labels for each task. Empty: all count alike.",
+        ),
+        field("Most held-out labels of a task", heldoutOverlap, "0: as many as there are such labelers."),
+        field("State", state),
       ),
-      this.#open.element,
     );
   }
 
   get value() {
-    const { instructions, overlap, lease, undo, pass } = this.#inputs;
+    const { instructions, overlap, lease, undo, pass, heldoutGroup, heldoutOverlap, state } = this.#inputs;
     return {
       instructions: instructions.value,
       overlap: Number(overlap.value),
       lease_ms: Math.round(MINUTE_MS * Number(lease.value)),
       undo_ms: Math.round(MINUTE_MS * Number(undo.value)),
       qualification_pass: Number(pass.value) / 100,
-      is_open: this.#open.input.checked,
+      heldout_group: heldoutGroup.value,
+      heldout_overlap: Number(heldoutOverlap.value),
+      state: state.value,
     };
   }
 }

@@ -17,6 +17,7 @@ import { CompareEditor } from "../tasks/compare.js";
 import { DemonstrateEditor } from "../tasks/demonstrate.js";
 import { RankEditor } from "../tasks/rank.js";
 import { KIND_NAMES, promptOf } from "../tasks/texts.js";
+import { notPassedText } from "./projects.js";
 import { TaskNotices } from "./work_notices.js";
 import { WorkBar } from "./work_bar.js";
 
@@ -86,7 +87,9 @@ class WorkPage {
       given = (await post(`projects/${path(this.#projectName)}/next`)).assignment;
     } catch (error) {
       if (error.status !== 409) throw error;
-      return this.#showNothing(error.message);
+      if (error.field !== "qualification") return this.#showNothing(error.message);
+      this.#project = await get(`projects/${path(this.#projectName)}`);
+      return this.#showNothing(notPassedText(this.#project));
     }
     if (given) return await this.#showNew(given);
     await forgetTask(this.#projectName);
@@ -209,8 +212,8 @@ class WorkPage {
     if (
       doubt &&
       (await ask(
-        "Send this order?",
-        [h("p", {}, doubt)],
+        "Send this label?",
+        doubt.map((sentence) => h("p", {}, sentence)),
         [
           ["Cancel", "cancel", "quiet"],
           ["Send", "send", "primary"],

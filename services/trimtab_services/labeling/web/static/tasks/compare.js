@@ -1,8 +1,8 @@
 // Compares two answers, without a word on where they come from.
 
 import { freshId, h } from "../dom.js";
-import { AnswerCard, judgements, restoreJudgements } from "./answer_card.js";
-import { areEqual } from "./ranking.js";
+import { AnswerCard, answerName, judgements, restoreJudgements } from "./answer_card.js";
+import { areEqual, contradictions } from "./ranking.js";
 
 const CHOICES = [
   { key: "A", text: "A is better", ranking: [[0], [1]] },
@@ -75,7 +75,11 @@ export class CompareEditor {
   }
 
   doubt() {
-    return null;
+    const ratings = this.#cards.map((card) => card.rating);
+    const [first] = contradictions(this.#chosen().ranking, ratings);
+    if (!first) return null;
+    const [better, other] = first.map(answerName);
+    return [`You said that ${better} is better, but rated it lower than ${other}. Send anyway?`];
   }
 
   label() {

@@ -1,8 +1,8 @@
 // Ranks four to nine answers: they are read in one place, each with its rating and questions, and ordered in another.
 
-import { h } from "../dom.js";
+import { counted, h } from "../dom.js";
 import { AnswerCard, answerName, judgements, restoreJudgements } from "./answer_card.js";
-import { inPageOrder, isWhole, rankOf } from "./ranking.js";
+import { contradictions, inPageOrder, isWhole, rankOf } from "./ranking.js";
 import { KEYS, Sortable } from "./sortable.js";
 
 export class RankEditor {
@@ -57,11 +57,21 @@ export class RankEditor {
     return this.#cards.map((card) => card.problem()).find(Boolean) ?? null;
   }
 
-  /** What a labeler should say yes to before the label is sent; null when nothing. */
+  /** What a labeler should say yes to before the label is sent, a sentence each; null when nothing. */
   doubt() {
-    return this.#isTouched
-      ? null
-      : "You have not moved any answer: the order is that in which they were shown. Send it?";
+    const doubts = [];
+    if (!this.#isTouched)
+      doubts.push("You have not moved any answer: the order is that in which they were shown. Send it?");
+    const [first, ...others] = contradictions(
+      this.#order.groups,
+      this.#cards.map((card) => card.rating),
+    );
+    if (first) {
+      const [above, below] = first.map(answerName);
+      const more = others.length ? ` The same goes for ${counted(others.length, "other pair")}.` : "";
+      doubts.push(`You ranked ${above} above ${below}, but rated it lower.${more} Send anyway?`);
+    }
+    return doubts.length ? doubts : null;
   }
 
   label() {

@@ -47,6 +47,21 @@ export function placedAt(groups, place, gap) {
   return [...before, [place], ...without(groups.slice(gap), place)];
 }
 
+/** Pairs of answers, the better one first, whose ratings say the contrary; null is no rating. */
+export function contradictions(groups, ratings) {
+  const pairs = groups.flatMap((group, rank) =>
+    group.flatMap((above) =>
+      groups
+        .slice(rank + 1)
+        .flat()
+        .map((below) => [above, below]),
+    ),
+  );
+  return pairs.filter(
+    ([above, below]) => ratings[above] !== null && ratings[below] !== null && ratings[above] < ratings[below],
+  );
+}
+
 /** The same order. */
 export function areEqual(one, other) {
   return JSON.stringify(one) === JSON.stringify(other);

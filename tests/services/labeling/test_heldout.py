@@ -1,0 +1,140 @@
+"""Labels of held-out labelers: beside the overlap, neither using up a task nor holding it back."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import sqlalchemy as sa
+
+from trimtab.v1 import labeling_pb2 as pb
+from trimtab_services.labeling import accounts, assignments, imports, projects
+from trimtab_services.labeling.contents import Task, TaskKind
+from trimtab_services.labeling.database import Database
+
+from .people import PASSWORD, Person, Service, in_order, ranking_task
+from .test_assignment import plan
+
+
+def work(person: Person, project: str = "p", most: int = 100) -> list[str]:
+    """Labels until there is nothing left; returns the prompts."""
+    prompts = []
+    while len(prompts) < most and (given := person.next(project)):
+        assert person.submit(given, in_order(given)).status_code == 200
+        prompts.append(given["prompt"])
+    return prompts
+
+
+def groups_of(service: Service, **options: bool) -> dict[str, list[str]]:
+    rows = [json.loads(row.row_json) for row in service.export(**options)]
+    return {row["task_key"]: [label["group"] for label in row["labels"]] for row in rows}
+
+
+def progress(service: Service) -> pb.ProjectProgress:
+    return service.program.get_project(pb.GetProjectRequest(name="p")).project.progress
+
+
+def test_a_held_out_label_uses_up_no_task_and_finishes_none(either: Service) -> None:
+    either.project(overlap=1)
+    either.add(*(ranking_task(number) for number in range(3)))
+    held, other = either.person("hal", group="heldout"), either.person("hana", group="heldout")
+    ann = either.person("ann")
+    assert len(work(held)) == len(work(other)) == 3  # by default as many as there are such labelers, each once
+    told = progress(either)
+    assert (told.finished_tasks, told.labels, told.heldout_labels) == (0, 6, 6)
+    assert groups_of(either) == {}
+    assert set(groups_of(either, include_unfinished=True)) == {"task-0", "task-1", "task-2"}
+    assert len(work(ann, most=2)) == 2
+    told = progress(either)
+    assert (told.finished_tasks, told.labels, told.heldout_labels) == (2, 8, 6)
+    assert groups_of(either) == dict.fromkeys(("task-0", "task-1"), ["heldout", "heldout", ""])
+
+
+def test_a_finished_task_comes_again_with_its_held_out_label(either: Service) -> None:
+    either.project()
+    either.add(ranking_task(0), ranking_task(1))
+    work(either.person("ann"))
+    hal = either.person("hal", group="heldout")
+    given = hal.next("p")
+    assert hal.submit(given, in_order(given)).status_code == 200
+    assert groups_of(either) == {"task-1": [""], "task-0": ["", "heldout"]}
+    assert hal.post(f"assignments/{given['id']}/undo").json()["state"] == "leased"
+    assert groups_of(either) == {"task-1": [""], "task-0": [""]}
+    assert [row.sequence for row in either.export()] == [2, 4]
+
+
+def test_a_task_gets_no_more_held_out_labels_than_its_project_wants(either: Service) -> None:
+    either.project(overlap=2, heldout_overlap=1)
+    either.add(*(ranking_task(number) for number in range(4)))
+    held = [either.person(name, group="heldout") for name in ("hal", "hana")]
+    given = [person.next("p") for person in held]
+    assert given[0]["prompt"] != given[1]["prompt"]  # a lease counts
+    done = [work(person) for person in held]
+    assert sorted(done[0] + done[1]) == [f"Question {number}?" for number in range(4)]
+    assert [len(work(either.person(name))) for name in ("ann", "bob", "cat")] == [4, 4, 0]
+    assert set(map(len, groups_of(either).values())) == {3}
+
+
+def test_held_out_labelers_spread_over_the_tasks(either: Service) -> None:
+    either.project()
+    either.add(*(ranking_task(number) for number in range(4)))
+    hal, hana = (either.person(name, group="heldout") for name in ("hal", "hana"))
+    assert set(work(hal, most=2) + work(hana, most=2)) == {f"Question {number}?" for number in range(4)}
+
+
+def test_a_late_held_out_label_is_measured_by_those_of_its_kind(either: Service) -> None:
+    either.project(heldout_overlap=1, lease_ms=1000)
+    either.add(ranking_task(0))
+    hal, hana, ann = (
+        either.person(name, group=group) for name, group in (("hal", "heldout"), ("hana", "heldout"), ("ann", ""))
+    )
+    slow = hal.next("p")
+    time.sleep(1.1)
+    assert work(ann) == ["Question 0?"]
+    assert hal.post(f"assignments/{slow['id']}/renew").status_code == 200  # ann's label takes nothing from hal
+    time.sleep(1.1)
+    assert work(hana) == ["Question 0?"]
+    refused = hal.submit(slow, in_order(slow))
+    assert (refused.status_code, refused.json()["reason"]) == (409, "LEASE_LOST")
+
+
+def test_another_group_counts_the_labels_anew(either: Service) -> None:
+    either.project()
+    either.add(ranking_task(0), ranking_task(1))
+    work(either.person("tess", group="testers"), most=1)
+    work(either.person("hal", group="heldout"))
+    assert groups_of(either) == {"task-0": ["testers", "heldout"]}
+    either.program.update_project(pb.UpdateProjectRequest(name="p", heldout_group="testers"))
+    assert groups_of(either) == {"task-0": ["testers", "heldout"], "task-1": ["heldout"]}
+    assert progress(either).heldout_labels == 1
+    changed = either.program.update_project(pb.UpdateProjectRequest(name="p", heldout_group="", heldout_overlap=3))
+    assert (changed.project.heldout_group, changed.project.heldout_overlap) == ("", 3)
+    told = progress(either)
+    assert (told.finished_tasks, told.labels, told.heldout_labels) == (2, 3, 0)
+
+
+def test_the_next_held_out_task_is_found_without_a_look_at_all_of_them(database: str) -> None:
+    opened = Database(database)
+    opened.migrate()
+    with opened.changing() as connection:
+        password = accounts.NewPassword.of(PASSWORD)
+        hal = accounts.create(
+            connection, "t", name="hal", password=password, role=accounts.Role.LABELER, group="heldout"
+        )
+        for name, heldout_overlap in (("any", 0), ("one", 1)):
+            fields = projects.ProjectFields(heldout_overlap=heldout_overlap)
+            projects.create(connection, "t", name, TaskKind.RANK, wants_ratings=False, fields=fields)
+            new = [Task(prompt=f"Q{number}", answers=("a", "b", "c", "d")) for number in range(300)]
+            imports.add(connection, "t", name, "i", new, max_characters=100)
+    asked: list[tuple[str, object]] = []
+    sa.event.listen(
+        opened.engine, "before_cursor_execute", lambda c, cursor, text, values, *_: asked.append((text, values))
+    )
+    for name in ("any", "one"):
+        with opened.changing() as connection:
+            asked.clear()
+            assert assignments.give_out(connection, hal, name) is not None
+            _, (text, values) = [(text, values) for text, values in asked if "LIMIT" in text]
+            told = plan(connection, text, values)
+            assert "ix_tasks_heldout" in told and "sort" not in told.lower() and "order by" not in told.lower(), told
+    opened.close()
