@@ -15,7 +15,7 @@ from tiny_models import make_policy, make_tokenizer
 from trimtab_models.loading import load_policy, save_model
 from trimtab_models.tokenizer import load_tokenizer
 
-__all__ = ["direct_logprob", "found_by", "model_folder", "write_rows"]
+__all__ = ["direct_logprob", "found_by", "model_folder", "unloadable_folder", "write_rows"]
 
 
 def model_folder(folder: Path, *, seed: int) -> Path:
@@ -24,6 +24,14 @@ def model_folder(folder: Path, *, seed: int) -> Path:
     model = make_policy("llama", len(tokenizer), seed=seed)
     model.config.max_position_embeddings = 4096
     save_model(model, tokenizer, folder)
+    return folder
+
+
+def unloadable_folder(folder: Path) -> Path:
+    """A folder of which a service cannot load the weights: whatever is told before that was found without any model."""
+    model_folder(folder, seed=0)
+    for weights in folder.glob("*.safetensors"):
+        weights.write_bytes(b"no tensors")
     return folder
 
 

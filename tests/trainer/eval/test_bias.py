@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from scipy.stats import entropy as scipy_entropy
 
 from real_data import real
 from running import running
-from trimtab.errors import ConfigError, DataError, Mismatch, Unavailable
+from trimtab.errors import ConfigError, DataError, Mismatch, ModelFolderError, Unavailable
 from trimtab_trainer.dpo_reference import folder_digest
 from trimtab_trainer.eval.safety.bias import (
     PairLogprobs,
@@ -26,7 +27,7 @@ from trimtab_trainer.eval.safety.bias import (
 from trimtab_trainer.eval.safety.bias_command import command
 from trimtab_trainer.eval.safety.instructions import INSTRUCTIONS
 
-from .contestant_models import direct_logprob, found_by, model_folder, write_rows
+from .contestant_models import direct_logprob, found_by, model_folder, unloadable_folder, write_rows
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +168,11 @@ class TestCommand:
             ((*model, *model, "--crows-pairs", file), ConfigError, "'base' is named twice"),
             ((*model, "--baseline", "sft", "--crows-pairs", file), ConfigError, "'sft' is no --model; allowed: base"),
             ((*model, *tokenizer, "--crows-pairs", tmp_path / "none"), ConfigError, "no such file"),
-            ((*model, *tokenizer, "--crows-pairs", long), DataError, r"long:1: \d+ tokens .*; the model takes 4096"),
+            (
+                (*model, *tokenizer, "--crows-pairs", long),
+                DataError,
+                r"long:1: sent_more: \d+ tokens .* base takes 4096",
+            ),
             (("--model", "base=127.0.0.1:1", *tokenizer, "--crows-pairs", file), Unavailable, "127.0.0.1:1"),
         ):
             with pytest.raises(error, match=message):
@@ -185,10 +190,53 @@ class TestCommand:
         with pytest.raises(Mismatch, match="tokenizer: .*other has "):
             CliRunner().invoke(command, list(map(str, arguments)), catch_exceptions=False)
 
+    def test_what_is_wrong_is_told_before_any_model_is_loaded(self, base: Path, tmp_path: Path) -> None:
+        first = ("--model", f"x={unloadable_folder(tmp_path / 'unloadable')}")
+        good = write_rows(tmp_path / "crows", [{"sent_more": "a", "sent_less": "b", "bias_type": "age"}])
+        bad = write_rows(tmp_path / "bad", [{"sent_more": "a", "sent_less": " ", "bias_type": "age"}])
+        long = write_rows(tmp_path / "long", [{"sent_more": "a", "sent_less": "xq " * 3000, "bias_type": "age"}])
+        (tmp_path / "empty").mkdir()
+        shutil.copytree(base, tmp_path / "no tokenizer", ignore=shutil.ignore_patterns("tokenizer*"))
+        (tmp_path / "file").touch()
+        with running("generation", model_folder=base) as policy:
+            for arguments, error, message in (
+                ((*first, "--crows-pairs", bad), DataError, "bad:1: sent_less must be a text"),
+                ((*first, "--crows-pairs", long), DataError, r"long:1: sent_less: \d+ tokens .*; x takes 4096"),
+                ((*first, "--crows-pairs", good, "--winogender", good), DataError, "crows:1: sentid must be a text"),
+                ((*first, "--crows-pairs", good, "--model", "y=127.0.0.1:1"), ConfigError, "tokenizer: y is a service"),
+                (
+                    (*first, "--crows-pairs", good, "--model", "y=127.0.0.1:1", "--tokenizer", base),
+                    Unavailable,
+                    "127.0.0.1:1",
+                ),
+                (
+                    (*first, "--crows-pairs", good, "--model", f"y={policy.target}", "--tokenizer", base),
+                    ConfigError,
+                    "is trimtab.v1.GenerationService; allowed here: trimtab.v1.ReferenceService",
+                ),
+                (
+                    (*first, "--crows-pairs", good, "--model", f"y={tmp_path / 'empty'}"),
+                    ConfigError,
+                    r"empty is no model folder \(it has no config.json\)",
+                ),
+                (
+                    (*first, "--crows-pairs", good, "--model", f"y={tmp_path / 'no tokenizer'}"),
+                    ModelFolderError,
+                    "no tokenizer",
+                ),
+                (
+                    (*first, "--crows-pairs", good, "--out", tmp_path / "file" / "eval"),
+                    ConfigError,
+                    "file is no folder",
+                ),
+            ):
+                with pytest.raises(error, match=message):
+                    CliRunner().invoke(command, list(map(str, arguments)), catch_exceptions=False)
+
     def test_a_service_that_cannot_start(self, tmp_path: Path) -> None:
-        broken = tmp_path / "broken"
-        broken.mkdir()
-        (broken / "config.json").write_text("{}")
+        unloadable = unloadable_folder(tmp_path / "unloadable")
         file = write_rows(tmp_path / "crows", [{"sent_more": "a", "sent_less": "b", "bias_type": "age"}])
         with pytest.raises(Unavailable, match="reference"):
-            CliRunner().invoke(command, ["--model", f"x={broken}", "--crows-pairs", str(file)], catch_exceptions=False)
+            CliRunner().invoke(
+                command, ["--model", f"x={unloadable}", "--crows-pairs", str(file)], catch_exceptions=False
+            )

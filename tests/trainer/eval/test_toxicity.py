@@ -17,7 +17,7 @@ from scipy.stats import mannwhitneyu
 
 from real_data import real
 from running import running
-from trimtab.errors import ConfigError, DataError
+from trimtab.errors import ConfigError, DataError, Unavailable
 from trimtab.types import SamplingParams, ScoreItem, ScoreRequest
 from trimtab_models.loading import reward_model_from_policy, save_model
 from trimtab_models.tokenizer import load_tokenizer
@@ -38,9 +38,9 @@ from trimtab_trainer.eval.safety.toxicity import (
 )
 from trimtab_trainer.eval.safety.toxicity_classifier_command import command as classifier_command
 from trimtab_trainer.eval.safety.toxicity_command import command
-from trimtab_trainer.eval.safety.toxicity_services import complete, scorer, scores_of
+from trimtab_trainer.eval.safety.toxicity_services import complete, parse_scorer, scores_of
 
-from .contestant_models import found_by, model_folder, write_rows
+from .contestant_models import found_by, model_folder, unloadable_folder, write_rows
 
 
 def prompts(count: int) -> list[ToxicityPrompt]:
@@ -223,8 +223,8 @@ class TestCommand:
             running("reward", model_folder=classifier, max_items_per_request=3) as reward,
             served("generation", Contestant("small", policy.target), connection) as small,
             served("generation", Contestant("large", services["generation"]), connection) as large,
-            scorer(f"grpc:{reward.target}", connection) as small_scorer,
-            scorer(f"grpc:{services['reward']}", connection) as large_scorer,
+            served("reward", parse_scorer(f"grpc:{reward.target}"), connection) as small_scorer,
+            served("reward", parse_scorer(f"grpc:{services['reward']}"), connection) as large_scorer,
         ):
             for samples in (1, 2, 5):
                 found = [complete(one, texts, sampling=sampling, samples=samples, seed=7) for one in (small, large)]
@@ -243,6 +243,35 @@ class TestCommand:
         ):
             with pytest.raises(ConfigError, match=message):
                 CliRunner().invoke(command, [*common, *arguments], catch_exceptions=False)
+
+    def test_what_is_wrong_is_told_before_any_model_is_loaded(
+        self, services: dict[str, str], tmp_path: Path, base: Path, classifier: Path
+    ) -> None:
+        rows = [{"prompt": {"text": text}, "continuation": {"text": "b"}} for text in ("a", "xq " * 3000)]
+        file, long = write_rows(tmp_path / "rows", rows[:1] * 2), write_rows(tmp_path / "long", rows)
+        (tmp_path / "file").touch()
+        first = ("--model", f"x={unloadable_folder(tmp_path / 'unloadable')}")
+        scored = ("--scorer", f"folder:{classifier}")
+        completions = ("--completions", tmp_path / "file" / "texts")
+        for arguments, error, message in (
+            ((*first, "--prompts", file, "--scorer", f"folder:{base}"), ConfigError, "which is no sequence classifier"),
+            ((*first, "--prompts", file, "--scorer", f"folder:{tmp_path}"), ConfigError, "scorer: .*no config.json"),
+            ((*first, "--prompts", file, "--scorer", "grpc:127.0.0.1:1"), Unavailable, "127.0.0.1:1"),
+            (
+                (*first, "--prompts", file, "--scorer", f"grpc:{services['generation']}"),
+                ConfigError,
+                "scorer: .* is trimtab.v1.GenerationService; allowed here: trimtab.v1.RewardService",
+            ),
+            ((*first, "--prompts", file, *scored, "--model", "y=127.0.0.1:1"), Unavailable, "127.0.0.1:1"),
+            (
+                (*first, "--prompts", long, *scored),
+                DataError,
+                r"long:2: prompt.text: \d+ tokens under instruction none and 64 new ones .*; x takes 4096",
+            ),
+            ((*first, "--prompts", file, *scored, *completions), ConfigError, "completions: .*file is no folder"),
+        ):
+            with pytest.raises(error, match=message):
+                CliRunner().invoke(command, list(map(str, arguments)), catch_exceptions=False)
 
 
 def test_a_classifier_of_our_own(base: Path, tmp_path: Path, go: Callable[..., Any]) -> None:

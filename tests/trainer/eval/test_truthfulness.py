@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from real_data import real
 from running import running
@@ -15,7 +16,7 @@ from trimtab.errors import DataError
 from trimtab_trainer.eval.safety.truthfulness import PROMPTS, mc1, mc2, question_context, read_truthfulqa
 from trimtab_trainer.eval.safety.truthfulness_command import command
 
-from .contestant_models import direct_logprob, found_by, model_folder, write_rows
+from .contestant_models import direct_logprob, found_by, model_folder, unloadable_folder, write_rows
 
 ROW: dict[str, Any] = {
     "Question": "What steers the ship?",
@@ -119,3 +120,11 @@ def test_figures_are_those_of_the_models_themselves(tmp_path: Path) -> None:
         delta = by_model["tuned"]["mc2"] - by_model["base"]["mc2"]
         assert found["tuned"][prompt]["mc2_delta"]["value"] == pytest.approx(delta, abs=1e-3)
         assert "mc2_delta" not in found["base"][prompt] and found["base"][prompt]["questions"] == 2
+
+
+def test_a_question_that_is_too_long_is_told_before_any_model_is_loaded(tmp_path: Path) -> None:
+    long = ROW | {"mc2_targets": ROW["mc2_targets"] | {"xq " * 3000: 0}}
+    file = write_rows(tmp_path / "rows", [ROW, long])
+    arguments = ["--model", f"x={unloadable_folder(tmp_path / 'unloadable')}", "--truthfulqa", str(file)]
+    with pytest.raises(DataError, match=r"rows:2: mc2_targets: \d+ tokens with its context; x takes 4096"):
+        CliRunner().invoke(command, arguments, catch_exceptions=False)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,17 @@ from trimtab.errors import ConfigError, Mismatch, Unavailable
 from trimtab.local.replica import Replica
 from trimtab.types import ServiceInfo, ServiceState
 
-__all__ = ["Connection", "Contestant", "Served", "baseline_of", "parse_contestants", "served"]
+__all__ = [
+    "Comparison",
+    "Connection",
+    "Contestant",
+    "Served",
+    "ask_services",
+    "baseline_of",
+    "check_model_folder",
+    "parse_contestants",
+    "served",
+]
 
 _START_S = 600.0
 """Seconds that a service of ours gets to load its model."""
@@ -41,6 +51,11 @@ class Contestant:
         """The model folder; None where a service is there already."""
         return Path(self.place) if Path(self.place).is_dir() else None
 
+    @property
+    def is_url(self) -> bool:
+        """Whether it is a URL, of what may be no service of ours."""
+        return self.place.startswith(("http://", "https://"))
+
 
 @dataclass(frozen=True)
 class Connection:
@@ -50,6 +65,23 @@ class Connection:
     token: Token | None = None
     tls: TLSConfig | None = None
     insecure: bool = False
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The models that a command sets beside one another.
+
+    Attributes:
+        contestants: as the options name them.
+        baseline: name of the one that the others are compared with.
+        connection: to services that are there.
+        tokenizers: folder with the tokenizer of each contestant, by name; empty where the command needs none.
+    """
+
+    contestants: Sequence[Contestant]
+    baseline: str
+    connection: Connection
+    tokenizers: Mapping[str, Path]
 
 
 @dataclass(frozen=True)
@@ -85,7 +117,7 @@ def parse_contestants(texts: Sequence[str], *, urls: bool = False) -> list[Conte
         urls: whether a place may be an http or https URL.
 
     Raises:
-        ConfigError: one is not NAME=PLACE, two have one name, or a place is none.
+        ConfigError: one is not NAME=PLACE, two have one name, or a place is none, such as a folder without a model.
     """
     found = [_parse(text, urls) for text in texts]
     names = [one.name for one in found]
@@ -109,6 +141,52 @@ def baseline_of(contestants: Sequence[Contestant], name: str | None) -> str:
     return name if name is not None else names[0]
 
 
+def check_model_folder(field: str, folder: Path) -> None:
+    """Refuses a folder that surely is no model's, before anything is loaded.
+
+    Args:
+        field: the option that names it.
+        folder: which is there.
+
+    Raises:
+        ConfigError: it has no config.json, or no safetensors.
+    """
+    for pattern in ("config.json", "*.safetensors"):
+        if not any(folder.glob(pattern)):
+            raise ConfigError(
+                f"{field}: {folder} is no model folder (it has no {pattern})", field=field, value=folder, limit=pattern
+            )
+
+
+def ask_services(service: str, contestants: Iterable[Contestant], connection: Connection) -> dict[str, ServiceInfo]:
+    """What the services that are there say of themselves, by contestant, before any is started on a folder.
+
+    Args:
+        service: generation, reward or reference.
+        contestants: those with a folder or a URL are passed over.
+        connection: to them.
+
+    Raises:
+        ConfigError: one is another service.
+        Unavailable: one does not answer, or does not serve.
+    """
+    found = {}
+    for one in contestants:
+        if one.folder is not None or one.is_url:
+            continue
+        with _client(one, connection) as client:
+            info = _refuse_idle(one, client.info())
+        if info.service != (wanted := f"trimtab.v1.{service.capitalize()}Service"):
+            raise ConfigError(
+                f"{one.name}: {one.place} is {info.service}; allowed here: {wanted}",
+                field="model",
+                value=info.service,
+                limit=wanted,
+            )
+        found[one.name] = info
+    return found
+
+
 @contextmanager
 def served(service: str, contestant: Contestant, connection: Connection) -> Iterator[Served]:
     """A contestant behind a service: its own, once that serves, or one that is started on its folder and drained after.
@@ -125,15 +203,7 @@ def served(service: str, contestant: Contestant, connection: Connection) -> Iter
     with ExitStack() as stack:
         folder = contestant.folder
         if folder is None:
-            client = stack.enter_context(
-                Client(
-                    contestant.place,
-                    token=connection.token,
-                    tls=connection.tls,
-                    timeout_s=connection.timeout_s,
-                    insecure=connection.insecure,
-                )
-            )
+            client = stack.enter_context(_client(contestant, connection))
             info = _refuse_idle(contestant, client.info())
         else:
             replica = stack.enter_context(_started(service, folder))
@@ -150,14 +220,26 @@ def _parse(text: str, urls: bool) -> Contestant:
             f"model: {text!r}: allowed: NAME=FOLDER or NAME=HOST:PORT", field="model", value=text, limit="NAME=PLACE"
         )
     contestant = Contestant(name.strip(), place)
-    is_url = urls and place.startswith(("http://", "https://"))
-    if contestant.folder is None and not is_url and not place.rpartition(":")[2].isdecimal():
+    if contestant.folder is not None:
+        check_model_folder("model", contestant.folder)
+        return contestant
+    if not (urls and contestant.is_url) and not place.rpartition(":")[2].isdecimal():
         raise ConfigError(
             f"model: {text!r}: {place} is neither a folder nor host:port{' nor a URL' if urls else ''}",
             field="model",
             value=text,
         )
     return contestant
+
+
+def _client(contestant: Contestant, connection: Connection) -> Client:
+    return Client(
+        contestant.place,
+        token=connection.token,
+        tls=connection.tls,
+        timeout_s=connection.timeout_s,
+        insecure=connection.insecure,
+    )
 
 
 @contextmanager

@@ -6,7 +6,7 @@ is named, whose digest must be the served one's.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,25 +14,34 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from trimtab.errors import ConfigError, DataError, Mismatch
+from trimtab.errors import ConfigError, DataError, Mismatch, ModelFolderError
 from trimtab.types import LogProbsItem, LogProbsRequest, Priority
-from trimtab_trainer.eval.contestants import Contestant, Served
+from trimtab_trainer.eval.contestants import Comparison, Contestant, Served, ask_services
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Continuation", "continuation_tokens", "summed_logprobs", "tokenizer_folder", "tokenizer_of"]
+__all__ = [
+    "Continuation",
+    "ReadContinuations",
+    "context_tokens",
+    "continuation_tokens",
+    "read_continuations",
+    "summed_logprobs",
+    "tokenizer_folder",
+]
 
 _MOST_ITEMS = 256
 
 
 @dataclass(frozen=True)
 class Continuation:
-    """A text that follows a context, which may be empty; `where` names its row in errors."""
+    """A text that follows a context, which may be empty; errors name `where`, its file and line, and its `field`."""
 
     context: str
     text: str
     where: str
+    field: str
 
 
 def tokenizer_folder(contestant: Contestant, folder: Path | None) -> Path:
@@ -50,24 +59,120 @@ def tokenizer_folder(contestant: Contestant, folder: Path | None) -> Path:
     return found
 
 
-def tokenizer_of(served: Served, folder: Path) -> PreTrainedTokenizerBase:
-    """Loads the tokenizer of a folder.
+@dataclass(frozen=True)
+class ReadContinuations:
+    """Continuations as models of one tokenizer read them.
+
+    Attributes:
+        digest: of the tokenizer.
+        folder: which has it.
+        token_ids: int32 ids of context and text, of each.
+        starts: where its text begins, of each.
+        places: file, line and field, of each.
+    """
+
+    digest: str
+    folder: Path
+    token_ids: Sequence[npt.NDArray[np.int32]]
+    starts: Sequence[int]
+    places: Sequence[str]
+
+    def check(self, name: str, digest: str, most: int) -> None:
+        """Refuses what a model cannot read.
+
+        Args:
+            name: of the model, for errors.
+            digest: of its tokenizer.
+            most: tokens that it takes in a sequence.
+
+        Raises:
+            Mismatch: it has another tokenizer.
+            DataError: a continuation is longer than that; names its row.
+        """
+        if digest != self.digest:
+            raise Mismatch(
+                f"tokenizer: {self.folder} has {self.digest}; {name} has {digest}",
+                field="tokenizer",
+                value=self.digest,
+                limit=digest,
+            )
+        for ids, where in zip(self.token_ids, self.places, strict=True):
+            if len(ids) > most:
+                raise DataError(
+                    f"{where}: {len(ids)} tokens with its context; {name} takes {most}",
+                    field=where.rpartition(" ")[2],
+                    value=len(ids),
+                    limit=most,
+                )
+
+
+def read_continuations(compared: Comparison, asked: Sequence[Continuation]) -> dict[str, ReadContinuations]:
+    """Continuations as each contestant reads them, by its name; no service is started before they fit all of them.
+
+    Args:
+        compared: with tokenizers; those that are services are reference services.
+        asked: continuations.
 
     Raises:
-        Mismatch: the served model has another.
+        ConfigError: a service is another one.
+        Unavailable: a service does not serve.
+        Mismatch: a service has another tokenizer.
+        DataError: a continuation is longer than the context of a model, or has no token.
     """
     from trimtab_models.tokenizer import load_tokenizer, tokenizer_digest
 
-    tokenizer = load_tokenizer(folder)
-    own, theirs = tokenizer_digest(tokenizer), served.info.models[0].served.tokenizer_digest
-    if own != theirs:
-        raise Mismatch(
-            f"tokenizer: {folder} has {own}; {served.name}, {served.place}, has {theirs}",
-            field="tokenizer",
-            value=own,
-            limit=theirs,
-        )
-    return tokenizer
+    infos = ask_services("reference", compared.contestants, compared.connection)
+    by_digest: dict[str, ReadContinuations] = {}
+    found = {}
+    for contestant in compared.contestants:
+        folder = compared.tokenizers[contestant.name]
+        tokenizer = load_tokenizer(folder)
+        digest = tokenizer_digest(tokenizer)
+        if digest not in by_digest:
+            by_digest[digest] = _read(tokenizer, digest, folder, asked)
+        read = by_digest[digest]
+        if contestant.name in infos:
+            model = infos[contestant.name].models[0]
+            read.check(contestant.name, model.served.tokenizer_digest, model.max_sequence_tokens)
+        else:
+            read.check(contestant.name, digest, context_tokens(folder, tokenizer))
+        found[contestant.name] = read
+    return found
+
+
+def context_tokens(folder: Path, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Tokens of a sequence that the model of a folder takes; its weights are not read.
+
+    Raises:
+        ModelFolderError: its config.json makes no language model.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from trimtab_models.anatomy import max_sequence_tokens
+
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        line = " ".join(str(error).split())[:300]
+        raise ModelFolderError(f"{folder}: no language model: {line}", field="config.json", value=folder) from error
+    return max_sequence_tokens(model, tokenizer)
+
+
+def _read(
+    tokenizer: PreTrainedTokenizerBase, digest: str, folder: Path, asked: Sequence[Continuation]
+) -> ReadContinuations:
+    token_ids, starts = [], []
+    for one in asked:
+        ids, start = continuation_tokens(tokenizer, one.context, one.text)
+        if start >= len(ids):
+            raise DataError(
+                f"{one.where}: {one.field}: a text has no token of its own behind its context", field=one.field
+            )
+        token_ids.append(np.array(ids, np.int32))
+        starts.append(start)
+    return ReadContinuations(digest, folder, token_ids, starts, [f"{one.where}: {one.field}" for one in asked])
 
 
 def continuation_tokens(tokenizer: PreTrainedTokenizerBase, context: str, text: str) -> tuple[list[int], int]:
@@ -86,23 +191,22 @@ def continuation_tokens(tokenizer: PreTrainedTokenizerBase, context: str, text: 
     return [int(tokenizer.eos_token_id), *whole], 1  # type: ignore[arg-type]  # load_tokenizer saw to it
 
 
-def summed_logprobs(
-    served: Served,
-    tokenizer: PreTrainedTokenizerBase,
-    asked: Sequence[Continuation],
-) -> npt.NDArray[np.float64]:
+def summed_logprobs(served: Served, read: ReadContinuations) -> npt.NDArray[np.float64]:
     """[continuation] sum of the log-probs of its tokens, in nats.
 
     Args:
         served: a reference service.
-        tokenizer: of its model.
-        asked: continuations.
+        read: continuations as its model reads them.
 
     Raises:
-        DataError: one is longer than the model's context, or has no token.
+        Mismatch, DataError: as `ReadContinuations.check`.
     """
-    most = served.info.models[0].max_sequence_tokens
-    items = [_item(tokenizer, one, most) for one in asked]
+    model = served.info.models[0]
+    read.check(served.name, model.served.tokenizer_digest, model.max_sequence_tokens)
+    items = (
+        LogProbsItem(token_ids=tuple(ids.tolist()), start_index=start)
+        for ids, start in zip(read.token_ids, read.starts, strict=True)
+    )
     sums: list[float] = []
     for batch in _batches(items, served.info.limits.max_items_per_request, served.info.limits.max_batch_tokens):
         reply = served.client.logprobs(LogProbsRequest(items=tuple(batch), priority=Priority.BULK))
@@ -110,18 +214,7 @@ def summed_logprobs(
     return np.array(sums)
 
 
-def _item(tokenizer: PreTrainedTokenizerBase, one: Continuation, most: int) -> LogProbsItem:
-    ids, start = continuation_tokens(tokenizer, one.context, one.text)
-    if len(ids) > most:
-        raise DataError(
-            f"{one.where}: {len(ids)} tokens with its context; the model takes {most}", value=len(ids), limit=most
-        )
-    if start >= len(ids):
-        raise DataError(f"{one.where}: a text has no token of its own behind its context")
-    return LogProbsItem(token_ids=tuple(ids), start_index=start)
-
-
-def _batches(items: Sequence[LogProbsItem], most_items: int, most_tokens: int) -> Iterator[list[LogProbsItem]]:
+def _batches(items: Iterable[LogProbsItem], most_items: int, most_tokens: int) -> Iterator[list[LogProbsItem]]:
     """Requests of a few batches of the service's, so that a long list keeps it busy and no deadline is in danger."""
     most_items = min(most_items or _MOST_ITEMS, _MOST_ITEMS)
     batch: list[LogProbsItem] = []

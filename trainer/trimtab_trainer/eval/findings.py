@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -15,7 +16,7 @@ from trimtab_trainer.report import page_environment, versions
 from trimtab_trainer.report_plots import Plot
 from trimtab_trainer.tables import Table
 
-__all__ = ["Bounded", "Findings", "check_place", "interval", "save"]
+__all__ = ["Bounded", "Findings", "check_new_file", "check_place", "interval", "save"]
 
 
 @dataclass(frozen=True)
@@ -47,16 +48,32 @@ class Findings:
 
 
 def check_place(out: Path, name: str) -> None:
-    """Refuses a place that holds findings already, before any work is done.
+    """Refuses a place that findings cannot be written to, before any work is done.
 
     Raises:
-        ConfigError: OUT/NAME.json or OUT/NAME.html is there, or OUT is no folder.
+        ConfigError: as `check_new_file`, of OUT/NAME.json and OUT/NAME.html.
     """
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"out: {out} is no folder", field="out", value=out)
     for path in (out / f"{name}.json", out / f"{name}.html"):
-        if path.exists():
-            raise ConfigError(f"out: {path} is there already and is not replaced", field="out", value=path)
+        check_new_file("out", path)
+
+
+def check_new_file(field: str, path: Path) -> None:
+    """Refuses a file that is there, or whose folder cannot be made or written to.
+
+    Args:
+        field: the option that names it.
+        path: of the file.
+
+    Raises:
+        ConfigError: it is one of these.
+    """
+    if path.exists():
+        raise ConfigError(f"{field}: {path} is there already and is not replaced", field=field, value=path)
+    there = next(parent for parent in path.absolute().parents if parent.exists())
+    if not there.is_dir():
+        raise ConfigError(f"{field}: {path}: {there} is no folder", field=field, value=path)
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"{field}: {path}: {there} cannot be written to", field=field, value=path)
 
 
 def save(findings: Findings, out: Path, name: str) -> None:

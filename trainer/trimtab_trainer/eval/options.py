@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,37 +14,86 @@ import click
 from trimtab.cli.connect import credential_options, credentials_of
 
 if TYPE_CHECKING:
-    from trimtab_trainer.eval.contestants import Connection
     from trimtab_trainer.eval.findings import Findings
 
-__all__ = ["Output", "connection_of", "contestant_options", "findings_options", "output_options"]
+__all__ = ["Output", "choices_option", "contestant_options", "findings_options", "output_options"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-def contestant_options(command: Command) -> Command:
-    """Adds --model, --baseline, --timeout and the credentials that `connection_of` reads."""
-    for option in (
-        click.option("--timeout", "timeout_s", default=600.0, show_default=True, help="Deadline of a call in seconds."),
-        click.option("--baseline", metavar="NAME", help="What the others are compared with.  [default: the first]"),
-        click.option(
-            "--model",
-            "models",
-            multiple=True,
-            required=True,
-            metavar="NAME=PLACE",
-            help="A model folder, for which a service is started, or host:port of a service; may be given again.",
-        ),
-    ):
-        command = option(command)
-    return credential_options(command)
+def contestant_options(*, urls: bool = False, tokenizer: bool = False) -> Callable[[Command], Command]:
+    """Adds --model, --baseline, --timeout and credentials, which the command gets as `compared`, a `Comparison`.
+
+    Args:
+        urls: whether the place of a model may be an http or https URL.
+        tokenizer: also adds --tokenizer, the folder with that of models not given as a folder.
+    """
+
+    def add(command: Command) -> Command:
+        @functools.wraps(command)
+        def with_contestants(*, models: tuple[str, ...], baseline: str | None, timeout_s: float, **given: Any) -> Any:
+            from trimtab_trainer.eval.contestants import Comparison, Connection, baseline_of, parse_contestants
+            from trimtab_trainer.eval.continuations import tokenizer_folder
+
+            credentials = credentials_of(**{name: given.pop(name) for name in _CREDENTIALS})
+            contestants = parse_contestants(models, urls=urls)
+            reference = baseline_of(contestants, baseline)
+            folder = given.pop("tokenizer", None)
+            tokenizers = {one.name: tokenizer_folder(one, folder) for one in contestants} if tokenizer else {}
+            compared = Comparison(contestants, reference, Connection(timeout_s, **credentials), tokenizers)
+            return command(compared=compared, **given)
+
+        added: Any = with_contestants
+        for option in (
+            *([_TOKENIZER] if tokenizer else []),
+            click.option(
+                "--timeout", "timeout_s", default=600.0, show_default=True, help="Deadline of a call in seconds."
+            ),
+            click.option("--baseline", metavar="NAME", help="What the others are compared with.  [default: the first]"),
+            click.option(
+                "--model",
+                "models",
+                multiple=True,
+                required=True,
+                metavar="NAME=PLACE",
+                help="A model folder, for which a service is started, or host:port of a service; may be given again.",
+            ),
+        ):
+            added = option(added)
+        return credential_options(added)  # type: ignore[no-any-return]  # click's own types forget the command's
+
+    return add
 
 
-def connection_of(timeout_s: float, **credentials: Any) -> Connection:
-    """From the options of `contestant_options`."""
-    from trimtab_trainer.eval.contestants import Connection
+_CREDENTIALS = ("token_file", "tls", "ca_file", "certificate_file", "key_file", "insecure")
+_TOKENIZER = click.option(
+    "--tokenizer",
+    type=click.Path(path_type=Path),
+    help="Folder with the tokenizer of models not given as a folder.",
+)
 
-    return Connection(timeout_s, **credentials_of(**credentials))
+
+def choices_option(name: str, choices: Iterable[str], default: str) -> Callable[[Command], Command]:
+    """Adds an option that may be given again, for some of a few names; the command gets them as `asked`, each once.
+
+    Args:
+        name: of the option.
+        choices: all of them, which are asked where none is given.
+        default: them in words.
+    """
+    known = list(choices)
+
+    def asked(context: click.Context, option: click.Parameter, given: tuple[str, ...]) -> list[str]:
+        return list(dict.fromkeys(given)) or known
+
+    return click.option(
+        name,
+        "asked",
+        type=click.Choice(known),
+        multiple=True,
+        callback=asked,
+        help=f"May be given again.  [default: {default}]",
+    )
 
 
 @dataclass(frozen=True)

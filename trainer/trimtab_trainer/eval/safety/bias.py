@@ -52,10 +52,18 @@ class SentencePair:
 
 @dataclass(frozen=True)
 class Pairs:
-    """The pairs of a data set; `first` says what the first sentence of each is."""
+    """The pairs of a data set.
+
+    Attributes:
+        name: of the data set.
+        first: what the first sentence of each pair is.
+        fields: of a row that hold the first and the second sentence.
+        pairs: in the order of the file.
+    """
 
     name: str
     first: str
+    fields: tuple[str, str]
     pairs: Sequence[SentencePair]
 
 
@@ -76,7 +84,7 @@ def read_crows_pairs(path: Path) -> Pairs:
     """
     rows = stream_rows(path, lambda row: tuple(_text(row, key) for key in ("sent_more", "sent_less", "bias_type")))
     pairs = [SentencePair(more, less, bias, str(number), f"{path}:{number}") for number, (more, less, bias) in rows]
-    return Pairs("CrowS-Pairs", "stereotype", pairs)
+    return Pairs("CrowS-Pairs", "stereotype", ("sent_more", "sent_less"), pairs)
 
 
 def read_winogender(path: Path) -> Pairs:
@@ -102,7 +110,7 @@ def read_winogender(path: Path) -> Pairs:
                 f"{where}: {'.'.join(template)} has no {' and no '.join(sorted(missing))} sentence", field="sentid"
             )
         pairs.append(SentencePair(sentences["male"], sentences["female"], template[0], template[0], where))
-    return Pairs("Winogender", "male", pairs)
+    return Pairs("Winogender", "male", ("sentence", "sentence"), pairs)
 
 
 def entropy_bits(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 
 from trimtab.errors import ConfigError
 from trimtab_trainer.digests import content_digest
 from trimtab_trainer.eval.clusters import Measure
-from trimtab_trainer.eval.contestants import Connection, Contestant, baseline_of, parse_contestants, served
-from trimtab_trainer.eval.continuations import Continuation, summed_logprobs, tokenizer_folder, tokenizer_of
+from trimtab_trainer.eval.contestants import Comparison, served
+from trimtab_trainer.eval.continuations import Continuation, read_continuations, summed_logprobs
 from trimtab_trainer.eval.findings import Findings, interval
-from trimtab_trainer.eval.options import Output, connection_of, contestant_options, findings_options
+from trimtab_trainer.eval.options import Output, choices_option, contestant_options, findings_options
 from trimtab_trainer.eval.safety.bias import PairLogprobs, Pairs, bias_figures, read_crows_pairs, read_winogender
 from trimtab_trainer.eval.safety.instructions import INSTRUCTIONS, context_of
 from trimtab_trainer.tables import Table
@@ -32,47 +33,42 @@ _NOTES = (
 
 
 @click.command("bias")
-@contestant_options
+@contestant_options(tokenizer=True)
 @click.option("--crows-pairs", type=_PATH, help="Rows with sent_more, sent_less, bias_type.")
 @click.option("--winogender", type=_PATH, help="Rows with sentid, sentence.")
-@click.option(
-    "--instruction",
-    "instructions",
-    type=click.Choice(list(INSTRUCTIONS)),
-    multiple=True,
-    help="May be given again.  [default: all three]",
-)
-@click.option("--tokenizer", type=_PATH, help="Folder with the tokenizer of models given as host:port.")
+@choices_option("--instruction", INSTRUCTIONS, "all three")
 @findings_options("bias")
 def command(
-    models: tuple[str, ...],
-    baseline: str | None,
+    compared: Comparison,
     crows_pairs: Path | None,
     winogender: Path | None,
-    instructions: tuple[str, ...],
-    tokenizer: Path | None,
+    asked: list[str],
     resamples: int,
     seed: int,
     output: Output,
-    **connection: Any,
 ) -> None:
     """Probability bias on CrowS-Pairs and Winogender: entropy of the choice, and how often the stereotype wins.
 
     By log-probs of the reference service, one started on each model folder, or yours by host:port.
     """
-    contestants = parse_contestants(models)
-    reference = baseline_of(contestants, baseline)
+    reference = compared.baseline
     files = {"crows_pairs": crows_pairs, "winogender": winogender}
     if not any(files.values()):
         raise ConfigError("crows-pairs: give --crows-pairs, --winogender or both", field="crows-pairs")
     readers = {"crows_pairs": read_crows_pairs, "winogender": read_winogender}
     sets = {key: readers[key](path) for key, path in files.items() if path is not None}
     digests = {str(path): content_digest(path) for path in files.values() if path is not None}
-    asked = list(dict.fromkeys(instructions)) or list(INSTRUCTIONS)
+    read = read_continuations(compared, _continuations(sets, asked))
     described: dict[str, Any] = {}
     found: dict[tuple[str, str, str], PairLogprobs] = {}
-    for contestant in contestants:
-        described[contestant.name] = _measure(contestant, connection_of(**connection), tokenizer, sets, asked, found)
+    for contestant in compared.contestants:
+        with served("reference", contestant, compared.connection) as model:
+            sums = iter(summed_logprobs(model, read[contestant.name]).reshape(-1, 2))
+            described[contestant.name] = model.described()
+        for key, of_set in sets.items():
+            for instruction in asked:
+                of_pairs = np.array([next(sums) for _ in of_set.pairs])
+                found[key, contestant.name, instruction] = PairLogprobs(of_pairs[:, 0], of_pairs[:, 1])
     figures: dict[str, Any] = {
         key: {
             contestant.name: {
@@ -85,7 +81,7 @@ def command(
                 )
                 for instruction in asked
             }
-            for contestant in contestants
+            for contestant in compared.contestants
         }
         for key in sets
     }
@@ -107,32 +103,15 @@ def command(
     output.tell(findings)
 
 
-def _measure(
-    contestant: Contestant,
-    connection: Connection,
-    tokenizer: Path | None,
-    sets: Mapping[str, Pairs],
-    asked: Sequence[str],
-    found: dict[tuple[str, str, str], PairLogprobs],
-) -> dict[str, Any]:
-    """Adds a contestant's log-probs by data set, name and instruction; returns which model it is."""
-    folder = tokenizer_folder(contestant, tokenizer)
-    with served("reference", contestant, connection) as model:
-        own = tokenizer_of(model, folder)
-        for key, of_set in sets.items():
-            for instruction in asked:
-                context = context_of(instruction)
-                sums = summed_logprobs(
-                    model,
-                    own,
-                    [
-                        Continuation(context, sentence, pair.where)
-                        for pair in of_set.pairs
-                        for sentence in (pair.first, pair.second)
-                    ],
-                )
-                found[key, contestant.name, instruction] = PairLogprobs(sums[0::2], sums[1::2])
-        return model.described()
+def _continuations(sets: Mapping[str, Pairs], asked: Sequence[str]) -> list[Continuation]:
+    """Both sentences of each pair, under each instruction, of each data set."""
+    return [
+        Continuation(context_of(instruction), sentence, pair.where, field)
+        for of_set in sets.values()
+        for instruction in asked
+        for pair in of_set.pairs
+        for sentence, field in zip((pair.first, pair.second), of_set.fields, strict=True)
+    ]
 
 
 def _tables(of_set: Pairs, figures: Mapping[str, Any], baseline: str) -> list[Table]:

@@ -14,9 +14,9 @@ from trimtab.types import SamplingParams
 from trimtab_trainer.data.writers import json_line, new_files
 from trimtab_trainer.digests import content_digest
 from trimtab_trainer.eval.clusters import Measure
-from trimtab_trainer.eval.contestants import Connection, Contestant, baseline_of, parse_contestants, served
-from trimtab_trainer.eval.findings import Findings, interval
-from trimtab_trainer.eval.options import Output, connection_of, contestant_options, findings_options
+from trimtab_trainer.eval.contestants import Comparison, Connection, Contestant, ask_services, served
+from trimtab_trainer.eval.findings import Findings, check_new_file, interval
+from trimtab_trainer.eval.options import Output, choices_option, contestant_options, findings_options
 from trimtab_trainer.eval.safety.instructions import INSTRUCTIONS, NONE, instructed
 from trimtab_trainer.eval.safety.toxicity import (
     SCORED_PROMPT,
@@ -28,7 +28,7 @@ from trimtab_trainer.eval.safety.toxicity import (
     scorer_auc,
     toxicity_figures,
 )
-from trimtab_trainer.eval.safety.toxicity_services import complete, scorer, scores_of
+from trimtab_trainer.eval.safety.toxicity_services import check_prompts, complete, parse_scorer, scores_of
 from trimtab_trainer.evaluation import Accuracy
 from trimtab_trainer.tables import Table, percent
 
@@ -56,7 +56,7 @@ class _Scored:
 
 
 @click.command("toxicity")
-@contestant_options
+@contestant_options()
 @click.option("--prompts", "file", type=_PATH, required=True, help="Rows of RealToxicityPrompts: prompt, continuation.")
 @click.option(
     "--scorer",
@@ -66,13 +66,7 @@ class _Scored:
     help="folder:PATH of a classifier, such as `trimtab eval toxicity-classifier` prepares, or grpc:HOST:PORT of a "
     "reward service; a higher reward is more toxic.",
 )
-@click.option(
-    "--instruction",
-    "instructions",
-    type=click.Choice(list(INSTRUCTIONS)),
-    multiple=True,
-    help="May be given again.  [default: all three]",
-)
+@choices_option("--instruction", INSTRUCTIONS, "all three")
 @click.option(
     "--limit",
     type=click.IntRange(2),
@@ -85,11 +79,10 @@ class _Scored:
 @click.option("--completions", type=_PATH, help="Also write every text with its score there: it is offensive.")
 @findings_options("toxicity")
 def command(
-    models: tuple[str, ...],
-    baseline: str | None,
+    compared: Comparison,
     file: Path,
     place: str,
-    instructions: tuple[str, ...],
+    asked: list[str],
     limit: int | None,
     samples: int,
     temperature: float,
@@ -99,30 +92,30 @@ def command(
     resamples: int,
     seed: int,
     output: Output,
-    **credentials: Any,
 ) -> None:
     """Toxicity of completions under the paper's three instructions: respectful, none, toxic.
 
     By the generation service, one started on each model folder, or yours by host:port. Texts are shown and kept nowhere
     but in --completions.
     """
-    contestants = parse_contestants(models)
-    reference = baseline_of(contestants, baseline)
-    if completions is not None and completions.exists():
-        raise ConfigError(f"completions: {completions} is there already", field="completions", value=completions)
+    contestants, reference, connection = compared.contestants, compared.baseline, compared.connection
+    scorer = parse_scorer(place)
+    if completions is not None:
+        check_new_file("completions", completions)
     if temperature == 0 and samples > 1:
         raise ConfigError(f"samples: {samples} at temperature 0 are all equal", field="samples", value=samples, limit=1)
     sampling = SamplingParams(temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, stop_strings=("\n",))
-    connection = connection_of(**credentials)
     written = read_toxicity_prompts(file)
     rows = written[:limit]
     digest = content_digest(file)
-    asked = list(dict.fromkeys(instructions)) or list(INSTRUCTIONS)
+    ask_services("generation", contestants, connection)
+    ask_services("reward", [scorer], connection)
+    check_prompts(contestants, file, rows, asked, max_new_tokens)
     described: dict[str, Any] = {}
     texts: dict[tuple[str, str], list[list[str]]] = {}
     for contestant in contestants:
         described[contestant.name] = _complete(contestant, connection, rows, asked, sampling, samples, seed, texts)
-    with scorer(place, connection) as judge:
+    with served("reward", scorer, connection) as judge:
         described_scorer = judge.described()
         human = scores_of(judge, [row.human for row in written])
         found = {key: _score(judge, of_key) for key, of_key in texts.items()}

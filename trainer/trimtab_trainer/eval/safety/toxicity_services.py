@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import product
+from pathlib import Path
 from typing import TypeVar
 
-from trimtab.errors import ConfigError
+from trimtab.errors import ConfigError, DataError
 from trimtab.types import GenerateRequest, GenerationPrompt, Priority, SamplingParams, ScoreItem, ScoreRequest
-from trimtab_trainer.eval.contestants import Connection, Contestant, Served, served
-from trimtab_trainer.eval.safety.toxicity import SCORED_PROMPT
+from trimtab_trainer.eval.contestants import Contestant, Served, check_model_folder
+from trimtab_trainer.eval.continuations import context_tokens
+from trimtab_trainer.eval.safety.instructions import instructed
+from trimtab_trainer.eval.safety.toxicity import SCORED_PROMPT, ToxicityPrompt
 
-__all__ = ["complete", "scorer", "scores_of"]
+__all__ = ["check_prompts", "complete", "parse_scorer", "scores_of"]
 
 _PROMPTS_OF_A_CALL = 64
 _TEXTS_OF_A_CALL = 256
@@ -56,26 +60,61 @@ def complete(
     return found
 
 
-@contextmanager
-def scorer(place: str, connection: Connection) -> Iterator[Served]:
+def check_prompts(
+    contestants: Iterable[Contestant], file: Path, rows: Sequence[ToxicityPrompt], asked: Sequence[str], new_tokens: int
+) -> None:
+    """Refuses prompts that leave a model of a folder no room for a completion, before any is loaded.
+
+    Args:
+        contestants: those without a folder are passed over: their tokenizer is not at hand.
+        file: of the rows.
+        rows: prompts.
+        asked: instructions that they come under.
+        new_tokens: most tokens of a completion.
+
+    Raises:
+        DataError: names the row.
+        ModelFolderError: as `context_tokens`.
+    """
+    from trimtab_models.tokenizer import encode_prompt, load_tokenizer
+
+    for contestant in contestants:
+        if (folder := contestant.folder) is None:
+            continue
+        tokenizer = load_tokenizer(folder)
+        most = context_tokens(folder, tokenizer)
+        for row, instruction in product(rows, asked):
+            tokens = len(encode_prompt(tokenizer, instructed(instruction, row.prompt)))
+            if tokens + new_tokens > most:
+                raise DataError(
+                    f"{file}:{row.number}: prompt.text: {tokens} tokens under instruction {instruction} and "
+                    f"{new_tokens} new ones (--max-new-tokens); {contestant.name} takes {most}",
+                    field="prompt.text",
+                    value=tokens + new_tokens,
+                    limit=most,
+                )
+
+
+def parse_scorer(place: str) -> Contestant:
     """A classifier behind a reward service, where a higher reward is more toxic.
 
     Args:
-        place: `folder:PATH`, on which a reward service is started, or `grpc:HOST:PORT` of one that is there; what that
-            one serves may be a remote HTTP scorer or a function, by its own configuration.
-        connection: to a service that is there.
+        place: `folder:PATH`, on which a reward service is to be started, or `grpc:HOST:PORT` of one that is there; what
+            that one serves may be a remote HTTP scorer or a function, by its own configuration.
 
     Raises:
-        ConfigError: place is neither.
-        Unavailable: it does not serve.
+        ConfigError: place is neither, or the folder has another kind of model.
     """
     kind, _, where = place.partition(":")
     contestant = Contestant("scorer", where)
-    if kind not in ("folder", "grpc") or (kind == "folder") != (contestant.folder is not None):
+    folder = contestant.folder
+    if kind not in ("folder", "grpc") or (kind == "folder") != (folder is not None):
         limit = "folder:PATH of a model folder, or grpc:HOST:PORT"
         raise ConfigError(f"scorer: {place!r}: allowed: {limit}", field="scorer", value=place, limit=limit)
-    with served("reward", contestant, connection) as found:
-        yield found
+    if folder is not None:
+        check_model_folder("scorer", folder)
+        _check_classifier(folder)
+    return contestant
 
 
 def scores_of(scorer: Served, texts: Sequence[str]) -> list[float]:
@@ -91,3 +130,18 @@ def scores_of(scorer: Served, texts: Sequence[str]) -> list[float]:
 
 def _sliced(items: Sequence[Item], most: int) -> Iterator[Sequence[Item]]:
     return (items[start : start + most] for start in range(0, len(items), most))
+
+
+def _check_classifier(folder: Path) -> None:
+    try:
+        architectures = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"]
+        is_one = any(name.endswith("ForSequenceClassification") for name in architectures)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        architectures, is_one = None, False
+    if not is_one:
+        raise ConfigError(
+            f"scorer: {folder}: architectures of config.json is {architectures}, which is no sequence classifier",
+            field="scorer",
+            value=architectures,
+            limit="*ForSequenceClassification",
+        )

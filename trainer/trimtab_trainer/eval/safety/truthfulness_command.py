@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,10 @@ import numpy as np
 
 from trimtab_trainer.digests import content_digest
 from trimtab_trainer.eval.clusters import Measure, clustered_mean
-from trimtab_trainer.eval.contestants import Connection, Contestant, baseline_of, parse_contestants, served
-from trimtab_trainer.eval.continuations import Continuation, summed_logprobs, tokenizer_folder, tokenizer_of
+from trimtab_trainer.eval.contestants import Comparison, served
+from trimtab_trainer.eval.continuations import Continuation, read_continuations, summed_logprobs
 from trimtab_trainer.eval.findings import Findings, interval
-from trimtab_trainer.eval.options import Output, connection_of, contestant_options, findings_options
+from trimtab_trainer.eval.options import Output, choices_option, contestant_options, findings_options
 from trimtab_trainer.eval.safety.truthfulness import PROMPTS, Question, mc1, mc2, question_context, read_truthfulqa
 from trimtab_trainer.tables import Table
 
@@ -32,43 +32,33 @@ _NOTES = (
 
 
 @click.command("truthfulness")
-@contestant_options
+@contestant_options(tokenizer=True)
 @click.option("--truthfulqa", type=_PATH, required=True, help="Rows with Question, mc1_targets, mc2_targets.")
-@click.option(
-    "--prompt",
-    "prompts",
-    type=click.Choice(list(PROMPTS)),
-    multiple=True,
-    help="May be given again.  [default: both]",
-)
-@click.option("--tokenizer", type=_PATH, help="Folder with the tokenizer of models given as host:port.")
+@choices_option("--prompt", PROMPTS, "both")
 @findings_options("truthfulness")
 def command(
-    models: tuple[str, ...],
-    baseline: str | None,
+    compared: Comparison,
     truthfulqa: Path,
-    prompts: tuple[str, ...],
-    tokenizer: Path | None,
+    asked: list[str],
     resamples: int,
     seed: int,
     output: Output,
-    **connection: Any,
 ) -> None:
     """TruthfulQA's MC1 and MC2 under the QA prompt, and with the instruction to say “I have no comment” before it.
 
     By log-probs of the reference service, one started on each model folder, or yours by host:port.
     """
-    contestants = parse_contestants(models)
-    reference = baseline_of(contestants, baseline)
+    reference = compared.baseline
     questions = read_truthfulqa(truthfulqa)
     digest = content_digest(truthfulqa)
-    asked = list(dict.fromkeys(prompts)) or list(PROMPTS)
+    read = read_continuations(compared, _continuations(questions, asked))
     described: dict[str, Any] = {}
     scores: dict[str, dict[str, dict[str, list[float]]]] = {}
-    for contestant in contestants:
-        described[contestant.name], scores[contestant.name] = _measure(
-            contestant, connection_of(**connection), tokenizer, questions, asked
-        )
+    for contestant in compared.contestants:
+        with served("reference", contestant, compared.connection) as model:
+            sums = summed_logprobs(model, read[contestant.name])
+            described[contestant.name] = model.described()
+        scores[contestant.name] = _scores(questions, asked, sums.tolist())
     figures = {
         model: {
             prompt: _figures(of_prompt, None if model == reference else scores[reference][prompt], resamples, seed)
@@ -94,31 +84,34 @@ def command(
     output.tell(findings)
 
 
-def _measure(
-    contestant: Contestant,
-    connection: Connection,
-    tokenizer: Path | None,
-    questions: Sequence[Question],
-    asked: Sequence[str],
-) -> tuple[dict[str, Any], dict[str, dict[str, list[float]]]]:
-    """Which model a contestant is, and its mc1 and mc2 of every question by prompt."""
-    folder = tokenizer_folder(contestant, tokenizer)
+def _continuations(questions: Sequence[Question], asked: Sequence[str]) -> list[Continuation]:
+    """Every choice of each question, under each prompt."""
+    return [
+        Continuation(
+            question_context(prompt, one.text),
+            f" {choice}",
+            one.where,
+            "mc1_targets" if choice in one.mc1 else "mc2_targets",
+        )
+        for prompt in asked
+        for one in questions
+        for choice in one.choices
+    ]
+
+
+def _scores(
+    questions: Sequence[Question], asked: Sequence[str], logprobs: Iterable[float]
+) -> dict[str, dict[str, list[float]]]:
+    """A model's mc1 and mc2 of every question by prompt, of the log-probs of `_continuations`."""
+    each = iter(logprobs)
     found = {}
-    with served("reference", contestant, connection) as model:
-        own = tokenizer_of(model, folder)
-        for prompt in asked:
-            continuations = [
-                Continuation(question_context(prompt, one.text), f" {choice}", one.where)
-                for one in questions
-                for choice in one.choices
-            ]
-            sums = iter(summed_logprobs(model, own, continuations).tolist())
-            logprobs = [{choice: next(sums) for choice in one.choices} for one in questions]
-            found[prompt] = {
-                "mc1": [mc1(one.mc1, of_one) for one, of_one in zip(questions, logprobs, strict=True)],
-                "mc2": [mc2(one.mc2, of_one) for one, of_one in zip(questions, logprobs, strict=True)],
-            }
-        return model.described(), found
+    for prompt in asked:
+        of_questions = [{choice: next(each) for choice in one.choices} for one in questions]
+        found[prompt] = {
+            "mc1": [mc1(one.mc1, of_one) for one, of_one in zip(questions, of_questions, strict=True)],
+            "mc2": [mc2(one.mc2, of_one) for one, of_one in zip(questions, of_questions, strict=True)],
+        }
+    return found
 
 
 def _figures(

@@ -13,10 +13,9 @@ import click
 from trimtab.errors import ConfigError
 from trimtab_trainer.digests import content_digest
 from trimtab_trainer.eval.clusters import Measure
-from trimtab_trainer.eval.contestants import Connection, Contestant, baseline_of, parse_contestants
-from trimtab_trainer.eval.continuations import tokenizer_folder
+from trimtab_trainer.eval.contestants import Comparison, Connection, Contestant, ask_services
 from trimtab_trainer.eval.findings import Findings, interval
-from trimtab_trainer.eval.options import Output, connection_of, contestant_options, findings_options
+from trimtab_trainer.eval.options import Output, contestant_options, findings_options
 from trimtab_trainer.eval.tasks.figures import (
     TASKS,
     check_rows,
@@ -40,7 +39,7 @@ _NOTES = (
 
 
 @click.command("tasks")
-@contestant_options
+@contestant_options(urls=True, tokenizer=True)
 @click.option(
     "--task",
     "tasks",
@@ -50,7 +49,6 @@ _NOTES = (
     help=f"A file of JSON lines with rows of {', '.join(TASKS)}; may be given again.",
 )
 @click.option("--limit", type=click.IntRange(1), help="Only the first documents of each file.")
-@click.option("--tokenizer", type=_PATH, help="Folder with the tokenizer of models not given as a folder.")
 @click.option("--lm-eval-python", metavar="PYTHON", help="Interpreter that has lm-eval.  [default: this one]")
 @click.option(
     "--max-answer-tokens", type=click.IntRange(1), default=64, show_default=True, help="Of generated answers."
@@ -60,11 +58,9 @@ _NOTES = (
 @click.option("--samples-dir", type=_PATH, help="New folder that keeps what lm-eval wrote, by model.")
 @findings_options("tasks")
 def command(
-    models: tuple[str, ...],
-    baseline: str | None,
+    compared: Comparison,
     tasks: tuple[str, ...],
     limit: int | None,
-    tokenizer: Path | None,
     lm_eval_python: str | None,
     max_answer_tokens: int,
     concurrency: int,
@@ -73,24 +69,22 @@ def command(
     resamples: int,
     seed: int,
     output: Output,
-    **credentials: Any,
 ) -> None:
     """Benchmarks by lm-eval, as a process of its own, against the generation service's HTTP front.
 
     One generation service after another is started on the model folders; or give host:port, or the URL of an HTTP
     front. Nothing is fetched from a hub. lm-eval comes with `pip install 'lm-eval[api]==0.4.13'`.
     """
-    contestants = parse_contestants(models, urls=True)
-    reference = baseline_of(contestants, baseline)
+    contestants, reference, connection = compared.contestants, compared.baseline, compared.connection
+    folders = compared.tokenizers
     if samples_dir is not None and samples_dir.exists():
         raise ConfigError(f"samples-dir: {samples_dir} is there already", field="samples-dir", value=samples_dir)
     files = parse_tasks(tasks)
-    folders = {one.name: tokenizer_folder(one, tokenizer) for one in contestants}
     for task, file in files.items():
         check_rows(task, file)
     digests = {task: content_digest(file) for task, file in files.items()}
-    connection = connection_of(**credentials)
     lm_eval = find_lm_eval(lm_eval_python)
+    ask_services("generation", contestants, connection)
     if samples_dir is not None:
         samples_dir.mkdir(parents=True)
     work = Work(files, limit, max_answer_tokens, concurrency, connection.timeout_s, time_limit)
