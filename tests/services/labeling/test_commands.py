@@ -110,6 +110,45 @@ def test_equal_answers_of_two_sources_are_a_task(command: Command, service: Serv
     assert "1 tasks added to p" in command("import", "p", jsonl(tmp_path / "rows.jsonl", row)).output
 
 
+def test_tasks_are_withdrawn_projects_archived_and_labelers_qualified_again(
+    command: Command, service: Service, tmp_path: Path
+) -> None:
+    rows = [ranked(n, task_key=f"t{n}", **({"gold_ranking": [[0], [1, 2, 3]]} if n == 2 else {})) for n in range(3)]
+    command("create", "p", "--kind", "rank", "--no-ratings", "--undo-s", 0, "--heldout-overlap", 2)
+    command("import", "p", jsonl(tmp_path / "rows.jsonl", *rows))
+    ann = service.person("ann")
+    while given := ann.next("p"):
+        ann.submit(given, in_order(given))
+    keys = tmp_path / "keys"
+    keys.write_text("t1\n\n")
+    done = command("withdraw", "p", "t0", "--keys-file", keys)
+    assert done.output == "2 of 2 tasks withdrawn from p; they have 2 labels\n"
+    done = command("withdraw", "p", "t0", "--restore")
+    assert done.output == "1 of 1 tasks put back into p; they have 1 labels\n"
+    for options, expected in (((), ["t0"]), (("--include-withdrawn",), ["t1", "t0"])):
+        file = tmp_path / f"labels{len(options)}"
+        command("export", "p", file, *options)
+        assert [json.loads(line)["task_key"] for line in file.read_text().splitlines()] == expected
+    assert command("requalify", "p", "ann").output == "ann gets 1 qualification tasks of p again\n"
+    assert command("requalify", "p", "ann").output == "ann has done none yet\n"
+    command("update", "p", "--state", "archived", "--heldout-group", "")
+    (row,) = [json.loads(line) for line in command("list", "--json").output.splitlines()]
+    assert (row["state"], row["heldout_group"], row["heldout_overlap"]) == ("PROJECT_STATE_ARCHIVED", "", 2)
+    assert "archived" in command("list").output
+
+
+def test_an_export_of_held_out_labels_alone_says_why_it_is_empty(
+    command: Command, service: Service, tmp_path: Path
+) -> None:
+    service.project()
+    command("import", "p", jsonl(tmp_path / "rows.jsonl", ranked(0)))
+    hal = service.person("hal", group="heldout")
+    given = hal.next("p")
+    hal.submit(given, in_order(given))
+    told = command("export", "p", tmp_path / "labels").output
+    assert "all 1 labels are of the group heldout, which finishes no task: --include-unfinished exports them" in told
+
+
 def test_what_people_wrote_is_no_markup(command: Command, service: Service, tmp_path: Path) -> None:
     instructions = tmp_path / "read.md"
     instructions.write_text("see [/guide], [the guide](https://example.org) :smile:")

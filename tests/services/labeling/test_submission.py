@@ -299,6 +299,12 @@ def test_drafts_that_could_not_hold_every_label_are_refused_at_the_start() -> No
         LabelingServiceConfig(max_answer_characters=1_000_000, max_draft_bytes=1024 * 1024)
 
 
+def test_requests_that_could_not_hold_every_draft_are_refused_at_the_start() -> None:
+    assert LabelingServiceConfig(max_request_bytes=1_208_192).max_draft_bytes == 1_204_096
+    with pytest.raises(ValueError, match="max_request_bytes: 1208191 is too small .* allowed: at least 1208192"):
+        LabelingServiceConfig(max_request_bytes=1_208_191)
+
+
 def test_what_is_kept_survives_a_restart(database: str) -> None:
     with labeling(database) as before:
         before.project()

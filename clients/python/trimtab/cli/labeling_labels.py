@@ -131,7 +131,7 @@ def _waits_told(responses: Iterable[pb.ExportLabelsResponse]) -> Iterator[pb.Exp
     for response in responses:
         if not response.row_json and response.unsettled_tasks != told:
             told = response.unsettled_tasks
-            click.echo(f"finished tasks whose labels can still be taken back: {told}", err=True)
+            click.echo(f"finished tasks that wait for that: {told}", err=True)
         yield response
 
 

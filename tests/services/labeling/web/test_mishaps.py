@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -68,6 +70,39 @@ def test_a_while_without_connection_in_mid_task(service: Service, window: Callab
     ann.context.set_offline(False)
     ann.notice("Your label was sent")
     assert (texts(service), submissions(service)) == (["The sea, rising and falling."], 1)
+
+
+def test_who_asks_for_too_much_waits_and_loses_nothing(browser: Any, tmp_path: Path) -> None:
+    quota = {"requests_per_s": 3.0, "burst_s": 10.0}
+    with labeling(f"sqlite:///{tmp_path}/a.sqlite", people_quota=quota) as service:
+        windows: list[Window] = []
+
+        def window(name: str) -> Window:
+            windows.append(Window(browser, service))
+            windows[-1].sign_in(name)
+            return windows[-1]
+
+        ann, area = writing(service, window)
+        loop = Person(service.url, "ann")  # another session of hers, in which a program asks on and on
+        is_over = threading.Event()
+
+        def ask_on_and_on() -> None:
+            while not is_over.is_set():
+                loop.get("me")
+
+        thread = threading.Thread(target=ask_on_and_on)
+        thread.start()
+        area.fill("The sea, rising and falling.")
+        ann.page.locator('.draft-state[data-state="waiting"]').wait_for()
+        is_over.set()
+        thread.join(30)
+        loop.close()
+        ann.saved()
+        assert draft_at_service(service)["content"]["label"]["completion"] == "The sea, rising and falling."
+        ann.page.get_by_role("button", name="Send label").click()
+        ann.notice("Your label was sent")
+        assert (texts(service), submissions(service)) == (["The sea, rising and falling."], 1)
+        windows[0].close()
 
 
 def test_a_draft_typed_without_connection_outlives_the_tab(service: Service, window: Callable[..., Window]) -> None:
