@@ -63,6 +63,7 @@ class RunChannels:
         self._patience_s = patience_s
         self._tell, self._pause = tell, pause
         self._leases: dict[str, LeaseKeeper] = {}
+        self._taken: set[str] = set()
 
     def lease(self, folder: Path | None) -> None:
         """Sees to it that nobody else moves what this run samples from or is judged by, until `close`.
@@ -88,6 +89,8 @@ class RunChannels:
     def published(self, channel: str, name: str, publish: Callable[[Name], PublishedT]) -> PublishedT:
         """Makes a publication under its name, or a new one where other weights have that; the channel points to it.
 
+        Where it leaves a version that no run has made, that is told before, with the way back.
+
         Args:
             channel: to move.
             name: of these weights within the run's stage.
@@ -100,6 +103,7 @@ class RunChannels:
         def made(publish_id: str) -> PublishedT:
             return self.patiently(lambda: publish({**self._writer(channel), "publish_id": publish_id}))
 
+        self._take_over(channel)
         try:
             published = made(f"{self._run}/{self._stage}/{name}"[:_MOST_ID])
         except InvalidRequest as error:
@@ -130,12 +134,12 @@ class RunChannels:
             )
             self._weights.set_channel(request, timeout_s=_CALL_S)
 
+        self._take_over(channel)
         self.patiently(point)
 
     def weights_digest(self, version: int) -> str:
         """Digest of the weights of a version."""
-        request = weights_pb2.GetManifestRequest(version=version)
-        return self.patiently(lambda: self._weights.get_manifest(request, timeout_s=_CALL_S)).manifest.weights_digest
+        return self._manifest(version).weights_digest
 
     def patiently(self, call: Callable[[], T], *, patience_s: float | None = None) -> T:
         """Makes a call that is safe to repeat, again and again while the service is away.
@@ -156,6 +160,22 @@ class RunChannels:
                     self._tell(f"waits for the weights service: {error.message}")
                     told = True
                 self._pause(0.5)
+
+    def _manifest(self, version: int) -> weights_pb2.Manifest:
+        request = weights_pb2.GetManifestRequest(version=version)
+        return self.patiently(lambda: self._weights.get_manifest(request, timeout_s=_CALL_S)).manifest
+
+    def _take_over(self, channel: str) -> None:
+        """Before the first move of a channel: tells where somebody has put there what no run has made."""
+        if channel in self._taken:
+            return
+        version = self.version(channel)
+        if version and not self._manifest(version).run:
+            self._tell(
+                f"{channel} points to version {version}, which no run has made; this run takes the channel over. "
+                f"`trimtab weights promote {version} {channel}` goes back once the run has ended"
+            )
+        self._taken.add(channel)
 
     def _writer(self, channel: str) -> Name:
         return {"lease_id": self._lease_id(channel), "run": self._run, "stage": self._stage}
