@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Network, IPv6Network
-
 from pydantic import Field, SecretStr, model_validator
 
-from trimtab_services.runtime.config import MEBIBYTE, ServiceConfig
+from trimtab_services.runtime.config import MEBIBYTE
 from trimtab_services.runtime.quota import Quota
+from trimtab_services.runtime.web.config import PageServiceConfig
 
 __all__ = ["LabelingServiceConfig"]
 
@@ -15,8 +14,8 @@ DAY_S = 86400.0
 _KEYS_BYTES = 4096
 
 
-class LabelingServiceConfig(ServiceConfig):
-    """What `trimtab serve labeling` takes besides what every service takes."""
+class LabelingServiceConfig(PageServiceConfig):
+    """What `trimtab serve labeling` takes besides what every service with a page takes."""
 
     database: SecretStr = Field(
         default=SecretStr("sqlite:///labeling.sqlite"),
@@ -32,17 +31,6 @@ class LabelingServiceConfig(ServiceConfig):
     database_threads: int = Field(
         default=8, ge=1, le=64, description="Calls that ask the database at once; each has a connection of its own."
     )
-    secure_cookies: bool = Field(
-        default=False,
-        description="The session's cookie is only sent over HTTPS. Always so with `tls`; set it behind a proxy that "
-        "speaks TLS.",
-    )
-    trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = Field(
-        default=(),
-        description="Networks, such as 10.0.0.0/8, of the proxies before this service. Of a request that comes from "
-        "one, the last address in X-Forwarded-For that is no such proxy's counts as the person's, for `login_tries`. "
-        "Unset: behind a proxy all people share its address.",
-    )
     people_quota: Quota | None = Field(
         default=Quota(requests_per_s=20.0, burst_s=60.0),
         description="What each person who is signed in may ask for, by account. null: no limit. `quota` counts "
@@ -54,14 +42,6 @@ class LabelingServiceConfig(ServiceConfig):
     session_s: float = Field(
         default=7 * DAY_S, gt=0, le=365 * DAY_S, description="Seconds after which a session ends in any case."
     )
-    login_tries: int = Field(
-        default=10,
-        ge=1,
-        le=10_000,
-        description="Failed logins of an account from one address within `login_window_s`; more are refused. Ten times "
-        "as many count for an account from all addresses, and for an address with all accounts.",
-    )
-    login_window_s: float = Field(default=300.0, gt=0, le=DAY_S, description="Seconds in which failed logins count.")
     max_answer_characters: int = Field(
         default=100_000, ge=1, le=10_000_000, description="Most characters of a prompt, an answer or a demonstration."
     )

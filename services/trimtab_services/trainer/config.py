@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from trimtab_services.runtime.config import ClientTLS, ServiceConfig
+from trimtab_services.runtime.config import ClientTLS
+from trimtab_services.runtime.web.config import PageServiceConfig
 
 __all__ = ["KubernetesLauncherConfig", "LocalLauncherConfig", "TrainerServiceConfig"]
 
@@ -51,8 +52,8 @@ class KubernetesLauncherConfig(BaseModel):
     )
 
 
-class TrainerServiceConfig(ServiceConfig):
-    """What `trimtab serve trainer` takes besides what every service takes."""
+class TrainerServiceConfig(PageServiceConfig):
+    """What `trimtab serve trainer` takes besides what every service with a page takes."""
 
     directory: Path = Field(
         default=Path("runs"), description="Volume of the runs: events, checkpoints, models, reports."
@@ -103,11 +104,6 @@ class TrainerServiceConfig(ServiceConfig):
         gt=0,
         le=365 * 86400,
         description="Seconds after which who has signed in to the page for runs does so again.",
-    )
-    secure_cookies: bool = Field(
-        default=False,
-        description="The cookie of the page for runs is only sent over HTTPS. Always so with `tls`; set it behind a "
-        "proxy that speaks TLS.",
     )
 
     @model_validator(mode="after")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import ipaddress
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from aiohttp import web
@@ -15,12 +14,13 @@ from trimtab_services.labeling.audit import account_actor
 from trimtab_services.labeling.config import LabelingServiceConfig
 from trimtab_services.labeling.database import Database
 from trimtab_services.labeling.hashing import Hashing
-from trimtab_services.labeling.sessions import LoginLimit, Session
+from trimtab_services.labeling.sessions import Session
 from trimtab_services.runtime.http import Route
 from trimtab_services.runtime.quota import Quotas
 from trimtab_services.runtime.web import SessionCookie, reply
+from trimtab_services.runtime.web.logins import LoginLimit, address_of
 
-__all__ = ["PREFIX", "Handler", "People", "account_json", "address_of"]
+__all__ = ["PREFIX", "Handler", "People", "account_json"]
 
 PREFIX = "/labeling/api/"
 
@@ -46,8 +46,8 @@ class People:
         self._quotas = Quotas(config.people_quota, own=lambda account: None, refused=refused)
         self._limit = LoginLimit(config.login_tries, config.login_window_s)
         self._hashing = hashing
-        is_secure = config.secure_cookies or config.tls is not None
-        self._cookie = SessionCookie("trimtab_session", is_secure=is_secure, session_s=config.session_s)
+        is_secure, session_s = config.has_secure_cookies, config.session_s
+        self._cookie = SessionCookie("trimtab_session", is_secure=is_secure, session_s=session_s)
 
     def route(self, method: str, path: str, handler: Handler, role: Role = Role.LABELER) -> Route:
         """A route for people with a role.
@@ -101,7 +101,8 @@ class People:
             Unauthenticated: no such account, another password, or it is not enabled; which of these is not told.
             Overloaded: too many failures of late.
         """
-        address = address_of(request.remote or "", request.headers.getall("x-forwarded-for", []), self._config)
+        forwarded = request.headers.getall("x-forwarded-for", [])
+        address = address_of(request.remote or "", forwarded, self._config.trusted_proxies)
         self._limit.check(name, address)
         account = await self._hashing.password_matches(name, password)
         if account is None:
@@ -147,38 +148,6 @@ def account_json(account: Account) -> dict[str, Any]:
         "group": account.group,
         "enabled": account.enabled,
     }
-
-
-def address_of(remote: str, forwarded: Sequence[str], config: LabelingServiceConfig) -> str:
-    """Whose request it is: of the addresses on its way, from the last one on, the first that is no trusted proxy's.
-
-    Who sends a request may write into X-Forwarded-For what it likes; proxies add to the end what they see.
-
-    Args:
-        remote: who is connected to this server.
-        forwarded: each header X-Forwarded-For, in their order.
-        config: names the trusted proxies.
-    """
-    seen = remote
-    for one in reversed([part.strip() for header in forwarded for part in header.split(",")]):
-        if not _is_trusted(seen, config) or _parsed(one) is None:
-            break
-        seen = one
-    return seen
-
-
-def _is_trusted(address: str, config: LabelingServiceConfig) -> bool:
-    parsed = _parsed(address)
-    return parsed is not None and any(parsed in network for network in config.trusted_proxies)
-
-
-def _parsed(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    try:
-        parsed = ipaddress.ip_address(address)
-    except ValueError:
-        return None
-    mapped = parsed.ipv4_mapped if isinstance(parsed, ipaddress.IPv6Address) else None
-    return mapped or parsed  # a socket for both kinds sees ::ffff:10.0.0.1
 
 
 def _refuse_nul(request: web.Request) -> None:

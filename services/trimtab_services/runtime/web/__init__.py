@@ -7,6 +7,7 @@ else. `static/` here has what every page is made of: `dom.js` (elements out of p
 - `assets` serves the files of several folders as those of one. All but the page itself stand below the digest of all
   of them, and are kept for ever.
 - `sessions` has the cookie of a session, and answers that nobody keeps.
+- `logins` bounds how often a login may fail; `config` has the keys of the configuration that go with a page.
 """
 
 from __future__ import annotations

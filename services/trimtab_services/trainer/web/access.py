@@ -2,7 +2,8 @@
 
 A browser signs in with a token, and from then on has a cookie (HttpOnly, SameSite=Strict, Secure with TLS) that stands
 for it until `session_s` are over or this service starts again. The token is looked up in the tokens file at every
-request: one that was taken out lets nobody in any more. A program sends the token itself, as to gRPC.
+request: one that was taken out lets nobody in any more. An address that guesses tokens is refused for a while. A
+program sends the token itself, as to gRPC.
 
 The page changes nothing, and what it reads no other origin can: it has no cookie of ours, our JSON is not readable to
 it, and where no tokens are asked on a loopback address, other names for that address are refused (DNS rebinding).
@@ -22,12 +23,13 @@ from pydantic import Field
 
 from trimtab.errors import PermissionDenied, Reason, Unauthenticated
 from trimtab.types.shared import Record, Text
-from trimtab_services.runtime.auth import Identity, check_scope
+from trimtab_services.runtime.auth import Identity, TokenTable, check_scope
 from trimtab_services.runtime.config import is_loopback
 from trimtab_services.runtime.http import Route
 from trimtab_services.runtime.json_body import read_json
 from trimtab_services.runtime.state import Runtime
 from trimtab_services.runtime.web import SessionCookie, reply
+from trimtab_services.runtime.web.logins import LoginLimit, address_of
 from trimtab_services.trainer.config import TrainerServiceConfig
 
 __all__ = ["PREFIX", "Handler", "Visitors"]
@@ -61,8 +63,9 @@ class Visitors:
         self._runtime = runtime
         self._config = runtime.config
         self._sessions: dict[bytes, _Session] = {}
-        is_secure = self._config.secure_cookies or self._config.tls is not None
-        self._cookie = SessionCookie("trimtab_runs_session", is_secure=is_secure, session_s=self._config.session_s)
+        self._limit = LoginLimit(self._config.login_tries, self._config.login_window_s)
+        is_secure, session_s = self._config.has_secure_cookies, self._config.session_s
+        self._cookie = SessionCookie("trimtab_runs_session", is_secure=is_secure, session_s=session_s)
 
     def route(self, path: str, handler: Handler, *, deadline_s: float | None = None) -> Route:
         """A route for those who may look.
@@ -136,8 +139,7 @@ class Visitors:
         if tokens is None:
             self._refuse_foreign_host(request)
             return reply(_told(None))
-        identity = tokens.identify(f"Bearer {token}")
-        check_scope(identity, _SCOPE)
+        identity = self._log_in(request, tokens, token)
         now = time.time()
         self._sessions = {key: one for key, one in self._sessions.items() if one.end_time >= now}
         cookie = secrets.token_urlsafe(32)
@@ -145,6 +147,25 @@ class Visitors:
         response = reply(_told(identity))
         self._cookie.set(response, cookie)
         return response
+
+    def _log_in(self, request: web.Request, tokens: TokenTable, token: str) -> Identity:
+        """Who a token belongs to. One that opens nothing here is a failed login of the address that it comes from.
+
+        Raises:
+            Unauthenticated: it is not known.
+            PermissionDenied: it lacks the scope.
+            Overloaded: too many logins from there have failed of late.
+        """
+        forwarded = request.headers.getall("x-forwarded-for", [])
+        address = address_of(request.remote or "", forwarded, self._config.trusted_proxies)
+        self._limit.check("", address)
+        try:
+            identity = tokens.identify(f"Bearer {token}")
+            check_scope(identity, _SCOPE)
+        except (Unauthenticated, PermissionDenied):
+            self._limit.failed("", address)
+            raise
+        return identity
 
     async def _sign_out(self, request: web.Request) -> web.StreamResponse:
         await read_json(request)  # whose content type no form of another origin can send

@@ -79,6 +79,27 @@ def test_a_token_without_the_scope_is_refused(guarded: Service, visitor: httpx.C
     assert guarded.get("runs", headers={"authorization": "Bearer scorer-token"}).status_code == 403
 
 
+def test_guesses_of_tokens_are_limited_by_address(tmp_path: Path) -> None:
+    tokens = tmp_path / "tokens.json"
+    tokens.write_text(json.dumps(TOKENS))
+    limits = {"login_tries": 3, "login_window_s": 60, "trusted_proxies": ["127.0.0.0/8"]}
+    with trainer(tmp_path / "runs", tokens_file=tokens, **limits) as service:
+
+        def try_from(address: str, token: str) -> httpx.Response:
+            headers = {"x-forwarded-for": address}
+            return httpx.post(
+                f"{service.url}/runs/api/session", json={"token": token}, headers=headers, timeout=30, trust_env=False
+            )
+
+        guesses = [try_from("203.0.113.5", token) for token in ("a", "scorer-token", "b", "c")]
+        assert [answer.status_code for answer in guesses] == [401, 403, 401, 429]
+        assert 0 < int(guesses[-1].headers["retry-after"]) <= 60
+        assert guesses[-1].json()["reason"] == "QUOTA_EXCEEDED"
+        assert try_from("203.0.113.5", "watcher-token").status_code == 429  # the right one, too
+        right = [try_from("198.51.100.7", "watcher-token") for _ in range(5)]
+        assert {answer.status_code for answer in right} == {200}
+
+
 def test_a_program_sends_the_token_itself(guarded: Service) -> None:
     answer = guarded.get("runs", headers={"authorization": "Bearer watcher-token"})
     assert [run["name"] for run in answer.json()["runs"]] == ["a"]
