@@ -83,9 +83,12 @@ class Collector:
 
     services: LocalServices
     told: list[str] = field(default_factory=list)
+    queues: list[tuple[int, int, int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.dispatcher = RolloutDispatcher(self.fleets, timeout_s=170)
+        self.dispatcher = RolloutDispatcher(
+            self.fleets, timeout_s=170, on_queue=lambda *queue: self.queues.append(queue)
+        )
 
     def collect(self, prompts: int, *, score: bool = False, fault: Callable[[], None] = lambda: None) -> Outcome:
         """Collects two samples of each prompt; the fault happens once the work is under way."""
@@ -224,6 +227,7 @@ def test_a_silent_replica_is_told_in_a_stated_time_and_its_samples_are_made_else
         wait_until(lambda: len(collector.told) > 0, SILENT_S + 5)
         again = collector.collect(12)
     assert outcome.samples == again.samples == healthy.samples
+    assert collector.queues[-1] == (0, 0, 1)  # of those that are well
     assert outcome.seconds < 4 * healthy.seconds + SILENT_S and again.seconds < 4 * healthy.seconds
     assert collector.told[0].startswith(f"generation at {silent['grpc']}: silent during generation")
     wait_until(lambda: f"generation at {silent['grpc']} is back" in collector.told)

@@ -118,7 +118,7 @@ class Handout:
                 chunk.call.task.cancel()
             self._chunks.clear()
             self._waiting.clear()
-            self._tell_queue(len(await self._fleet.replicas()))
+            self._tell_queue(len(await self._fleet.well()))
 
     def wake(self) -> None:
         """A replica has room: if samples wait, looks at once whether it is for them."""

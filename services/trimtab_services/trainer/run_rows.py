@@ -126,7 +126,7 @@ def progress(run: RunRow, event: pb.RunEvent, since: float) -> dict[str, object]
     elif run.state == pb.RUN_STATE_STARTING:
         values["state"] = pb.RUN_STATE_RUNNING
     if kind == "stage_started":
-        values |= {"stage": event.stage, "step": 0, "total_steps": event.stage_started.total_steps}
+        values |= {"stage": event.stage, "step": event.step, "total_steps": event.stage_started.total_steps}
     elif kind == "step_done":
         values |= {"stage": event.stage, "step": event.step, "total_steps": event.step_done.total_steps}
     elif event.stage not in ("", run.stage):  # such as what a stage waits for before it begins: replicas scaled to none

@@ -75,6 +75,8 @@ def test_progress_follows_the_events(store: EventStore) -> None:
     assert (store.run("a").stage, store.run("a").step) == ("ppo", 3)
     store.append("a", pb.RunEvent(sequence=3, run_ended=pb.RunEnded(state=pb.RUN_STATE_FAILED, error="why")))
     assert (store.run("a").state, store.run("a").error) == (pb.RUN_STATE_FAILED, "why")
+    store.append("a", pb.RunEvent(sequence=4, stage="ppo", step=2, stage_started=pb.StageStarted(total_steps=9)))
+    assert store.run("a").step == 2  # it goes on there
 
 
 def test_acknowledged_events_survive_a_new_process(tmp_path: Path) -> None:

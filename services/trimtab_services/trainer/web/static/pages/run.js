@@ -5,7 +5,7 @@ import { get } from "../api.js";
 import { Chart } from "../chart.js";
 import { Curves } from "../curves.js";
 import { fill, h } from "../dom.js";
-import { duration, figure, moment, stateBadge, steps, timeLeft } from "../format.js";
+import { duration, figure, moment, stateBadge, steps, timeLeft, words } from "../format.js";
 import { LiveRun } from "../live.js";
 import { OutputSection, specSection } from "./run_files.js";
 import { LogSection } from "./run_log.js";
@@ -169,9 +169,9 @@ class RunPage {
     const since = (performance.now() - this.#toldAt) / 1000;
     const left = run.seconds_left === null ? run : { ...run, seconds_left: Math.max(0, run.seconds_left - since) };
     const facts = [
-      ["Stage", run.stage],
+      ["Stage", words(run.stage)],
       ["Step", steps(run)],
-      [`Left in ${run.stage}`, timeLeft(left)],
+      [`Left in ${words(run.stage)}`, timeLeft(left)],
       ["A step takes", run.seconds_a_step === null ? "" : paceOf(run.seconds_a_step)],
       ["Rollouts waiting", this.#queue && figure(this.#queue.waiting)],
       ["Being generated", this.#queue && figure(this.#queue.running)],
@@ -182,7 +182,7 @@ class RunPage {
     ].filter(([, value]) => value !== "" && value !== null);
     const bar =
       !run.has_ended && run.total_steps
-        ? h("progress", { max: run.total_steps, value: run.step, "aria-label": `Steps of ${run.stage}` })
+        ? h("progress", { max: run.total_steps, value: run.step, "aria-label": `Steps of ${words(run.stage)}` })
         : null;
     fill(
       this.#facts,
@@ -223,4 +223,4 @@ class RunPage {
   }
 }
 
-const paceOf = (seconds) => (seconds < 10 ? `${figure(seconds)} s` : duration(seconds));
+const paceOf = (seconds) => (seconds < 10 ? `${Number(seconds.toPrecision(2))} s` : duration(seconds));

@@ -3,7 +3,7 @@
 import { fill, h } from "../dom.js";
 import { duration, figure, stateBadge } from "../format.js";
 import { folded } from "./folded.js";
-import { cell, row, rowHead, stackedTable } from "./stacked.js";
+import { cell, row, rowHead, shortCell, stackedTable } from "./stacked.js";
 
 /** A run tells every few seconds. */
 const LATE_S = 30;
@@ -39,7 +39,7 @@ export class ReplicasSection {
     if (this.element.hidden) return;
     const since = (performance.now() - this.#toldAt) / 1000;
     const isLate = since > LATE_S;
-    fill(this.#age, isLate ? `The run has told nothing of them for ${duration(since)}.` : `As of ${duration(since)} ago.`);
+    fill(this.#age, isLate ? `The run has told nothing of them for ${duration(since)}.` : `As the run told ${duration(since)} ago.`);
     this.#age.className = isLate ? "note" : "hint";
     this.#replicas.forEach(({ seconds_since_answer }, index) => {
       const seconds = seconds_since_answer === null ? null : seconds_since_answer + since;
@@ -54,7 +54,7 @@ function replicaRow(one, age) {
     rowHead(one.service),
     cell("Address", one.address, one.note && h("p", { class: "note" }, one.note)),
     cell("State", stateBadge(one.state)),
-    values.map((value, index) => cell(HEADS[index + 3], figure(value))),
+    values.map((value, index) => shortCell(HEADS[index + 3], figure(value))),
     age,
   );
 }

@@ -2,7 +2,7 @@
 
 import { get, query } from "../api.js";
 import { fill, h } from "../dom.js";
-import { figure, moment } from "../format.js";
+import { figure, moment, words } from "../format.js";
 import { folded } from "./folded.js";
 import { moreButton, table, tableRow } from "./lists.js";
 
@@ -11,6 +11,8 @@ const PAGE = 20;
 export class VersionsSection {
   #path;
   #body = null; // once it was opened
+  #box;
+  #none = h("p", { class: "hint" }, "None yet.");
   #total = 0;
   /** The newest version that is counted, and the newest that is in the table. */
   #newest = 0;
@@ -37,19 +39,26 @@ export class VersionsSection {
     if (!this.#body || version <= this.#shown) return;
     this.#shown = version;
     this.#body.prepend(tableRow(row({ version, stage, step, time })));
+    this.#showBox();
   }
 
   async #open(place) {
     const { versions, next_before } = await this.#page(null);
-    const box = table("Newest first", ["Version", "Stage", "Step", "Published"], versions.map(row));
-    this.#body = box.querySelector("tbody");
+    this.#box = table("Newest first", ["Version", "Stage", "Step", "Published"], versions.map(row));
+    this.#body = this.#box.querySelector("tbody");
     this.#shown = versions[0]?.version ?? 0;
     const more = moreButton(next_before, async (before) => {
       const page = await this.#page(before);
       this.#body.append(...page.versions.map((one) => tableRow(row(one))));
       return page.next_before;
     });
-    fill(place, versions.length === 0 && h("p", { class: "hint" }, "None yet."), box, more);
+    this.#showBox();
+    fill(place, this.#none, this.#box, more);
+  }
+
+  #showBox() {
+    this.#none.hidden = this.#body.childNodes.length > 0;
+    this.#box.hidden = !this.#none.hidden;
   }
 
   #page(before) {
@@ -57,4 +66,4 @@ export class VersionsSection {
   }
 }
 
-const row = (one) => [one.version, one.stage, one.step, moment(one.time)];
+const row = (one) => [one.version, words(one.stage), one.step, moment(one.time)];

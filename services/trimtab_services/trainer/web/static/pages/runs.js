@@ -3,7 +3,7 @@
 import { get, query } from "../api.js";
 import { repeatedly } from "../connection.js";
 import { fill, h } from "../dom.js";
-import { moment, stateBadge, steps, timeLeft } from "../format.js";
+import { moment, stateBadge, steps, timeLeft, words } from "../format.js";
 import { moreButton } from "./lists.js";
 import { cell, row, rowHead, stackedTable } from "./stacked.js";
 
@@ -87,7 +87,7 @@ class RunList {
     while (element.childNodes.length > 1) element.lastChild.remove();
     element.append(
       cell("State", stateBadge(run.state)),
-      cell("Stage", run.stage),
+      cell("Stage", words(run.stage)),
       cell("Step", progress(run), steps(run)),
       cell("Time left", timeLeft(run)),
       cell("Started", moment(run.create_time)),

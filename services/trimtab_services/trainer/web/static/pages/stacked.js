@@ -29,5 +29,12 @@ export const rowHead = (...content) => h("th", { scope: "row", role: "rowheader"
 /** A cell under a head. */
 export const cell = (head, ...content) => h("td", { role: "cell", "data-label": head }, content);
 
+/** A cell that shares its line with its neighbours on a phone. */
+export const shortCell = (head, ...content) => {
+  const made = cell(head, content);
+  made.className = "short";
+  return made;
+};
+
 /** A row of cells. */
 export const row = (...cells) => h("tr", { role: "row" }, cells);
