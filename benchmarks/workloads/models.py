@@ -26,6 +26,26 @@ SHAPES: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 1024,
         "tie_word_embeddings": False,
     },
+    "40m": {
+        "vocab_size": VOCAB,
+        "hidden_size": 512,
+        "intermediate_size": 1376,
+        "num_hidden_layers": 10,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 1024,
+        "tie_word_embeddings": False,
+    },
+    "135m": {
+        "vocab_size": 49152,
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "max_position_embeddings": 2048,
+        "tie_word_embeddings": True,
+    },
     "360m": {
         "vocab_size": 49152,
         "hidden_size": 960,
@@ -47,7 +67,8 @@ SHAPES: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": False,
     },
 }
-"""10.5 M parameters, 8.4 M as a reward model; the shapes of SmolLM2-360M; of TinyLlama, 1.1 billion."""
+"""10.5 M parameters, 8.4 M as a reward model; 40 M, 36 M as a reward model; the shapes of SmolLM2-135M and 360M; of
+TinyLlama, 1.1 billion."""
 
 
 def policy_model(

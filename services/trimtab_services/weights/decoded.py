@@ -15,11 +15,12 @@ import tempfile
 import threading
 import uuid
 from collections.abc import Callable
+from concurrent.futures import Executor
 from pathlib import Path
 
 from trimtab.errors import CorruptData, NotFound
 from trimtab.v1 import weights_pb2
-from trimtab.weights.chains import Chains
+from trimtab.weights.chains import Chains, Recipe
 from trimtab_services.weights.files import Files
 from trimtab_services.weights.reading import OpenBlob, open_blob, open_file
 from trimtab_services.weights.requests import base_missing
@@ -74,12 +75,13 @@ class DecodedTensors:
             is_kept = manifest.version in self._kept
         return is_kept and all((self._folder / entry.digest).is_file() for entry in _differences(manifest))
 
-    def check(self, manifest: weights_pb2.Manifest, number: int) -> None:
+    def check(self, manifest: weights_pb2.Manifest, number: int, threads: Executor) -> None:
         """Decodes every difference of a version that is to be published, and keeps what has the right digest.
 
         Args:
             manifest: its form was checked already.
             number: above that of every version that it may build on.
+            threads: which decode, one difference each.
 
         Raises:
             FailedPrecondition: BASE_MISSING: a base is not in the store, or has other bytes.
@@ -89,27 +91,37 @@ class DecodedTensors:
         chains = Chains(self._manifest_of, lambda name, digest: self._at_hand(digest) if digest != own else None)
         with self._lock:
             checked = {entry.SerializeToString() for kept in self._kept.values() for entry in kept}
+        recipes: list[tuple[int, Recipe]] = []
         for index, entry in enumerate(manifest.tensors):
             if entry.encoding != weights_pb2.ENCODING_DELTA or entry.SerializeToString() in checked:
                 continue
             own = entry.digest
             try:
                 chains.check_base(number, entry)
-                data = chains.recipe(number, entry).made(self._part)
+                recipes.append((index, chains.recipe(number, entry)))
             except (CorruptData, NotFound) as error:
                 raise base_missing(index, entry, error.message) from error
-            found = hashlib.sha256(data).hexdigest()
-            if found != entry.digest:
-                raise CorruptData(
-                    f"manifest.tensors[{index}].digest: the difference of {entry.name!r} to version "
-                    f"{entry.base_version} gives bytes with SHA-256 {found}, not {entry.digest}",
-                    field=f"manifest.tensors[{index}].digest",
-                    value=found,
-                    limit=entry.digest,
-                )
-            with self._lock:
-                self._fresh.add(entry.digest)
-            self._write(entry.digest, data)
+        list(threads.map(self._check_one, recipes))  # raises what the first of them found
+
+    def _check_one(self, place: tuple[int, Recipe]) -> None:
+        index, recipe = place
+        entry = recipe.entry
+        try:
+            data = recipe.made(self._part)
+        except (CorruptData, NotFound) as error:
+            raise base_missing(index, entry, error.message) from error
+        found = hashlib.sha256(data).hexdigest()
+        if found != entry.digest:
+            raise CorruptData(
+                f"manifest.tensors[{index}].digest: the difference of {entry.name!r} to version "
+                f"{entry.base_version} gives bytes with SHA-256 {found}, not {entry.digest}",
+                field=f"manifest.tensors[{index}].digest",
+                value=found,
+                limit=entry.digest,
+            )
+        with self._lock:
+            self._fresh.add(entry.digest)
+        self._write(entry.digest, data)
 
     def forget(self, manifest: weights_pb2.Manifest) -> None:
         """Notes that a publication was not committed: what was decoded for it may go."""

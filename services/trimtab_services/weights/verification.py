@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
 
 from trimtab.errors import CorruptData, FailedPrecondition, InvalidRequest, Reason
 from trimtab.v1 import weights_pb2
@@ -13,6 +15,9 @@ from trimtab_services.weights.files import sizes as file_sizes
 from trimtab_services.weights.state import blob_path
 
 __all__ = ["verify_bytes"]
+
+_CHECKERS = max(1, (os.cpu_count() or 1) // 2)
+"""Threads that check the tensors of a version: half of the cores, since blobs are sent meanwhile."""
 
 
 def verify_bytes(files: Files, decoded: DecodedTensors, manifest: weights_pb2.Manifest, number: int) -> None:
@@ -42,6 +47,7 @@ def verify_bytes(files: Files, decoded: DecodedTensors, manifest: weights_pb2.Ma
             value=missing[0],
             metadata={"missing": ",".join(missing[:10])},
         )
+    whole: list[tuple[str, weights_pb2.TensorEntry]] = []
     for index, entry in enumerate(manifest.tensors):
         where = f"manifest.tensors[{index}]"
         end, size = entry.blob_offset_bytes + entry.blob_length_bytes, sizes[entry.blob_digest] or 0
@@ -52,12 +58,17 @@ def verify_bytes(files: Files, decoded: DecodedTensors, manifest: weights_pb2.Ma
                 value=end,
                 limit=size,
             )
-        if entry.encoding == weights_pb2.ENCODING_DELTA:
-            continue
-        path = blob_path(entry.blob_digest)
-        found = _digest(files, path, entry.blob_offset_bytes, entry.blob_length_bytes)
+        if entry.encoding != weights_pb2.ENCODING_DELTA:
+            whole.append((where, entry))
+
+    def check(place: tuple[str, weights_pb2.TensorEntry]) -> None:
+        where, entry = place
+        found = _digest(files, blob_path(entry.blob_digest), entry.blob_offset_bytes, entry.blob_length_bytes)
         _compare(f"{where}.digest", entry.name, found, entry.digest)
-    decoded.check(manifest, number)
+
+    with ThreadPoolExecutor(_CHECKERS, thread_name_prefix="check") as threads:
+        list(threads.map(check, whole))  # raises what the first of them found
+        decoded.check(manifest, number, threads)
     for index, file in enumerate(manifest.files):
         where, size = f"manifest.files[{index}]", sizes[file.digest] or 0
         if file.length_bytes != size:

@@ -15,8 +15,9 @@ import pytest
 import yaml
 
 from trimtab.client import Client
-from trimtab.weights import TensorData
+from trimtab.weights import TensorData, fetching, publication
 from trimtab_services.runtime.server import Server
+from trimtab_services.weights import verification
 from trimtab_services.weights.config import WeightsServiceConfig
 from trimtab_services.weights.main import SERVICE, build
 
@@ -61,6 +62,14 @@ class RunningStore:
         while not server.runtime.state_reason == "":
             await asyncio.sleep(0.005)
         return server
+
+
+@pytest.fixture(autouse=True)
+def several_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors are encoded, checked and decoded beside one another here, however few cores there are."""
+    monkeypatch.setattr(publication, "_ENCODERS", 4)
+    monkeypatch.setattr(fetching, "_DECODERS", 4)
+    monkeypatch.setattr(verification, "_CHECKERS", 4)
 
 
 @contextmanager

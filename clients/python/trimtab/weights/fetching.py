@@ -5,7 +5,7 @@
         newer = fetch_version(client, channel="policy/latest", cache=Path("cache"), base=version)
 
 Calls block; from asyncio, use `asyncio.to_thread`. A fetched tensor is a mapped part of a checked file; decoding holds
-two of one tensor's bytes besides.
+two of one tensor's bytes besides, in each of a few threads.
 """
 
 from __future__ import annotations
@@ -15,14 +15,16 @@ import logging
 import mmap
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
 from trimtab.client import Client
-from trimtab.errors import CorruptData, InvalidRequest, NotFound
+from trimtab.errors import CorruptData, InvalidRequest, NotFound, TrimtabError
 from trimtab.v1 import weights_pb2
 from trimtab.weights.chains import Chains, Recipe
 from trimtab.weights.manifest import TensorData, check_manifest, decoded_bytes, tensor_digest
@@ -33,6 +35,9 @@ __all__ = ["FetchedVersion", "fetch_version"]
 _log = logging.getLogger(__name__)
 
 _ALIGNMENT = 64
+
+_DECODERS = max(1, (os.cpu_count() or 1) // 4)
+"""Threads that decode and check: a quarter of the cores, since a replica samples meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -197,6 +202,8 @@ class _Reader:
     ) -> None:
         self._manifest = manifest
         self._blobs = blobs
+        self._reading = threading.Lock()
+        self._unreadable: TrimtabError | None = None
         # a whole version, and what was packed together with differences, is read in blobs of many tensors
         self._packed = {e.blob_digest for e in manifest.tensors if e.encoding == weights_pb2.ENCODING_DELTA}
         self._decoded = decoded and bool(self._packed)
@@ -208,25 +215,31 @@ class _Reader:
     def tensors(self, folder: Path) -> dict[str, TensorData]:
         """All of them by name. Those that no blob has as they are go to a file in the folder that nobody else sees."""
         recipes = [self._recipe(entry) for entry in self._manifest.tensors]
-        tensors: dict[str, TensorData] = {}
         places: dict[str, int] = {}
+        end = 0
+        for recipe in recipes:
+            if not recipe.is_stored_whole:
+                places[recipe.entry.name] = end
+                end += decoded_bytes(recipe.entry) + -decoded_bytes(recipe.entry) % _ALIGNMENT
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder, prefix="decoded-") as file:
-            for recipe in recipes:
-                name = recipe.entry.name
+            file.truncate(end)
+
+            def make(recipe: Recipe) -> memoryview | None:
                 data = self._made(recipe)
                 if recipe.is_stored_whole:
-                    tensors[name] = _tensor(recipe.entry, data)
-                    continue
-                file.write(bytes(-file.tell() % _ALIGNMENT))
-                places[name] = file.tell()
-                file.write(data)
-            file.flush()
+                    return data
+                _write(file, data, places[recipe.entry.name])
+                return None
+
+            with ThreadPoolExecutor(_DECODERS, thread_name_prefix="decode") as threads:
+                made = list(threads.map(make, recipes))
             decoded = _mapped(file)
-        for recipe in recipes:
-            if (start := places.get(recipe.entry.name)) is not None:
-                data = decoded[start : start + decoded_bytes(recipe.entry)]
-                tensors[recipe.entry.name] = _tensor(recipe.entry, data)
+        tensors: dict[str, TensorData] = {}
+        for recipe, data in zip(recipes, made, strict=True):
+            start = places.get(recipe.entry.name, 0)
+            part = decoded[start : start + decoded_bytes(recipe.entry)] if data is None else data
+            tensors[recipe.entry.name] = _tensor(recipe.entry, part)
         return tensors
 
     def _recipe(self, entry: weights_pb2.TensorEntry) -> Recipe:
@@ -238,13 +251,24 @@ class _Reader:
 
     def _made(self, recipe: Recipe) -> memoryview:
         """The bytes of a tensor, checked."""
-        data = recipe.made(self._blobs.part)
+        data = recipe.made(self._part)
         digest = recipe.entry.digest
         is_checked = recipe.is_stored_whole and recipe.whole_blob == digest  # the blob's own digest was compared
         if not is_checked and hashlib.sha256(data).hexdigest() != digest:
             where = f"version {self._manifest.version}: tensor {recipe.entry.name!r}"
             raise CorruptData(f"{where} does not have digest {digest}", field=recipe.entry.name, limit=digest)
         return data
+
+    def _part(self, entry: weights_pb2.TensorEntry) -> memoryview:
+        """As `_Blobs.part`, for one thread at a time: no blob is downloaded twice, and none after one that failed."""
+        with self._reading:
+            if self._unreadable is not None:
+                raise self._unreadable
+            try:
+                return self._blobs.part(entry)
+            except TrimtabError as error:
+                self._unreadable = error
+                raise
 
 
 def _as_whole_blob(entry: weights_pb2.TensorEntry) -> weights_pb2.TensorEntry:
@@ -262,6 +286,14 @@ def _as_whole_blob(entry: weights_pb2.TensorEntry) -> weights_pb2.TensorEntry:
 
 def _tensor(entry: weights_pb2.TensorEntry, data: memoryview) -> TensorData:
     return TensorData(entry.name, entry.dtype, tuple(entry.shape), data)
+
+
+def _write(file: IO[bytes], data: memoryview, start: int) -> None:
+    """Writes all of `data` at a place of a file, which other threads write to as well."""
+    data = data.cast("B")
+    while data.nbytes:
+        written = os.pwrite(file.fileno(), data, start)
+        data, start = data[written:], start + written
 
 
 def _mapped(file: IO[bytes]) -> memoryview:
