@@ -68,7 +68,8 @@ class EventStore:
             if existing is not None:
                 if existing.spec_yaml != spec_yaml:
                     raise FailedPrecondition(
-                        f"name: run {name!r} exists already with another spec; choose another name or resume it",
+                        f"name: run {name!r} exists already with another spec; choose another name, or resume or "
+                        "delete that run",
                         field="name",
                         value=name,
                     )
@@ -90,10 +91,11 @@ class EventStore:
             )
             return self._run(connection, name), True
 
-    def has_run(self, name: str) -> bool:
-        """Whether there is a run of that name."""
+    def has_run(self, name: str, spec_yaml: str | None = None) -> bool:
+        """Whether there is a run of that name, and of that spec where one is given."""
         with self._engine.connect() as connection:
-            return self._find(connection, name) is not None
+            run = self._find(connection, name)
+            return run is not None and spec_yaml in (None, run.spec_yaml)
 
     def run(self, name: str) -> RunRow:
         """One run.

@@ -56,13 +56,18 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         self._launcher.check_name(name)
         if not request.spec_yaml.strip():
             raise InvalidRequest("spec_yaml: must not be empty", reason=Reason.FIELD_MISSING, field="spec_yaml")
+        if not await self._in_store(self._store.has_run, name, request.spec_yaml):
+            await self._check(name, request.spec_yaml)
+        run = await self._works.to_the_end(self._create(name, request.spec_yaml))
+        return pb.StartRunResponse(run=run.to_message())
+
+    async def _check(self, name: str, spec_yaml: str) -> None:
+        """Has the launcher check the spec of a new run; one that is there may have lost its files since."""
         self._directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=self._directory) as folder:
             spec_file = Path(folder) / "spec.yaml"
-            spec_file.write_text(request.spec_yaml)
+            spec_file.write_text(spec_yaml)
             await self._launcher.check(spec_file)
-        run = await self._works.to_the_end(self._create(name, request.spec_yaml))
-        return pb.StartRunResponse(run=run.to_message())
 
     async def _create(self, name: str, spec_yaml: str) -> RunRow:
         """The run of that name, launched unless it was there already."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,11 +17,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from click.testing import CliRunner
 from rich.console import Console
 
 from running import FREE_PORTS, RunningServer, client, wait_serving
 from trimtab import Client
 from trimtab.cli.display import RunDisplay, follow_run
+from trimtab.cli.runs import runs
 from trimtab.errors import FailedPrecondition, InvalidRequest, NotFound, Reason, Unavailable
 from trimtab.v1 import trainer_pb2 as pb
 from trimtab_services.trainer import main
@@ -163,7 +166,9 @@ def test_a_run_from_start_to_end(service: Client, llama_folder: Path, demonstrat
     assert (Path(ended.directory) / "models").is_dir() and (Path(ended.directory) / "report.html").is_file()
 
     assert [event.sequence for event in watch(service, "whole", after=3)] == list(range(4, len(events) + 1))
-    assert start(service, "whole", spec) == ended  # a retry of StartRun is answered by the run it made
+    gone = demonstrations.rename(demonstrations.with_name("gone"))
+    assert start(service, "whole", spec) == ended  # a retry of StartRun is answered by the run it made, unchecked
+    gone.rename(demonstrations)
     with pytest.raises(FailedPrecondition, match="another spec") as caught:
         start(service, "whole", sft(llama_folder, demonstrations, epochs=2))
     assert (caught.value.field, caught.value.value) == ("name", "whole")
@@ -480,3 +485,19 @@ def test_runs_are_listed_newest_first_in_pages(service: Client, llama_folder: Pa
         service.list_runs(pb.ListRunsRequest(page_size=1001))
     with pytest.raises(InvalidRequest, match="page_token"):
         service.list_runs(pb.ListRunsRequest(page_token="x"))
+
+
+def test_the_command_says_that_a_run_was_started_already(
+    service: Client, llama_folder: Path, demonstrations: Path, tmp_path: Path
+) -> None:
+    def again(spec: str) -> str:
+        (file := tmp_path / "spec.yaml").write_text(spec)
+        arguments = ["start", "twice", str(file), "--target", service.target]
+        return CliRunner().invoke(runs, arguments, catch_exceptions=False).output
+
+    spec = sft(llama_folder, demonstrations)
+    assert re.match(r"twice: (STARTING|RUNNING), in ", again(spec))
+    assert re.match(r"twice: was started already, .* nothing new is started\. (STARTING|RUNNING), in ", again(spec))
+    ended = wait_state(service, "twice", pb.RUN_STATE_SUCCEEDED)
+    assert "nothing new is started. SUCCEEDED, in " in (told := again(spec)) and "another name" in told
+    assert get(service, "twice").create_time == ended.create_time

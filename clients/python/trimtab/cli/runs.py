@@ -18,7 +18,7 @@ from trimtab.cli.following import WATCH_S, follow
 from trimtab.cli.replica import RUN_COLUMNS, reported_replica_row
 from trimtab.cli.rows import json_option, limit_option, print_rows, table, table_console
 from trimtab.client import Client
-from trimtab.errors import ConfigError
+from trimtab.errors import ConfigError, NotFound
 from trimtab.v1 import trainer_pb2 as pb
 
 __all__ = ["runs"]
@@ -39,15 +39,41 @@ def runs() -> None:
 @click.option("--watch/--no-watch", "follow", default=False, help="Follow the run until it ends.")
 @connection_options
 def start(name: str, spec_file: Path, follow: bool, **connection: Any) -> int:
-    """Start the run NAME from SPEC_FILE. With --watch the exit code is that of `runs watch`."""
+    """Start the run NAME from SPEC_FILE. With --watch the exit code is that of `runs watch`.
+
+    Where the run is there already with this very spec, nothing is started: its state is told.
+    """
     try:
         text = spec_file.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{spec_file}: {error.strerror or error}", field="spec_file", value=spec_file) from None
     with client_of("trainer", **connection) as client:
+        before = _found(client, name)
         run = client.start_run(pb.StartRunRequest(name=name, spec_yaml=text)).run
-        click.echo(f"{run.name}: {_state(run)}, in {run.directory}")
+        if before is not None and before.create_time == run.create_time:
+            click.echo(_told_again(run))
+        else:
+            click.echo(f"{run.name}: {_state(run)}, in {run.directory}")
         return _watch(client, name) if follow else 0
+
+
+def _found(client: Client, name: str) -> pb.Run | None:
+    try:
+        return client.get_run(pb.GetRunRequest(name=name)).run
+    except NotFound:
+        return None
+
+
+def _told_again(run: pb.Run) -> str:
+    """What `start` says of a run that was there already."""
+    time = run.create_time.ToDatetime(UTC).astimezone()
+    told = f"{run.name}: was started already, {time:%Y-%m-%d %H:%M:%S}, with this spec; nothing new is started. "
+    told += f"{_state(run)}{f': {run.error}' if run.error else ''}, in {run.directory}"
+    if run.state == pb.RUN_STATE_SUCCEEDED:
+        return f"{told}; another name makes another run of the spec"
+    if run.state in (pb.RUN_STATE_FAILED, pb.RUN_STATE_STOPPED):
+        return f"{told}; `trimtab runs resume {run.name}` goes on with it"
+    return told
 
 
 @runs.command("list")
