@@ -165,8 +165,22 @@ def _tell_labels(spec: RunSpec, *, ask: bool) -> None:
 @click.option("--model", type=click.Choice(["tiny", "smollm2", "gemma3"]), default="tiny", show_default=True)
 @click.option("--data", "data_directory", type=click.Path(path_type=Path), help="Folder with human data; not for tiny.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the preset.")
+@click.option(
+    "--processes",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Processes of this machine that train together, with device cuda each on a GPU.",
+)
 @click.option("--full", is_flag=True, help="The proof: tiny over three seeds, beside a base four times as large.")
-def quickstart(directory: Path, model: str, data_directory: Path | None, overrides: tuple[str, ...], full: bool) -> int:
+def quickstart(
+    directory: Path,
+    model: str,
+    data_directory: Path | None,
+    overrides: tuple[str, ...],
+    processes: int,
+    full: bool,
+) -> int:
     """The whole job on this machine: start the services, SFT -> reward model -> PPO-ptx, write DIR/report.html.
 
     tiny: a model of 0.16 M parameters in a closed world that the program writes, about 5 minutes on 2 cores. smollm2
@@ -175,7 +189,7 @@ def quickstart(directory: Path, model: str, data_directory: Path | None, overrid
     """
     from trimtab_trainer.quickstart import run_quickstart
 
-    return run_quickstart(directory, model, data_directory, overrides, full=full)
+    return run_quickstart(directory, model, data_directory, overrides, processes=processes, full=full)
 
 
 @click.command()

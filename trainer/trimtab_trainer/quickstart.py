@@ -42,9 +42,17 @@ _SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def run_quickstart(
-    directory: Path, model: str, data_directory: Path | None, overrides: Sequence[str], *, full: bool = False
+    directory: Path,
+    model: str,
+    data_directory: Path | None,
+    overrides: Sequence[str],
+    *,
+    processes: int = 1,
+    full: bool = False,
 ) -> int:
     """Runs the whole job; returns the exit code: 0 when it succeeded, 130 when it was stopped, 1 when it failed.
+
+    `processes` of this machine train each run together.
 
     Raises:
         ConfigError: data is missing or not wanted, an override is wrong, or `full` was asked of another model than
@@ -59,6 +67,7 @@ def run_quickstart(
     spec = load_run_spec(next(iter(files.values())), endpoints_file=directory / "endpoints.json")
     common = {"threads": 1 if model == "tiny" else 2, "device": spec.device}
     settings = {name: {**values, **common} for name, values in _SETTINGS[model].items()}
+    settings["trainer"] = {"launcher": {"kind": "local", "processes": processes}}
     began = time.monotonic()
     with LocalServices(directory, settings=settings, on_event=console.print) as services:
         console.print(

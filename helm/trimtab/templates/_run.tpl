@@ -18,11 +18,11 @@ spec:
   # Until Kueue admits it.
   suspend: true
   {{- end }}
-  {{- if gt (int $values.ranks) 1 }}
+  {{- if gt (int $values.processes) 1 }}
   # The pods of one run, each a rank; they end together.
   completionMode: Indexed
-  completions: {{ $values.ranks }}
-  parallelism: {{ $values.ranks }}
+  completions: {{ $values.processes }}
+  parallelism: {{ $values.processes }}
   {{- end }}
   # A pod that is gone for no fault of the run is started again by the launcher, which knows how to resume it.
   backoffLimit: 0
@@ -43,7 +43,7 @@ spec:
       serviceAccountName: {{ include "trimtab.fullname" . }}-run
       automountServiceAccountToken: {{ eq $values.discovery "endpointSlices" }}
       enableServiceLinks: false
-      {{- if gt (int $values.ranks) 1 }}
+      {{- if gt (int $values.processes) 1 }}
       subdomain: {{ include "trimtab.ranks" . }}
       {{- end }}
       # Time to finish a step and save a checkpoint.
@@ -68,12 +68,12 @@ spec:
             {{- end }}
           env:
             {{- include "trimtab.environment" $values.extraEnv | nindent 12 }}
-            {{- if gt (int $values.ranks) 1 }}
+            {{- if gt (int $values.processes) 1 }}
             - name: RANK
               valueFrom: {fieldRef: {fieldPath: "metadata.annotations['batch.kubernetes.io/job-completion-index']"}}
             - name: JOB
               valueFrom: {fieldRef: {fieldPath: "metadata.labels['batch.kubernetes.io/job-name']"}}
-            - {name: WORLD_SIZE, value: {{ $values.ranks | quote }}}
+            - {name: WORLD_SIZE, value: {{ $values.processes | quote }}}
             - {name: MASTER_ADDR, value: $(JOB)-0.{{ include "trimtab.ranks" . }}}
             - {name: MASTER_PORT, value: "29500"}
             {{- end }}

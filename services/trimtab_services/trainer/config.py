@@ -19,6 +19,12 @@ class LocalLauncherConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["local"] = Field(default="local", description="Runs are processes of this machine.")
+    processes: int = Field(
+        default=1,
+        ge=1,
+        le=1000,
+        description="Processes of each run, which train together, with `device: cuda` each on a GPU of its own.",
+    )
 
 
 class KubernetesLauncherConfig(BaseModel):

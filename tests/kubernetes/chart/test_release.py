@@ -31,7 +31,7 @@ def mutual_tls(place: Place, folder: Path) -> dict[str, Any]:
 
 def two_ranks(place: Place, folder: Path) -> dict[str, Any]:
     """Runs that train in two pods together."""
-    return {"trainer": {"run": {"ranks": 2}}}
+    return {"trainer": {"run": {"processes": 2}}}
 
 
 @pytest.mark.parametrize("values_of", [plaintext, mutual_tls, two_ranks])

@@ -1,7 +1,7 @@
 """Where runs work: processes of this machine, or Jobs of a Kubernetes cluster.
 
 - `base`: what the service needs of a launcher, and nothing more.
-- `local`: a run is a process.
+- `local`: a run is a process, which starts the others that it trains with.
 - `kubernetes`: a run is a Job, made from a `template`; `job` follows one, `pod_state` says how it ended and
   why a pod is not working, `pod_log` copies its log; `cluster` holds the calls that all of them make.
 """
@@ -29,4 +29,6 @@ async def make_launcher(config: TrainerServiceConfig, report_to: str) -> Launche
         from trimtab_services.trainer.launchers.kubernetes import KubernetesLauncher
 
         return await KubernetesLauncher.connect(config.launcher)
-    return LocalLauncher(report_to, config.endpoints_file, config.token_file, config.report_tls)
+    return LocalLauncher(
+        report_to, config.launcher.processes, config.endpoints_file, config.token_file, config.report_tls
+    )

@@ -1,4 +1,7 @@
-"""The local launcher: a run is a process of its own, `trimtab run`, which outlives the service that started it."""
+"""The local launcher: a run is a process of its own, `trimtab run`, which outlives the service that started it.
+
+That process starts the others that the run trains on.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +31,7 @@ class LocalLauncher:
 
     Attributes:
         report_to: gRPC address of the TrainerService.
+        processes: of each run.
         endpoints_file: given to runs whose spec names no services; None leaves that to the spec.
         token_file: bearer token that runs report with; None when the service asks for none.
         tls: how runs reach the service; None for plain text.
@@ -37,6 +41,7 @@ class LocalLauncher:
     """
 
     report_to: str
+    processes: int = 1
     endpoints_file: Path | None = None
     token_file: Path | None = None
     tls: ClientTLS | None = None
@@ -49,7 +54,7 @@ class LocalLauncher:
 
     async def check(self, spec_file: Path) -> None:
         """As `Launcher.check`."""
-        await check_spec(spec_file, *self._endpoints_options(), "--check", "--offline")
+        await check_spec(spec_file, *self._options(), "--check", "--offline")
 
     async def start(self, run: RunRow, *, resume: bool, resumes: int = 0, goes_on: bool = False) -> LocalWork:
         """Starts the run process; its output goes to DIRECTORY/run.log.
@@ -59,7 +64,7 @@ class LocalLauncher:
         """
         directory = Path(run.directory)
         command = [
-            *run_command(directory / "spec.given.yaml", *self._endpoints_options()),
+            *run_command(directory / "spec.given.yaml", *self._options()),
             *("--dir", str(directory), "--name", run.name),
             *("--report-to", self.report_to),
             *(("--report-token-file", str(self.token_file)) if self.token_file else ()),
@@ -87,8 +92,9 @@ class LocalLauncher:
     async def close(self) -> None:
         """Nothing is open."""
 
-    def _endpoints_options(self) -> list[str]:
-        return ["--endpoints", str(self.endpoints_file)] if self.endpoints_file else []
+    def _options(self) -> list[str]:
+        endpoints = ["--endpoints", str(self.endpoints_file)] if self.endpoints_file else []
+        return [*endpoints, "--processes", str(self.processes)]
 
     def _tls_options(self) -> list[str]:
         files = self.tls.model_dump() if self.tls else {}

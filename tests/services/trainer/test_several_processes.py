@@ -1,0 +1,107 @@
+"""Runs that the local launcher starts on several processes: trained together, stopped and killed whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from trimtab import Client
+from trimtab.v1 import trainer_pb2 as pb
+from trimtab_services.trainer.config import LocalLauncherConfig
+from trimtab_services.trainer.launchers.local import kill
+
+from .test_over_grpc import demonstrations, get, process_of, sft, start, trainer_service  # noqa: F401  # a fixture
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+TWO = LocalLauncherConfig(processes=2)
+
+
+def parent_of(pid: int) -> int | None:
+    """The parent of a process that still works; None of one that does not."""
+    try:
+        state, parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
+    except OSError:
+        return None
+    return int(parent) if state != "Z" else None
+
+
+def others_of(pid: int) -> set[int]:
+    """The processes that a run's process has started."""
+    known = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()]
+    return {one for one in known if parent_of(one) == pid}
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    """Two processes that import torch at once take their time on a busy machine."""
+    deadline = time.monotonic() + 240
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def wait_gone(pids: set[int]) -> None:
+    wait_for(lambda: all(parent_of(pid) is None for pid in pids))
+
+
+def wait_state(service: Client, name: str, state: pb.RunState.ValueType) -> pb.Run:
+    wait_for(lambda: get(service, name).state == state)
+    return get(service, name)
+
+
+def wait_steps(service: Client, name: str, steps: int) -> None:
+    wait_for(lambda: get(service, name).step >= steps)
+
+
+def test_from_start_over_stop_to_the_end_on_another_number(
+    tmp_path: Path,
+    llama_folder: Path,
+    demonstrations: Path,  # noqa: F811
+) -> None:
+    with trainer_service(tmp_path / "runs", launcher=TWO, start_timeout_s=200) as (_, service):
+        run = start(service, "pair", sft(llama_folder, demonstrations, epochs=100))
+        wait_steps(service, "pair", 2)
+        pid = process_of(tmp_path / "runs", "pair")
+        others = others_of(pid)
+        assert others
+        service.stop_run(pb.StopRunRequest(name="pair"))
+        wait_state(service, "pair", pb.RUN_STATE_STOPPED)
+        wait_gone({pid, *others})
+        folder = Path(run.directory)
+        assert json.loads((folder / "state.json").read_text())["environment"]["processes"] == "2"
+    with trainer_service(tmp_path / "runs", start_timeout_s=200) as (_, service):  # one process goes on where two were
+        steps = get(service, "pair").step
+        service.resume_run(pb.ResumeRunRequest(name="pair"))
+        wait_steps(service, "pair", steps + 1)
+        service.stop_run(pb.StopRunRequest(name="pair"))
+        wait_state(service, "pair", pb.RUN_STATE_STOPPED)
+        assert json.loads((folder / "state.json").read_text())["environment"]["processes"] == "1"
+
+
+def test_one_that_is_lost_ends_the_run_and_a_kill_leaves_none(
+    tmp_path: Path,
+    llama_folder: Path,
+    demonstrations: Path,  # noqa: F811
+) -> None:
+    with trainer_service(tmp_path / "runs", launcher=TWO, start_timeout_s=200) as (_, service):
+        start(service, "pair", sft(llama_folder, demonstrations, epochs=100))
+        wait_steps(service, "pair", 1)
+        pid = process_of(tmp_path / "runs", "pair")
+        others = others_of(pid)
+        for other in others:
+            os.kill(other, signal.SIGKILL)
+        assert "rank 1" in wait_state(service, "pair", pb.RUN_STATE_FAILED).error
+        wait_gone({pid, *others})
+        service.resume_run(pb.ResumeRunRequest(name="pair"))
+        wait_state(service, "pair", pb.RUN_STATE_RUNNING)
+        pid = process_of(tmp_path / "runs", "pair")
+        others = others_of(pid)
+        assert others
+        kill(pid, "pair")
+        wait_gone(others)
+        wait_state(service, "pair", pb.RUN_STATE_FAILED)
