@@ -288,8 +288,9 @@ def finish_or_reopen(connection: sa.Connection, project: Project, task_id: int, 
 
 def from_row(row: sa.RowMapping, prefix: str = "") -> Project:
     """A project out of a row that has the columns of `projects`, each with a prefix before its name."""
-    values = {name: row[prefix + name] for name in ProjectFields.__dataclass_fields__}
-    fields = ProjectFields(**values | {"state": ProjectState(values["state"])})
+    values: dict[str, Any] = {name: row[prefix + name] for name in ProjectFields.__dataclass_fields__}
+    values["state"] = ProjectState(values["state"])
+    fields = ProjectFields(**values)
     facts = {name: row[prefix + name] for name in ("id", "name", "wants_ratings", "create_time")}
     return Project(kind=TaskKind(row[prefix + "kind"]), fields=fields, **facts)
 
