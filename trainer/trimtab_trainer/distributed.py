@@ -3,7 +3,8 @@
 Rank 0 is the run as it is in one process: it alone reads files, talks to services, reports and saves. The other ranks
 hold their part of every model and follow: a function marked `on_every_rank` that rank 0 calls is called by all of them,
 with the same arguments, each rank doing its share of the batch. So stages read as they do for one process, and only
-rank 0 needs the run's folder, its datasets and the addresses and tokens of services:
+rank 0 needs the datasets and the addresses and tokens of services; the run's folder, where each rank has its part of a
+checkpoint, must be seen by all:
 
     model = shard(load_policy(folder), device)       # each rank holds its part of every tensor (FSDP2)
     learner = make_learner(model, ...)               # on every rank, as what is made of a sharded model always is
@@ -58,7 +59,6 @@ __all__ = [
     "shard",
     "snapshot",
     "sums",
-    "tensors_from_rank_0",
 ]
 
 P = ParamSpec("P")
@@ -212,7 +212,7 @@ def shard(model: M, device: torch.device) -> M:
     gc.collect()  # what only cycles keep alive gives its memory back on all ranks
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
     attention = model.config._attn_implementation or "sdpa"
-    return _sharded(type(model), model.config, attention, tensors_from_rank_0(tensors))
+    return _sharded(type(model), model.config, attention, FromRank0(tensors))
 
 
 @on_every_rank
@@ -313,7 +313,7 @@ def save_whole(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
 
 
 class FromRank0(Mapping[str, Tensor]):
-    """Rank 0's tensors on every rank's device, each sent when it is read; all ranks read them in one order."""
+    """An argument of a call: rank 0's tensors on every rank's device, each sent when it is read, in one order."""
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self._tensors: Mapping[str, Tensor] | None = tensors
@@ -323,10 +323,7 @@ class FromRank0(Mapping[str, Tensor]):
         return {**vars(self), "_tensors": None}
 
     def __getitem__(self, name: str) -> Tensor:
-        world = _together()
-        if world is None and self._tensors is not None:  # rank 0 alone, on a model of its own
-            return self._tensors[name]
-        device = world.device if world else None
+        device = World.current.device if World.current else None
         if self._tensors is None:
             shape, dtype = self._kinds[name]
             tensor = torch.empty(shape, dtype=dtype, device=device)
@@ -340,8 +337,3 @@ class FromRank0(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._kinds)
-
-
-def tensors_from_rank_0(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """An argument of a call: tensors too large to be sent whole with it; without other ranks those themselves."""
-    return tensors if World.current is None else FromRank0(tensors)

@@ -36,6 +36,7 @@ import torch
 
 from trimtab.errors import ConfigError, CorruptData, FailedPrecondition, Mismatch, TrimtabError
 from trimtab_trainer.checkpoint import CheckpointStore, write_file_atomically
+from trimtab_trainer.checkpoint_tensors import check_seen_by_all
 from trimtab_trainer.config import MINIATURE, RunSpec, StageName, load_run_spec, spec_to_yaml
 from trimtab_trainer.context import Orders, StageContext, StageResult, StageStopped
 from trimtab_trainer.data.labeling import copy_labels
@@ -196,6 +197,7 @@ def _execute(
 ) -> RunOutcome:
     directory = spec.directory
     try:
+        check_seen_by_all(directory.resolve())
         _prepare(spec, reporter, orders)
         for stage in spec.stages:
             if stage in outcome.results:
