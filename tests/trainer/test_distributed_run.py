@@ -20,7 +20,10 @@ import yaml
 from safetensors.torch import load_file
 
 from trimtab.local import LocalServices
+from trimtab_models.loading import load_policy
+from trimtab_models.tokenizer import load_tokenizer
 from trimtab_trainer.config import RunSpec, spec_to_yaml
+from trimtab_trainer.miniature.cloze import cloze_accuracy
 from trimtab_trainer.reporter import RunState, step_metrics
 from trimtab_trainer.run import read_outcome
 
@@ -142,7 +145,7 @@ def alive(process: int) -> bool:
 
 
 SMALL = {
-    "stages": ["pretrain", "sft", "collect_rankings", "reward_model", "ppo", "evaluate"],
+    "stages": ["pretrain", "sft", "collect_rankings", "reward_model", "ppo", "dpo", "evaluate"],
     "miniature": {"pretrain": 2000, "demonstrations": 60, "prompts": 400},
     "pretrain": {"max_steps": 25},
     "sft": {"epochs": 1},
@@ -156,7 +159,7 @@ SMALL = {
         "kl_stop": None,
     },
     "evaluate": {
-        "models": {"few_shot": None, "ppo": None, "ptx_control": None},
+        "models": {"few_shot": None, "ppo": None, "ptx_control": None, "dpo": {"model": "dpo"}},
         "prompts": 20,
         "samples_per_prompt": 2,
     },
@@ -168,7 +171,7 @@ def test_the_whole_miniature_over_two_ranks_against_real_services(tmp_path: Path
     settings = {name: {"threads": 1} for name in ("generation", "reward", "reference")}
     with LocalServices(tmp_path / "services", settings=settings) as services:
         path = tmp_path / "spec.yaml"
-        path.write_text(yaml.safe_dump({"preset": "tiny", **SMALL}))
+        path.write_text(yaml.safe_dump({"preset": "tiny_dpo", **SMALL}))
         directory = tmp_path / "run"
         command = [str(path), "--dir", str(directory), "--endpoints", str(services.endpoints_file), "--processes", "2"]
         with subprocess.Popen([*RUN, *command], env=ENVIRONMENT) as process:
@@ -185,4 +188,8 @@ def test_the_whole_miniature_over_two_ranks_against_real_services(tmp_path: Path
     assert list(iterations) == [1, 2, 3]
     for metrics in iterations.values():  # the sampler serves what all ranks trained, and the first ratio is 1
         assert metrics["mismatch_mean"] < 1e-4
+    assert outcome.results["dpo"].metrics["held_out_accuracy"] > 0.5
+    trained = directory / str(outcome.results["dpo"].model)
+    measured = json.loads((directory / "samples" / "dpo.json").read_text())
+    assert measured["cloze"]["value"] == cloze_accuracy(load_policy(trained), load_tokenizer(trained))
     assert (directory / "report.html").is_file()

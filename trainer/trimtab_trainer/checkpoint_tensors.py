@@ -27,7 +27,7 @@ from trimtab_trainer.distributed import at_one_call, joined, on_every_rank, own_
 
 __all__ = ["Part", "TensorFiles", "check_seen_by_all", "file_digests", "write_tensors"]
 
-_FILE_BYTES = 2**30
+_FILE_BYTES = 2**28
 """Of a file, about: each is put together in memory before it is written."""
 
 
