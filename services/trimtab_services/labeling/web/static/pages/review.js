@@ -58,9 +58,9 @@ export async function reviewPage(main, name) {
 async function letTryAgain(main, name, labeler) {
   try {
     await post(`projects/${path(name)}/qualification/${path(labeler)}`);
-    notice("qualification", `${labeler} gets the qualification tasks again.`, { kind: "good", canClose: true });
     await reviewPage(main, name);
     main.querySelector("h1").focus();
+    notice("qualification", `${labeler} gets the qualification tasks again.`, { kind: "good", canClose: true });
   } catch (error) {
     notice("qualification", `It did not work: ${error.message}`, { kind: "error", canClose: true });
   }
