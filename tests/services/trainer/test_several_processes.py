@@ -105,3 +105,20 @@ def test_one_that_is_lost_ends_the_run_and_a_kill_leaves_none(
         kill(pid, "pair")
         wait_gone(others)
         wait_state(service, "pair", pb.RUN_STATE_FAILED)
+
+
+def test_a_first_process_that_is_killed_alone_leaves_none(
+    tmp_path: Path,
+    llama_folder: Path,
+    demonstrations: Path,  # noqa: F811
+) -> None:
+    with trainer_service(tmp_path / "runs", launcher=TWO, start_timeout_s=200) as (_, service):
+        start(service, "pair", sft(llama_folder, demonstrations, epochs=100))
+        wait_steps(service, "pair", 1)
+        pid = process_of(tmp_path / "runs", "pair")
+        others = others_of(pid)
+        os.kill(pid, signal.SIGKILL)
+        began = time.monotonic()
+        wait_gone(others)
+        assert time.monotonic() - began < 30  # by themselves they look for it for a minute
+        wait_state(service, "pair", pb.RUN_STATE_FAILED)

@@ -23,6 +23,7 @@ from trimtab_services.trainer.run_rows import RunRow
 __all__ = ["LocalLauncher", "LocalWork", "is_run_process", "kill", "terminate"]
 
 _LOOK_S = 0.2
+_SPEC_FILE = "spec.given.yaml"
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class LocalLauncher:
         """
         directory = Path(run.directory)
         command = [
-            *run_command(directory / "spec.given.yaml", *self._options()),
+            *run_command(directory / _SPEC_FILE, *self._options()),
             *("--dir", str(directory), "--name", run.name),
             *("--report-to", self.report_to),
             *(("--report-token-file", str(self.token_file)) if self.token_file else ()),
@@ -156,7 +157,11 @@ class LocalWork:
         return ""
 
     async def clean_up(self) -> None:
-        """A process leaves nothing."""
+        """Ends the other processes of a run whose own was killed: they would hold their GPUs for another minute."""
+        if not is_run_process(self.pid, self.name):
+            for pid in await asyncio.to_thread(_left_by, self.pid, self.directory / _SPEC_FILE):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
 
 def is_run_process(pid: int, name: str) -> bool:
@@ -186,6 +191,19 @@ def kill(pid: int, name: str) -> None:
     if is_run_process(pid, name):
         with suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGKILL)  # it leads a session of its own
+
+
+def _left_by(leader: int, spec_file: Path) -> list[int]:
+    """Processes of a run that its first one, which is gone, has started; none where the system has no /proc."""
+    left = []
+    for folder in Path("/proc").glob("[0-9]*") if leader > 0 else ():
+        try:
+            is_ours = os.getpgid(int(folder.name)) == leader
+            if is_ours and str(spec_file).encode() in (folder / "cmdline").read_bytes().split(b"\0"):
+                left.append(int(folder.name))
+        except OSError:
+            continue
+    return left
 
 
 def _state_on_disk(directory: Path) -> pb.RunState.ValueType | None:
