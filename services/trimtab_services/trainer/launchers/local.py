@@ -157,7 +157,7 @@ class LocalWork:
         return ""
 
     async def clean_up(self) -> None:
-        """Ends the other processes of a run whose own was killed: they would hold their GPUs for another minute."""
+        """Ends the other processes of a run whose own was killed: they would hold their GPUs for minutes."""
         if not is_run_process(self.pid, self.name):
             for pid in await asyncio.to_thread(_left_by, self.pid, self.directory / _SPEC_FILE):
                 with suppress(ProcessLookupError):
