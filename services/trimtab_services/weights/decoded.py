@@ -15,12 +15,13 @@ import tempfile
 import threading
 import uuid
 from collections.abc import Callable
-from concurrent.futures import Executor
 from pathlib import Path
 
 from trimtab.errors import CorruptData, NotFound
 from trimtab.v1 import weights_pb2
-from trimtab.weights.chains import Chains, Recipe
+from trimtab.weights.chains import Chains
+from trimtab.weights.manifest import decoded_bytes
+from trimtab.weights.threads import over_tensors
 from trimtab_services.weights.files import Files
 from trimtab_services.weights.reading import OpenBlob, open_blob, open_file
 from trimtab_services.weights.requests import base_missing
@@ -75,13 +76,13 @@ class DecodedTensors:
             is_kept = manifest.version in self._kept
         return is_kept and all((self._folder / entry.digest).is_file() for entry in _differences(manifest))
 
-    def check(self, manifest: weights_pb2.Manifest, number: int, threads: Executor) -> None:
+    def check(self, manifest: weights_pb2.Manifest, number: int, *, share: float) -> None:
         """Decodes every difference of a version that is to be published, and keeps what has the right digest.
 
         Args:
             manifest: its form was checked already.
             number: above that of every version that it may build on.
-            threads: which decode, one difference each.
+            share: of the cores, to decode them.
 
         Raises:
             FailedPrecondition: BASE_MISSING: a base is not in the store, or has other bytes.
@@ -91,25 +92,29 @@ class DecodedTensors:
         chains = Chains(self._manifest_of, lambda name, digest: self._at_hand(digest) if digest != own else None)
         with self._lock:
             checked = {entry.SerializeToString() for kept in self._kept.values() for entry in kept}
-        recipes: list[tuple[int, Recipe]] = []
-        for index, entry in enumerate(manifest.tensors):
-            if entry.encoding != weights_pb2.ENCODING_DELTA or entry.SerializeToString() in checked:
-                continue
-            own = entry.digest
+        finding = threading.Lock()
+
+        def check(place: tuple[int, weights_pb2.TensorEntry]) -> None:
+            nonlocal own
+            index, entry = place
             try:
-                chains.check_base(number, entry)
-                recipes.append((index, chains.recipe(number, entry)))
+                with finding:  # a recipe maps the base; were all made at first, all bases would be open at once
+                    own = entry.digest
+                    chains.check_base(number, entry)
+                    recipe = chains.recipe(number, entry)
+                data = recipe.made(self._part)
             except (CorruptData, NotFound) as error:
                 raise base_missing(index, entry, error.message) from error
-        list(threads.map(self._check_one, recipes))  # raises what the first of them found
+            self._keep_checked(index, entry, data)
 
-    def _check_one(self, place: tuple[int, Recipe]) -> None:
-        index, recipe = place
-        entry = recipe.entry
-        try:
-            data = recipe.made(self._part)
-        except (CorruptData, NotFound) as error:
-            raise base_missing(index, entry, error.message) from error
+        to_check = [
+            (index, entry)
+            for index, entry in enumerate(manifest.tensors)
+            if entry.encoding == weights_pb2.ENCODING_DELTA and entry.SerializeToString() not in checked
+        ]
+        over_tensors(check, to_check, lambda place: decoded_bytes(place[1]), share=share, name="check")
+
+    def _keep_checked(self, index: int, entry: weights_pb2.TensorEntry, data: memoryview) -> None:
         found = hashlib.sha256(data).hexdigest()
         if found != entry.digest:
             raise CorruptData(

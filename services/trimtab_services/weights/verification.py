@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import os
-from concurrent.futures import ThreadPoolExecutor
 
 from trimtab.errors import CorruptData, FailedPrecondition, InvalidRequest, Reason
 from trimtab.v1 import weights_pb2
 from trimtab.weights.manifest import manifest_blobs
+from trimtab.weights.threads import over_tensors
 from trimtab_services.weights.decoded import DecodedTensors
 from trimtab_services.weights.files import Files
 from trimtab_services.weights.files import sizes as file_sizes
@@ -16,8 +15,8 @@ from trimtab_services.weights.state import blob_path
 
 __all__ = ["verify_bytes"]
 
-_CHECKERS = max(1, (os.cpu_count() or 1) // 2)
-"""Threads that check the tensors of a version: half of the cores, since blobs are sent meanwhile."""
+_CHECKING_SHARE = 0.5
+"""Of the cores, to check the tensors of a version: blobs are sent meanwhile."""
 
 
 def verify_bytes(files: Files, decoded: DecodedTensors, manifest: weights_pb2.Manifest, number: int) -> None:
@@ -66,9 +65,8 @@ def verify_bytes(files: Files, decoded: DecodedTensors, manifest: weights_pb2.Ma
         found = _digest(files, blob_path(entry.blob_digest), entry.blob_offset_bytes, entry.blob_length_bytes)
         _compare(f"{where}.digest", entry.name, found, entry.digest)
 
-    with ThreadPoolExecutor(_CHECKERS, thread_name_prefix="check") as threads:
-        list(threads.map(check, whole))  # raises what the first of them found
-        decoded.check(manifest, number, threads)
+    over_tensors(check, whole, lambda place: 0, share=_CHECKING_SHARE, name="check")  # reads in small pieces
+    decoded.check(manifest, number, share=_CHECKING_SHARE)
     for index, file in enumerate(manifest.files):
         where, size = f"manifest.files[{index}]", sizes[file.digest] or 0
         if file.length_bytes != size:

@@ -15,9 +15,8 @@ import pytest
 import yaml
 
 from trimtab.client import Client
-from trimtab.weights import TensorData, fetching, publication
+from trimtab.weights import TensorData, threads
 from trimtab_services.runtime.server import Server
-from trimtab_services.weights import verification
 from trimtab_services.weights.config import WeightsServiceConfig
 from trimtab_services.weights.main import SERVICE, build
 
@@ -67,9 +66,7 @@ class RunningStore:
 @pytest.fixture(autouse=True)
 def several_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tensors are encoded, checked and decoded beside one another here, however few cores there are."""
-    monkeypatch.setattr(publication, "_ENCODERS", 4)
-    monkeypatch.setattr(fetching, "_DECODERS", 4)
-    monkeypatch.setattr(verification, "_CHECKERS", 4)
+    monkeypatch.setattr(threads, "_threads", lambda share: 4)
 
 
 @contextmanager

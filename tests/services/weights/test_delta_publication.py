@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -69,6 +71,23 @@ def _versions(publisher: Publisher, training: Training, count: int) -> Iterator[
         if number:
             training.step()
         yield _publish(publisher, training)
+
+
+def test_a_model_of_more_tensors_than_files_may_be_open(client: Client) -> None:
+    """The store maps the base of a difference while it checks it, and lets it go."""
+    arrays = {f"expert.{n}": np.arange(64, dtype=np.uint16) + n for n in range(400)}
+    publisher = Publisher(client)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 100, hard))
+    try:
+        for number in range(4):
+            tensors = [TensorData(name, "BF16", one.shape, memoryview(one.tobytes())) for name, one in arrays.items()]
+            publication = publisher.publish(tensors, {}, channels=[CHANNEL])
+            assert _encodings(publication) == ({DELTA} if number else {RAW})
+            for one in arrays.values():
+                one[number] += 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_only_what_changed_is_sent_and_every_version_comes_back(

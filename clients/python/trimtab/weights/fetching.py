@@ -18,16 +18,16 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
 from trimtab.client import Client
-from trimtab.errors import CorruptData, InvalidRequest, NotFound, TrimtabError
+from trimtab.errors import CorruptData, InvalidRequest, NotFound
 from trimtab.v1 import weights_pb2
 from trimtab.weights.chains import Chains, Recipe
 from trimtab.weights.manifest import TensorData, check_manifest, decoded_bytes, tensor_digest
+from trimtab.weights.threads import over_tensors
 from trimtab.weights.transfer import BlobCache, BlobClient, blob_client, time_left
 
 __all__ = ["FetchedVersion", "fetch_version"]
@@ -36,8 +36,8 @@ _log = logging.getLogger(__name__)
 
 _ALIGNMENT = 64
 
-_DECODERS = max(1, (os.cpu_count() or 1) // 4)
-"""Threads that decode and check: a quarter of the cores, since a replica samples meanwhile."""
+_DECODING_SHARE = 0.25
+"""Of the cores, to decode and check: a replica samples meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ class _Reader:
         self._manifest = manifest
         self._blobs = blobs
         self._reading = threading.Lock()
-        self._unreadable: TrimtabError | None = None
+        self._unreadable: Exception | None = None
         # a whole version, and what was packed together with differences, is read in blobs of many tensors
         self._packed = {e.blob_digest for e in manifest.tensors if e.encoding == weights_pb2.ENCODING_DELTA}
         self._decoded = decoded and bool(self._packed)
@@ -232,8 +232,9 @@ class _Reader:
                 _write(file, data, places[recipe.entry.name])
                 return None
 
-            with ThreadPoolExecutor(_DECODERS, thread_name_prefix="decode") as threads:
-                made = list(threads.map(make, recipes))
+            made = over_tensors(
+                make, recipes, lambda recipe: decoded_bytes(recipe.entry), share=_DECODING_SHARE, name="decode"
+            )
             decoded = _mapped(file)
         tensors: dict[str, TensorData] = {}
         for recipe, data in zip(recipes, made, strict=True):
@@ -266,7 +267,7 @@ class _Reader:
                 raise self._unreadable
             try:
                 return self._blobs.part(entry)
-            except TrimtabError as error:
+            except Exception as error:
                 self._unreadable = error
                 raise
 

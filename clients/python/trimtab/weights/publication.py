@@ -14,11 +14,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -35,6 +33,7 @@ from trimtab.weights.manifest import (
     tensor_digest,
     weights_digest,
 )
+from trimtab.weights.threads import over_tensors
 from trimtab.weights.transfer import blob_client, time_left
 
 __all__ = ["BLOB_BYTES", "MAX_CHAIN", "Publication", "Publisher", "publish_version"]
@@ -47,8 +46,8 @@ BLOB_BYTES = 64 * 1024 * 1024
 MAX_CHAIN = 16
 """Most differences between a version and whole bytes, unless a publisher is told otherwise."""
 
-_ENCODERS = max(1, (os.cpu_count() or 1) // 4)
-"""Threads that encode: a quarter of the cores, since the trainer goes on meanwhile."""
+_ENCODING_SHARE = 0.25
+"""Of the cores, to encode: the trainer goes on meanwhile."""
 
 _PAGE = 10_000
 _PUBLISH_TRIES = 3
@@ -273,11 +272,13 @@ def _draft(tensors: Sequence[TensorData], base: _Published | None) -> _Draft:
     """Encodes tensors, sorted by name, several at a time, and packs what must be sent into blobs."""
     draft = _Draft()
     to_pack: list[tuple[weights_pb2.TensorEntry, memoryview]] = []
-    with ThreadPoolExecutor(_ENCODERS, thread_name_prefix="encode") as threads:
-        for entry, part in threads.map(partial(_encoded, base=base), tensors):
-            draft.entries.append(entry)
-            if part is not None:
-                to_pack.append((entry, part))
+    encoded = partial(_encoded, base=base)
+    for entry, part in over_tensors(
+        encoded, tensors, lambda tensor: tensor.data.nbytes, share=_ENCODING_SHARE, name="encode"
+    ):
+        draft.entries.append(entry)
+        if part is not None:
+            to_pack.append((entry, part))
     draft.sent_bytes = sum(part.nbytes for _, part in to_pack)
     for group in _groups(to_pack):
         _pack(group, draft.blobs)
