@@ -229,8 +229,7 @@ def _next_task(connection: sa.Connection, account: Account, project: Project) ->
         is_free = taken_now <= tasks.c.heldout_count  # no other of them works on it
         next_one = connection.execute(query.where(is_free)).first() or connection.execute(query).first()
     else:
-        wanted = sa.func.coalesce(sa.func.nullif(tasks.c.overlap, 0), project.fields.overlap)
-        query = query.where(tasks.c.finished_sequence.is_(None), taken_now < wanted)
+        query = query.where(tasks.c.finished_sequence.is_(None), taken_now < projects.labels_wanted(project))
         next_one = connection.execute(query.order_by(tasks.c.label_count.desc(), tasks.c.id)).first()
     return None if next_one is None else (next_one.id, next_one.content)
 
@@ -241,10 +240,8 @@ def _taken(project: Project, of_held_out: bool, counting_leases: bool) -> sa.Sel
     if counting_leases:
         leased = sa.and_(assignments.c.state == "leased", assignments.c.lease_end_time > time.time())
         condition = sa.or_(condition, leased)
-    if held_out := project.fields.heldout_group:
-        is_theirs = sa.func.coalesce(assignments.c.group, "") == held_out
-        condition = sa.and_(condition, is_theirs if of_held_out else ~is_theirs)
-    return sa.select(sa.func.count()).select_from(assignments).where(condition)
+    kind = projects.held_out_labels(project)
+    return sa.select(sa.func.count()).select_from(assignments).where(condition, kind if of_held_out else ~kind)
 
 
 _PROJECT = "project_"

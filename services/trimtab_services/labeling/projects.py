@@ -26,8 +26,10 @@ __all__ = [
     "finish_or_reopen",
     "from_row",
     "get",
+    "held_out_labels",
     "hold",
     "hold_of",
+    "labels_wanted",
     "page",
     "progress",
     "update",
@@ -187,9 +189,7 @@ def update(connection: sa.Connection, actor: str, name: str, **changes: object) 
         )
         affected.append(tasks.c.id.in_(theirs))
     if affected:
-        found = sa.select(tasks.c.id).where(tasks.c.project_id == project.id, sa.or_(*affected))
-        for task_id in connection.execute(found.order_by(tasks.c.id)).scalars().all():
-            finish_or_reopen(connection, updated, task_id)
+        finish_or_reopen(connection, updated, sa.or_(*affected))
     return updated
 
 
@@ -252,38 +252,54 @@ def progress(connection: sa.Connection, project: Project) -> Progress:
     return Progress(counted[0], counted[1], counted[2] + counted[3], leased, qualification, counted[3], withdrawn)
 
 
-def finish_or_reopen(connection: sa.Connection, project: Project, task_id: int, *, changed: bool = False) -> bool:
-    """Counts the labels of a task, which is finished exactly where the overlap has what it wants.
+def held_out_labels(project: Project) -> sa.ColumnElement[bool]:
+    """The assignments that count beside the overlap, as a condition."""
+    group = project.fields.heldout_group
+    return sa.func.coalesce(assignments.c.group, "") == group if group else sa.false()
 
-    Those of the held-out group neither finish a task nor are waited for. The caller holds the project.
+
+def labels_wanted(project: Project) -> sa.ColumnElement[int]:
+    """How many labels beside those of held-out labelers each task wants."""
+    return sa.func.coalesce(sa.func.nullif(tasks.c.overlap, 0), project.fields.overlap)
+
+
+def finish_or_reopen(
+    connection: sa.Connection, project: Project, which: sa.ColumnElement[bool], *, changed: bool = False
+) -> None:
+    """Counts the labels of tasks, which are finished exactly where the overlap has what it wants.
+
+    Those of the held-out group neither finish a task nor are waited for. The caller holds the project. However many
+    tasks there are, it is four statements: others wait for the end of the change.
 
     Args:
         connection: in the transaction of the change.
-        project: of the task.
-        task_id: the task.
-        changed: its labels have changed: a finished task gets a new number, so that who follows sees it again.
-
-    Returns:
-        Whether it is finished.
+        project: of the tasks.
+        which: a condition on the tasks.
+        changed: their labels have changed: finished tasks get new numbers, so that who follows sees them again.
     """
-    row = connection.execute(sa.select(tasks).where(tasks.c.id == task_id)).mappings().one()
-    labels = sa.select(assignments.c.group).where(assignments.c.task_id == task_id, assignments.c.state == "submitted")
-    groups = connection.execute(labels).scalars().all()
-    held_out = sum(map(project.is_held_out, groups))
-    values: dict[str, Any] = {"label_count": len(groups) - held_out, "heldout_count": held_out}
-    is_finished = not row["is_qualification"] and values["label_count"] >= (row["overlap"] or project.fields.overlap)
-    if is_finished and (changed or row["finished_sequence"] is None):
-        bumped = projects.update().where(projects.c.id == project.id)
-        connection.execute(bumped.values(finished_count=projects.c.finished_count + 1))
-        number = connection.execute(
-            sa.select(projects.c.finished_count).where(projects.c.id == project.id)
-        ).scalar_one()
-        values |= {"finished_sequence": number, "finish_time": time.time()}
-    elif not is_finished:
-        values |= {"finished_sequence": None, "finish_time": None}
-    if any(row[name] != value for name, value in values.items()):
-        connection.execute(tasks.update().where(tasks.c.id == task_id).values(**values))
-    return is_finished
+    affected = sa.and_(tasks.c.project_id == project.id, which)
+    theirs = sa.and_(assignments.c.task_id == tasks.c.id, assignments.c.state == "submitted")
+    is_held_out = held_out_labels(project)
+    counts = {
+        name: sa.select(sa.func.count()).select_from(assignments).where(theirs, kind).correlate(tasks).scalar_subquery()
+        for name, kind in (("label_count", ~is_held_out), ("heldout_count", is_held_out))
+    }
+    connection.execute(tasks.update().where(affected).values(counts))
+    is_finished = sa.and_(tasks.c.is_qualification.is_(False), tasks.c.label_count >= labels_wanted(project))
+    reopened = sa.and_(affected, tasks.c.finished_sequence.is_not(None), ~is_finished)
+    connection.execute(tasks.update().where(reopened).values(finished_sequence=None, finish_time=None))
+    finished = sa.and_(affected, is_finished, sa.true() if changed else tasks.c.finished_sequence.is_(None))
+    numbered = sa.select(tasks.c.id, sa.func.row_number().over(order_by=tasks.c.id).label("place")).where(finished)
+    place = numbered.subquery()
+    last = sa.select(projects.c.finished_count).where(projects.c.id == project.id).scalar_subquery()
+    done = connection.execute(
+        tasks.update()
+        .where(tasks.c.id == place.c.id)
+        .values(finished_sequence=last + place.c.place, finish_time=time.time())
+    )
+    if done.rowcount:
+        total = projects.c.finished_count + done.rowcount
+        connection.execute(projects.update().where(projects.c.id == project.id).values(finished_count=total))
 
 
 def from_row(row: sa.RowMapping, prefix: str = "") -> Project:

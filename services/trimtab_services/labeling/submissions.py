@@ -19,7 +19,7 @@ from trimtab_services.labeling.accounts import Account
 from trimtab_services.labeling.agreement import agreeing_pairs, gold_pairs
 from trimtab_services.labeling.assignments import Assignment, hold, read, renew, wants_more
 from trimtab_services.labeling.contents import MOST_NAME, at_answers, at_places, read_label
-from trimtab_services.labeling.tables import assignments, drafts
+from trimtab_services.labeling.tables import assignments, drafts, tasks
 
 __all__ = ["Draft", "Late", "draft_of", "save_draft", "skip", "submit", "undo"]
 
@@ -157,7 +157,7 @@ def submit(
         **_gold_score(assignment, by_answer),
     )
     connection.execute(drafts.delete().where(drafts.c.assignment_id == assignment_id))  # the label has all of it
-    projects.finish_or_reopen(connection, project, assignment.task_id, changed=True)
+    projects.finish_or_reopen(connection, project, tasks.c.id == assignment.task_id, changed=True)
     actor = audit.account_actor(account.name)
     audit.note(connection, actor, "label.submit", assignment.subject, {"submission_id": submission_id})
     return read(connection, account, assignment_id)
@@ -233,7 +233,8 @@ def undo(connection: sa.Connection, account: Account, assignment_id: int) -> Ass
             f"undone-{assignment.submission_id}"[:MOST_NAME],
             _as_draft(at_places(assignment.label, assignment.order), assignment.active_ms),
         )
-        projects.finish_or_reopen(connection, assignment.project, assignment.task_id, changed=True)
+        changed = tasks.c.id == assignment.task_id
+        projects.finish_or_reopen(connection, assignment.project, changed, changed=True)
     told = {"was": assignment.state, "label": assignment.label, "reason": assignment.skip_reason}
     audit.note(connection, audit.account_actor(account.name), "label.undo", assignment.subject, told)
     return read(connection, account, assignment_id)

@@ -64,10 +64,11 @@ def withdraw(
             raise NotFound(f"{field}: no task {key!r:.80} in {project.name}", field=field, value=key)
     changed = [row for row in found.values() if (row["withdraw_time"] is None) is not restore]
     at = None if restore else time.time()
-    for row in changed:
-        connection.execute(tasks.update().where(tasks.c.id == row["id"]).values(withdraw_time=at))
+    for start in range(0, len(changed), _ROWS_AT_ONCE):
+        which = tasks.c.id.in_([row["id"] for row in changed[start : start + _ROWS_AT_ONCE]])
+        connection.execute(tasks.update().where(which).values(withdraw_time=at))
         if restore:
-            projects.finish_or_reopen(connection, project, row["id"], changed=True)
-        action = "task.restore" if restore else "task.withdraw"
-        audit.note(connection, actor, action, f"task:{project.name}/{row['key']}")
+            projects.finish_or_reopen(connection, project, which, changed=True)
+    subjects = [f"task:{project.name}/{row['key']}" for row in changed]
+    audit.note_each(connection, actor, "task.restore" if restore else "task.withdraw", subjects)
     return len(changed), labels

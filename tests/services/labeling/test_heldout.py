@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 
 import sqlalchemy as sa
 
 from trimtab.v1 import labeling_pb2 as pb
-from trimtab_services.labeling import accounts, assignments, imports, projects
+from trimtab_services.labeling import accounts, assignments, imports, projects, tables
 from trimtab_services.labeling.contents import Task, TaskKind
 from trimtab_services.labeling.database import Database
+from trimtab_services.labeling.withdrawals import withdraw
 
 from .people import PASSWORD, Person, Service, in_order, ranking_task
 from .test_assignment import plan
@@ -137,4 +139,51 @@ def test_the_next_held_out_task_is_found_without_a_look_at_all_of_them(database:
             _, (text, values) = [(text, values) for text, values in asked if "LIMIT" in text]
             told = plan(connection, text, values)
             assert "ix_tasks_heldout" in told and "sort" not in told.lower() and "order by" not in told.lower(), told
+    opened.close()
+
+
+def test_a_change_of_many_tasks_asks_no_statement_for_each(database: str) -> None:
+    opened = Database(database)
+    opened.migrate()
+    count = 400
+    with opened.changing() as connection:
+        password = accounts.NewPassword.of(PASSWORD)
+        hal = accounts.create(
+            connection, "t", name="hal", password=password, role=accounts.Role.LABELER, group="heldout"
+        )
+        project = projects.create(
+            connection, "t", "p", TaskKind.RANK, wants_ratings=False, fields=projects.ProjectFields()
+        )
+        new = [Task(key=f"{number}", prompt="Q", answers=("a", "b", "c", "d")) for number in range(count)]
+        imports.add(connection, "t", "p", "i", new, max_characters=100)
+        theirs = sa.select(
+            tables.tasks.c.id, sa.literal(hal.id), sa.literal(project.id), sa.literal("submitted"), *[sa.literal(0)] * 3
+        )
+        names = ("task_id", "account_id", "project_id", "state", "assign_time", "lease_end_time", "done_time")
+        rows = [dict(zip(names, row, strict=True)) for row in connection.execute(theirs)]
+        connection.execute(
+            tables.assignments.insert(), [row | {"order": [], "group": "heldout", "label": {}} for row in rows]
+        )
+    asked: list[str] = []
+    sa.event.listen(opened.engine, "before_cursor_execute", lambda c, cursor, text, *_: asked.append(text))
+
+    def numbers() -> list[int | None]:
+        with opened.reading() as connection:
+            query = sa.select(tables.tasks.c.finished_sequence).order_by(tables.tasks.c.id)
+            return list(connection.execute(query).scalars())
+
+    def change(work: Callable[[sa.Connection], object]) -> int:
+        with opened.changing() as connection:
+            asked.clear()
+            work(connection)
+            return len(asked)
+
+    keys = [task.key for task in new]
+    assert change(lambda connection: projects.update(connection, "t", "p", heldout_group="")) < 20
+    assert numbers() == list(range(1, count + 1))
+    assert change(lambda connection: withdraw(connection, "t", "p", keys, restore=False)) < 20
+    assert change(lambda connection: withdraw(connection, "t", "p", keys, restore=True)) < 20
+    assert numbers() == list(range(count + 1, 2 * count + 1))
+    assert change(lambda connection: projects.update(connection, "t", "p", heldout_group="heldout")) < 20
+    assert numbers() == [None] * count
     opened.close()
