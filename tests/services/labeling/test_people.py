@@ -6,6 +6,8 @@ import re
 import ssl
 import threading
 import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -144,6 +146,16 @@ def test_failed_logins_are_limited_and_lock_nobody_else_out(tmp_path: Path) -> N
         assert Person(service.url, "bob").answer.status_code == 429  # an address that guesses names
     with labeling(f"sqlite:///{tmp_path}/a.sqlite") as service:
         assert Person(service.url, "ann").answer.status_code == 200
+
+
+def test_logins_at_the_same_time_get_no_more_tries(tmp_path: Path) -> None:
+    with labeling(f"sqlite:///{tmp_path}/a.sqlite", login_tries=3, login_window_s=60) as service:
+        service.account("ann")
+        with ThreadPoolExecutor(20) as threads:
+            tries = threads.map(lambda n: Person(service.url, "ann", f"wrong password {n}").answer, range(20))
+            codes = Counter(answer.status_code for answer in tries)
+        assert codes == {401: 3, 429: 17}
+        assert Person(service.url, "ann").answer.status_code == 429
 
 
 def forwarded(service: Service, addresses: str, name: str, password: str) -> int:

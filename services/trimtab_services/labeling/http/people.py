@@ -99,19 +99,17 @@ class People:
 
         Raises:
             Unauthenticated: no such account, another password, or it is not enabled; which of these is not told.
-            Overloaded: too many failures of late.
+            Overloaded: too many failures of late, or too many others wait to log in.
         """
         forwarded = request.headers.getall("x-forwarded-for", [])
         address = address_of(request.remote or "", forwarded, self._config.trusted_proxies)
-        self._limit.check(name, address)
-        account = await self._hashing.password_matches(name, password)
-        if account is None:
-            self._limit.failed(name, address)
-            raise Unauthenticated(
-                "login: no enabled account has this name and password", reason=Reason.TOKEN_UNKNOWN, field="login"
-            )
-        self._limit.succeeded(name, address)
-        return account
+        with self._limit.trying(name, address):
+            account = await self._hashing.password_matches(name, password)
+            if account is None:
+                raise Unauthenticated(
+                    "login: no enabled account has this name and password", reason=Reason.TOKEN_UNKNOWN, field="login"
+                )
+            return account
 
     async def begin(self, account: Account) -> web.Response:
         """Begins a session; the answer sets its cookie."""

@@ -97,13 +97,15 @@ class Visitors:
         Raises:
             Unauthenticated: no session, or one that has ended, or a token that is not known any more.
             PermissionDenied: the token lacks the scope, or the host is not this machine's.
+            Overloaded: the request has a token of its own, and too many from its address have failed of late.
         """
         tokens = self._runtime.tokens
         if tokens is None:
             self._refuse_foreign_host(request)
             return Identity(request.remote or "unknown")
-        authorization = request.headers.get("authorization") or self._authorization_of_session(request)
-        identity = tokens.identify(authorization)
+        if authorization := request.headers.get("authorization"):
+            return self._log_in(request, tokens, authorization)
+        identity = tokens.identify(self._authorization_of_session(request))
         check_scope(identity, _SCOPE)
         return identity
 
@@ -139,7 +141,7 @@ class Visitors:
         if tokens is None:
             self._refuse_foreign_host(request)
             return reply(_told(None))
-        identity = self._log_in(request, tokens, token)
+        identity = self._log_in(request, tokens, f"Bearer {token}")
         now = time.time()
         self._sessions = {key: one for key, one in self._sessions.items() if one.end_time >= now}
         cookie = secrets.token_urlsafe(32)
@@ -148,24 +150,20 @@ class Visitors:
         self._cookie.set(response, cookie)
         return response
 
-    def _log_in(self, request: web.Request, tokens: TokenTable, token: str) -> Identity:
+    def _log_in(self, request: web.Request, tokens: TokenTable, authorization: str) -> Identity:
         """Who a token belongs to. One that opens nothing here is a failed login of the address that it comes from.
 
         Raises:
-            Unauthenticated: it is not known.
+            Unauthenticated: there is none, or it is not known.
             PermissionDenied: it lacks the scope.
             Overloaded: too many logins from there have failed of late.
         """
         forwarded = request.headers.getall("x-forwarded-for", [])
         address = address_of(request.remote or "", forwarded, self._config.trusted_proxies)
-        self._limit.check("", address)
-        try:
-            identity = tokens.identify(f"Bearer {token}")
+        with self._limit.trying("", address):
+            identity = tokens.identify(authorization)
             check_scope(identity, _SCOPE)
-        except (Unauthenticated, PermissionDenied):
-            self._limit.failed("", address)
-            raise
-        return identity
+            return identity
 
     async def _sign_out(self, request: web.Request) -> web.StreamResponse:
         await read_json(request)  # whose content type no form of another origin can send

@@ -99,6 +99,35 @@ def test_guesses_of_tokens_are_limited_by_address(tmp_path: Path) -> None:
         right = [try_from("198.51.100.7", "watcher-token") for _ in range(5)]
         assert {answer.status_code for answer in right} == {200}
 
+        def send_from(address: str, authorization: str, path: str = "session") -> int:
+            headers = {"x-forwarded-for": address, "authorization": authorization}
+            return service.get(path, headers=headers).status_code
+
+        assert send_from("203.0.113.5", "Bearer watcher-token") == 429  # by a program as by a browser
+        others = [send_from("192.0.2.1", f"Bearer {token}", "runs") for token in ("a", "scorer-token", "b", "c")]
+        assert others == [401, 403, 401, 429]
+        assert send_from("192.0.2.1", "Bearer watcher-token", "runs") == 429
+        assert [send_from("192.0.2.2", "Basic abc") for _ in range(5)] == [401] * 5  # no token is no guess
+
+
+def test_a_session_goes_on_where_others_guess(tmp_path: Path) -> None:
+    tokens = tmp_path / "tokens.json"
+    tokens.write_text(json.dumps(TOKENS))
+    with (
+        trainer(tmp_path / "runs", tokens_file=tokens, login_tries=2) as service,
+        httpx.Client(base_url=f"{service.url}/runs/api/", timeout=30, trust_env=False) as client,
+    ):
+        assert sign_in(client, "watcher-token").status_code == 200
+        guesses = [service.get("runs", headers={"authorization": f"Bearer {n}"}).status_code for n in range(3)]
+        assert guesses == [401, 401, 429]
+        assert client.get("runs").status_code == 200
+        tokens.write_text(json.dumps({"other": TOKENS["watcher-token"]}))
+        deadline = time.monotonic() + 30
+        while client.get("runs").status_code != 401:  # its token was taken out, which is no guess
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert [client.get("runs").status_code for _ in range(3)] == [401] * 3
+
 
 def test_a_program_sends_the_token_itself(guarded: Service) -> None:
     answer = guarded.get("runs", headers={"authorization": "Bearer watcher-token"})
