@@ -29,7 +29,7 @@ class PageServiceConfig(ServiceConfig):
         default=10,
         ge=1,
         le=10_000,
-        description="Failed logins from one address (of IPv6: from one /64) within `login_window_s`; more are refused. Where people log in by "
+        description="Failed logins from one address within `login_window_s`; more are refused. Where people log in by "
         "an account and its password, those of one account; ten times as many count for an account from all "
         "addresses, and for an address with all accounts.",
     )
