@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import logging
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -43,6 +44,8 @@ from trimtab_trainer.rollout_work import RolloutPrompt, Sample, most_items
 __all__ = ["Rollout", "RolloutDispatcher", "RolloutPrompt", "first_error", "token_counts"]
 
 T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
 
 _SCORE_CALLS_IN_FLIGHT = 2
 _SCORE_ITEMS = 64
@@ -168,8 +171,11 @@ class RolloutDispatcher:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
     def run_beside(self, coroutine: Coroutine[object, object, None]) -> None:
-        """Runs a coroutine on the dispatcher's loop, beside all else, until it ends or the dispatcher is closed."""
-        asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        """Runs a coroutine on the dispatcher's loop, beside all else, until it ends or the dispatcher is closed.
+
+        Nobody waits for it: an error that ends it is logged.
+        """
+        asyncio.run_coroutine_threadsafe(coroutine, self._loop).add_done_callback(_log_failure)
 
     def collect(
         self, prompts: Sequence[RolloutPrompt], sampling: SamplingParams, version: VersionRequirement, *, score: bool
@@ -355,6 +361,11 @@ class RolloutDispatcher:
         """Answers to a batch, asked in as many calls as the replicas' own limits make it."""
         most = min(most_items(replica, _SCORE_ITEMS) for replica in await fleet.wait_well())
         return [answer for i in range(0, len(batch), most) for answer in await ask(batch[i : i + most])]
+
+
+def _log_failure(ended: concurrent.futures.Future[None]) -> None:
+    if not ended.cancelled() and (error := ended.exception()) is not None:
+        _log.error("what ran beside the rollouts has failed", exc_info=error)
 
 
 async def _next_batch(queue: asyncio.Queue[Rollout | None]) -> list[Rollout]:

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from running import client
 from trimtab.cli import trimtab
-from trimtab.errors import NotFound
+from trimtab.errors import InvalidRequest, NotFound, Reason
 from trimtab.v1 import info_pb2
 from trimtab.v1 import trainer_pb2 as pb
 from trimtab_services.trainer.reported_replicas import ReportedReplicas
@@ -87,6 +87,27 @@ def test_runs_that_are_not_there_and_too_many_runs_are_not_kept(tmp_path: Path) 
         assert reports.of(service.store.run(names[-1])) is not None
         reports.forget(names[-1])
         assert reports.of(service.store.run(names[-1])) is None
+
+
+@pytest.mark.parametrize(
+    ("replicas", "reason", "field", "limit"),
+    [
+        ([replica()] * 1001, Reason.TOO_MANY_ITEMS, "replicas", "1000"),
+        ([replica(), replica(note="x" * 501)], Reason.FIELD_INVALID, "replicas[1].note", "500"),
+        ([replica(address="x" * 301)], Reason.FIELD_INVALID, "replicas[0].address", "300"),
+        ([replica(service="x" * 64)], Reason.FIELD_INVALID, "replicas[0].service", "63"),
+    ],
+)
+def test_reports_that_are_too_long_are_refused(
+    tmp_path: Path, replicas: list[pb.RunReplica], reason: Reason, field: str, limit: str
+) -> None:
+    with trainer(tmp_path) as service:
+        service.run("a", said("begins"))
+        service.report("a", *[replica(note="x" * 500, address="x" * 300, service="x" * 63)] * 1000)
+        with pytest.raises(InvalidRequest, match="allowed: 0..") as caught:
+            service.report("a", *replicas)
+        assert (caught.value.reason, caught.value.field, caught.value.limit) == (reason, field, limit)
+        assert len(reply_of(service, "a").replicas.replicas) == 1000  # the one before
 
 
 def test_runs_status_shows_them(tmp_path: Path) -> None:

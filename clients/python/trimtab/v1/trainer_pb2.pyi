@@ -474,7 +474,9 @@ class RunReplicas(_message.Message):
     REPLICAS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def replicas(self) -> _containers.RepeatedCompositeFieldContainer[Global___RunReplica]:
-        """Those of generation, reward and reference, in this order, each service's by address. Empty: the run uses none now."""
+        """Those of generation, reward and reference, in this order, each service's by address; at most 1000, else
+        TOO_MANY_ITEMS, and a run that uses more tells of the first. Empty: the run uses none now.
+        """
 
     def __init__(
         self,
@@ -506,13 +508,13 @@ class RunReplica(_message.Message):
     CALLS_FIELD_NUMBER: _builtins.int
     SECONDS_SINCE_ANSWER_FIELD_NUMBER: _builtins.int
     service: _builtins.str
-    """"generation", "reward" or "reference". Never empty."""
+    """"generation", "reward" or "reference". Never empty. At most 63 characters, else FIELD_INVALID."""
     address: _builtins.str
-    """host:port, unique within the service."""
+    """host:port, unique within the service. At most 300 characters, else FIELD_INVALID."""
     state: _info_pb2.ServiceState.ValueType
     """What it last told of itself. Unspecified where it has not answered yet, or has failed since."""
     note: _builtins.str
-    """One sentence on what is wrong, such as its last error. Empty: nothing."""
+    """One sentence on what is wrong, such as its last error; at most 500 characters, else FIELD_INVALID. Empty: nothing."""
     version: _builtins.int
     """Version of the model that it serves. 0 for one from a folder, and while there is none."""
     channel_version: _builtins.int

@@ -176,7 +176,7 @@ class TrainerServiceServicer(object):
         """ReportEvents is how a run process reports: events numbered by the run, acknowledged once they are on disk. A run
         that reconnects sends on from the last acknowledged number; an event sent twice is kept once. Orders to the run
         (stop, checkpoint) come back on the same stream. It ends OK when the run closes it, and on a drain that leaves the
-        run alone. Errors: NOT_FOUND; INVALID_ARGUMENT / FIELD_INVALID, FIELD_MISSING.
+        run alone. Errors: NOT_FOUND; INVALID_ARGUMENT / FIELD_INVALID, FIELD_MISSING, TOO_MANY_ITEMS.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

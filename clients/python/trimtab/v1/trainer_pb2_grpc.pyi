@@ -80,7 +80,7 @@ class TrainerServiceStub:
     """ReportEvents is how a run process reports: events numbered by the run, acknowledged once they are on disk. A run
     that reconnects sends on from the last acknowledged number; an event sent twice is kept once. Orders to the run
     (stop, checkpoint) come back on the same stream. It ends OK when the run closes it, and on a drain that leaves the
-    run alone. Errors: NOT_FOUND; INVALID_ARGUMENT / FIELD_INVALID, FIELD_MISSING.
+    run alone. Errors: NOT_FOUND; INVALID_ARGUMENT / FIELD_INVALID, FIELD_MISSING, TOO_MANY_ITEMS.
     """
 
 @_typing.type_check_only
@@ -135,7 +135,7 @@ class TrainerServiceAsyncStub(TrainerServiceStub):
     """ReportEvents is how a run process reports: events numbered by the run, acknowledged once they are on disk. A run
     that reconnects sends on from the last acknowledged number; an event sent twice is kept once. Orders to the run
     (stop, checkpoint) come back on the same stream. It ends OK when the run closes it, and on a drain that leaves the
-    run alone. Errors: NOT_FOUND; INVALID_ARGUMENT / FIELD_INVALID, FIELD_MISSING.
+    run alone. Errors: NOT_FOUND; INVALID_ARGUMENT / FIELD_INVALID, FIELD_MISSING, TOO_MANY_ITEMS.
     """
 
 class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -247,7 +247,7 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
         """ReportEvents is how a run process reports: events numbered by the run, acknowledged once they are on disk. A run
         that reconnects sends on from the last acknowledged number; an event sent twice is kept once. Orders to the run
         (stop, checkpoint) come back on the same stream. It ends OK when the run closes it, and on a drain that leaves the
-        run alone. Errors: NOT_FOUND; INVALID_ARGUMENT / FIELD_INVALID, FIELD_MISSING.
+        run alone. Errors: NOT_FOUND; INVALID_ARGUMENT / FIELD_INVALID, FIELD_MISSING, TOO_MANY_ITEMS.
         """
 
 def add_TrainerServiceServicer_to_server(servicer: TrainerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -423,7 +423,8 @@ export const RolloutQueueSchema: GenMessage<RolloutQueue> = /*@__PURE__*/
  */
 export type RunReplicas = Message$1<"trimtab.v1.RunReplicas"> & {
   /**
-   * Those of generation, reward and reference, in this order, each service's by address. Empty: the run uses none now.
+   * Those of generation, reward and reference, in this order, each service's by address; at most 1000, else
+   * TOO_MANY_ITEMS, and a run that uses more tells of the first. Empty: the run uses none now.
    *
    * @generated from field: repeated trimtab.v1.RunReplica replicas = 1;
    */
@@ -444,14 +445,14 @@ export const RunReplicasSchema: GenMessage<RunReplicas> = /*@__PURE__*/
  */
 export type RunReplica = Message$1<"trimtab.v1.RunReplica"> & {
   /**
-   * "generation", "reward" or "reference". Never empty.
+   * "generation", "reward" or "reference". Never empty. At most 63 characters, else FIELD_INVALID.
    *
    * @generated from field: string service = 1;
    */
   service: string;
 
   /**
-   * host:port, unique within the service.
+   * host:port, unique within the service. At most 300 characters, else FIELD_INVALID.
    *
    * @generated from field: string address = 2;
    */
@@ -465,7 +466,7 @@ export type RunReplica = Message$1<"trimtab.v1.RunReplica"> & {
   state: ServiceState;
 
   /**
-   * One sentence on what is wrong, such as its last error. Empty: nothing.
+   * One sentence on what is wrong, such as its last error; at most 500 characters, else FIELD_INVALID. Empty: nothing.
    *
    * @generated from field: string note = 4;
    */
@@ -1277,7 +1278,7 @@ export const TrainerService: GenService<{
    * ReportEvents is how a run process reports: events numbered by the run, acknowledged once they are on disk. A run
    * that reconnects sends on from the last acknowledged number; an event sent twice is kept once. Orders to the run
    * (stop, checkpoint) come back on the same stream. It ends OK when the run closes it, and on a drain that leaves the
-   * run alone. Errors: NOT_FOUND; INVALID_ARGUMENT / FIELD_INVALID, FIELD_MISSING.
+   * run alone. Errors: NOT_FOUND; INVALID_ARGUMENT / FIELD_INVALID, FIELD_MISSING, TOO_MANY_ITEMS.
    *
    * @generated from rpc trimtab.v1.TrainerService.ReportEvents
    */
