@@ -13,6 +13,8 @@ import sqlalchemy as sa
 from trimtab_services.labeling import projects
 from trimtab_services.labeling.agreement import Proportion, Share, kendall_tau_b, pair_share, proportion
 from trimtab_services.labeling.contents import TaskKind
+from trimtab_services.labeling.projects import Project
+from trimtab_services.labeling.qualification import scored
 from trimtab_services.labeling.tables import accounts, assignments, tasks
 
 __all__ = ["AgreementReport", "LabelerAgreement", "PairAgreement", "report"]
@@ -32,6 +34,7 @@ class LabelerAgreement:
     agreement: Proportion
     gold: Proportion
     median_ms: int
+    passed: bool | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +95,13 @@ def report(connection: sa.Connection, project_name: str) -> AgreementReport:
         if row["state"] == "submitted" and not row["is_qualification"] and row["ranking"] is not None:
             rankings[row["task_id"]][row["name"]] = row["ranking"]
     shares = _shares(rankings)
+    qualification = sa.select(sa.func.count()).where(
+        tasks.c.project_id == project.id, tasks.c.is_qualification.is_(True), tasks.c.withdraw_time.is_(None)
+    )
+    wanted = connection.execute(qualification).scalar_one()
     return AgreementReport(
         agreement=_pooled(shares.values()),
-        labelers=[_labeler(name, by_labeler[name], shares) for name in sorted(by_labeler)],
+        labelers=[_labeler(name, by_labeler[name], shares, project, wanted) for name in sorted(by_labeler)],
         pairs=[_pair(*names, shares[names], rankings) for names in sorted(shares)],
     )
 
@@ -120,10 +127,16 @@ def _pooled(shares: Iterable[Mapping[int, Share]]) -> Proportion:
 
 
 def _labeler(
-    name: str, rows: list[sa.RowMapping], shares: Mapping[tuple[str, str], Mapping[int, Share]]
+    name: str,
+    rows: list[sa.RowMapping],
+    shares: Mapping[tuple[str, str], Mapping[int, Share]],
+    project: Project,
+    wanted: int,
 ) -> LabelerAgreement:
     labels = [row for row in rows if row["state"] == "submitted" and not row["is_qualification"]]
     gold = [Share(row["gold_agreeing"], row["gold_pairs"]) for row in rows if row["gold_pairs"]]
+    done = sum(row["is_qualification"] for row in rows)
+    agreeing, pairs = sum(share.agreeing for share in gold), sum(share.pairs for share in gold)
     times = [1000 * (row["done_time"] - row["assign_time"]) for row in labels]
     return LabelerAgreement(
         labeler=name,
@@ -133,6 +146,7 @@ def _labeler(
         agreement=_pooled(by_task for names, by_task in shares.items() if name in names),
         gold=proportion(gold),
         median_ms=round(statistics.median(times)) if times else 0,
+        passed=scored(project, wanted, done, agreeing, pairs).passed if wanted else None,
     )
 
 

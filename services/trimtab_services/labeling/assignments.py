@@ -211,10 +211,11 @@ def _next_task(connection: sa.Connection, account: Account, project: Project) ->
     whose label nothing waits, gets those with the fewest labels of its kind, to measure on as many as there are.
     """
     had = sa.exists().where(assignments.c.task_id == tasks.c.id, assignments.c.account_id == account.id)
-    query = sa.select(tasks.c.id, tasks.c.content).where(
-        tasks.c.project_id == project.id, tasks.c.withdraw_time.is_(None), ~had
-    )
-    asked = connection.execute(query.where(tasks.c.is_qualification.is_(True)).order_by(tasks.c.id).limit(1)).first()
+    query = sa.select(tasks.c.id, tasks.c.content).where(tasks.c.withdraw_time.is_(None), ~had)
+    in_project = tasks.c.project_id == project.id
+    asked = connection.execute(
+        query.where(in_project, tasks.c.is_qualification.is_(True)).order_by(tasks.c.id).limit(1)
+    ).first()
     if asked is not None:
         return asked.id, asked.content
     refuse_unqualified(connection, account, project)
@@ -223,13 +224,22 @@ def _next_task(connection: sa.Connection, account: Account, project: Project) ->
     taken = _taken(project, is_held_out, True).where(assignments.c.task_id == tasks.c.id)
     taken_now = taken.correlate(tasks).scalar_subquery()
     if is_held_out:
-        query = query.order_by(tasks.c.heldout_count, tasks.c.id)
         if most := project.fields.heldout_overlap:
             query = query.where(tasks.c.heldout_count < most, taken_now < most)
         is_free = taken_now <= tasks.c.heldout_count  # no other of them works on it
-        next_one = connection.execute(query.where(is_free)).first() or connection.execute(query).first()
+        at_work = sa.select(assignments.c.task_id).where(
+            assignments.c.project_id == project.id,
+            assignments.c.state == "leased",
+            assignments.c.lease_end_time > time.time(),
+        )
+        free = query.where(in_project, is_free).order_by(tasks.c.heldout_count, tasks.c.id)
+        # these are few; the sum has the database sort them, not look at all tasks in the order of the index again
+        barred = query.where(tasks.c.id.in_(at_work)).order_by(tasks.c.heldout_count + 0, tasks.c.id)
+        next_one = connection.execute(free).first() or connection.execute(barred).first()
     else:
-        query = query.where(tasks.c.finished_sequence.is_(None), taken_now < projects.labels_wanted(project))
+        query = query.where(
+            in_project, tasks.c.finished_sequence.is_(None), taken_now < projects.labels_wanted(project)
+        )
         next_one = connection.execute(query.order_by(tasks.c.label_count.desc(), tasks.c.id)).first()
     return None if next_one is None else (next_one.id, next_one.content)
 

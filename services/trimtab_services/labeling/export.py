@@ -16,22 +16,22 @@ from __future__ import annotations
 import json
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
 
 from trimtab_services.labeling.contents import TaskKind
-from trimtab_services.labeling.projects import Project
+from trimtab_services.labeling.projects import Project, held_out_labels, labels_wanted
 from trimtab_services.labeling.tables import GROUP_OF_LABEL, accounts, assignments, tasks
 
-__all__ = ["Page", "Row", "finished", "unfinished"]
+__all__ = ["Page", "Row", "finished", "settled_parts", "unfinished", "unsettled"]
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One exported row; `sequence` is 0 for an unfinished task."""
+    """One exported row; `sequence` is 0 for an unfinished task, and that of the last whole task for a settled part."""
 
     row_json: str
     task_key: str
@@ -44,7 +44,7 @@ class Page:
 
     Attributes:
         rows: none for a task without a label of the groups asked for.
-        last: sequence, or id of an unfinished task, of the last task; None when there were no more tasks.
+        last: sequence of the last task, or its id where `finished` did not make the page; None when there were no more.
     """
 
     rows: list[Row]
@@ -80,16 +80,73 @@ def finished(
     )
     found = list(connection.execute(query).mappings())
     if settled_only:
-        settled = time.time() - project.fields.undo_ms / 1000
+        settled = _settled(project)
         found = found[: next((i for i, row in enumerate(found) if row["finish_time"] > settled), len(found))]
     return _page(connection, project, found, groups, "finished_sequence")
 
 
-def unsettled(connection: sa.Connection, project: Project, *, after: int, with_withdrawn: bool) -> int:
-    """Finished tasks after a number that `finished` leaves out for now, where it is to send settled ones only."""
+def settled_parts(
+    connection: sa.Connection,
+    project: Project,
+    *,
+    after: int,
+    after_id: int,
+    groups: Sequence[str],
+    with_withdrawn: bool,
+    limit: int,
+) -> Page:
+    """Tasks that `finished` leaves out for a label that can still be taken back, and that are finished without it.
+
+    So a label of a held-out labeler does not take those of the others out of an export that begins now. Rows have the
+    settled labels alone, and come again, whole, to who goes on after the number that they have.
+
+    Args:
+        connection: any.
+        project: whose tasks.
+        after: sequence number of the last task that `finished` gave.
+        after_id: number of a task: those after it, at most `limit`.
+        groups: of labelers; none for all.
+        with_withdrawn: also tasks that were withdrawn.
+        limit: most tasks.
+    """
+    settled = _settled(project)
+    labels = sa.select(sa.func.count()).select_from(assignments)
+    labels = labels.where(
+        assignments.c.task_id == tasks.c.id,
+        assignments.c.state == "submitted",
+        assignments.c.done_time <= settled,
+        ~held_out_labels(project),
+    )
+    query = (
+        sa.select(tasks)
+        .where(
+            tasks.c.project_id == project.id,
+            tasks.c.finished_sequence > after,
+            tasks.c.id > after_id,
+            labels.correlate(tasks).scalar_subquery() >= labels_wanted(project),
+            _is_asked_for(with_withdrawn),
+        )
+        .order_by(tasks.c.id)
+        .limit(limit)
+    )
+    found = [dict(row) | {"finished_sequence": after} for row in connection.execute(query).mappings()]
+    return _page(connection, project, found, groups, "id", until=settled)
+
+
+def unsettled(
+    connection: sa.Connection, project: Project, *, after: int, groups: Sequence[str], with_withdrawn: bool
+) -> int:
+    """Finished tasks after a number that `finished` leaves out for now, where it is to send settled ones only.
+
+    Counted are those with a label of the groups asked for; none: all.
+    """
     query = sa.select(sa.func.count()).where(
         tasks.c.project_id == project.id, tasks.c.finished_sequence > after, _is_asked_for(with_withdrawn)
     )
+    if groups:
+        theirs = sa.select(assignments.c.task_id).join(accounts, accounts.c.id == assignments.c.account_id)
+        theirs = theirs.where(assignments.c.state == "submitted", GROUP_OF_LABEL.in_(groups))
+        query = query.where(theirs.where(assignments.c.task_id == tasks.c.id).correlate(tasks).exists())
     return connection.execute(query).scalar_one()
 
 
@@ -119,14 +176,25 @@ def unfinished(
     return _page(connection, project, list(connection.execute(query).mappings()), groups, "id")
 
 
+def _settled(project: Project) -> float:
+    """When a label must have been sent that can no longer be taken back."""
+    return time.time() - project.fields.undo_ms / 1000
+
+
 def _is_asked_for(with_withdrawn: bool) -> sa.ColumnElement[bool]:
     return sa.true() if with_withdrawn else tasks.c.withdraw_time.is_(None)
 
 
 def _page(
-    connection: sa.Connection, project: Project, found: Sequence[sa.RowMapping], groups: Sequence[str], key: str
+    connection: sa.Connection,
+    project: Project,
+    found: Sequence[Mapping[str, Any]],
+    groups: Sequence[str],
+    key: str,
+    *,
+    until: float | None = None,
 ) -> Page:
-    labels = _labels(connection, [row["id"] for row in found], groups)
+    labels = _labels(connection, [row["id"] for row in found], groups, until)
     rows = [
         Row(json.dumps(row, ensure_ascii=False), task["key"], task["finished_sequence"] or 0)
         for task in found
@@ -136,7 +204,7 @@ def _page(
 
 
 def _labels(
-    connection: sa.Connection, task_ids: Sequence[int], groups: Sequence[str]
+    connection: sa.Connection, task_ids: Sequence[int], groups: Sequence[str], until: float | None
 ) -> dict[int, list[sa.RowMapping]]:
     query = (
         sa.select(
@@ -155,13 +223,15 @@ def _labels(
     )
     if groups:
         query = query.where(GROUP_OF_LABEL.in_(groups))
+    if until is not None:
+        query = query.where(assignments.c.done_time <= until)
     by_task: dict[int, list[sa.RowMapping]] = defaultdict(list)
     for row in connection.execute(query).mappings():
         by_task[row["task_id"]].append(row)
     return by_task
 
 
-def _rows(kind: TaskKind, task: sa.RowMapping, labels: Sequence[sa.RowMapping]) -> Iterator[dict[str, Any]]:
+def _rows(kind: TaskKind, task: Mapping[str, Any], labels: Sequence[sa.RowMapping]) -> Iterator[dict[str, Any]]:
     if not labels:
         return
     content = {key: value for key, value in task["content"].items() if key != "gold_ranking"}

@@ -26,11 +26,13 @@ class Added:
     Attributes:
         tasks: that it added.
         known: tasks that the project had already, with equal content.
+        withdrawn: of both, tasks that are withdrawn now.
         before: whether an earlier call under the same name did it.
     """
 
     tasks: int
     known: int
+    withdrawn: int
     before: bool
 
 
@@ -77,7 +79,8 @@ def add(
                 field="import_id",
                 value=import_id,
             )
-        return Added(before.task_count, len(new) - before.task_count, before=True)
+        withdrawn = _withdrawn(connection, project.id, [task.made_key() for task in new])
+        return Added(before.task_count, len(new) - before.task_count, withdrawn, before=True)
     for index, task in enumerate(new):
         try:
             check_task(project.kind, task, max_characters=max_characters)
@@ -105,7 +108,7 @@ def add(
     )
     told = {"import_id": import_id, "tasks": len(rows), "known": len(known)}
     audit.note(connection, actor, "tasks.import", f"project:{project.name}", told)
-    return Added(len(rows), len(known), before=False)
+    return Added(len(rows), len(known), _withdrawn(connection, project.id, sorted(known)), before=False)
 
 
 def _digest(new: Sequence[Task]) -> str:
@@ -140,6 +143,16 @@ def _known(connection: sa.Connection, project_id: int, keys: Sequence[str], new:
                     raise _duplicate(index, key, f"is in the project already, with other {', '.join(others)}")
         known |= set(there)
     return known
+
+
+def _withdrawn(connection: sa.Connection, project_id: int, keys: Sequence[str]) -> int:
+    """How many of these tasks are withdrawn."""
+    count = 0
+    for start in range(0, len(keys), _ROWS_AT_ONCE):
+        some = tasks.c.key.in_(keys[start : start + _ROWS_AT_ONCE])
+        query = sa.select(sa.func.count()).where(tasks.c.project_id == project_id, some)
+        count += connection.execute(query.where(tasks.c.withdraw_time.is_not(None))).scalar_one()
+    return count
 
 
 def _differing(one: Mapping[str, object], other: Mapping[str, object]) -> list[str]:

@@ -190,6 +190,7 @@ def agreement_message(report: AgreementReport) -> pb.GetAgreementResponse:
                 agreement=_proportion(one.agreement),
                 gold=_proportion(one.gold),
                 median_ms=one.median_ms,
+                passed=one.passed,
             )
             for one in report.labelers
         ],

@@ -86,7 +86,7 @@ class ProjectFields:
 
     def columns(self) -> dict[str, Any]:
         """As they are kept."""
-        return asdict(self) | {"state": self.state.value}
+        return asdict(self) | {"state": self.state.value, "is_open": self.state is ProjectState.OPEN}
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +119,25 @@ class Progress:
 
 
 def create(
-    connection: sa.Connection, actor: str, name: str, kind: TaskKind, *, wants_ratings: bool, fields: ProjectFields
+    connection: sa.Connection,
+    actor: str,
+    name: str,
+    kind: TaskKind,
+    *,
+    wants_ratings: bool,
+    fields: ProjectFields,
+    names_group: bool = True,
 ) -> Project:
     """Makes a project, or returns the one that a first try made.
+
+    Args:
+        connection: of a change.
+        actor: who makes it.
+        name: of the project.
+        kind: what a labeler does.
+        wants_ratings: whether each answer must be rated.
+        fields: all else.
+        names_group: whether the caller chose `heldout_group`; who did not takes that of a project that is there.
 
     Raises:
         InvalidRequest: a field; DUPLICATE_ID: a project of that name has other fields.
@@ -137,10 +153,15 @@ def create(
     row = connection.execute(_BY_NAME, {"name": name}).mappings().one_or_none()
     if row is not None:
         project = from_row(row)
-        if (project.kind, project.wants_ratings, project.fields) == (kind, wants_ratings, fields):
+        asked: dict[str, object] = {"kind": kind, "wants_ratings": wants_ratings} | asdict(fields)
+        if not names_group:
+            del asked["heldout_group"]
+        there = {"kind": project.kind, "wants_ratings": project.wants_ratings} | asdict(project.fields)
+        others = sorted(field for field, value in asked.items() if there[field] != value)
+        if not others:
             return project
         raise InvalidRequest(
-            f"name: project {name!r} exists already with other fields; change it by an update",
+            f"name: project {name!r} exists already with other {', '.join(others)}; change it by an update",
             reason=Reason.DUPLICATE_ID,
             field="name",
             value=name,
@@ -243,10 +264,13 @@ def progress(connection: sa.Connection, project: Project) -> Progress:
         sa.select(sa.func.count()).where(mine, tasks.c.withdraw_time.is_not(None))
     ).scalar_one()
     leased = connection.execute(
-        sa.select(sa.func.count(sa.distinct(assignments.c.task_id))).where(
+        sa.select(sa.func.count(sa.distinct(assignments.c.task_id)))
+        .join(tasks, tasks.c.id == assignments.c.task_id)
+        .where(
             assignments.c.project_id == project.id,
             assignments.c.state == "leased",
             assignments.c.lease_end_time > time.time(),
+            tasks.c.withdraw_time.is_(None),
         )
     ).scalar_one()
     return Progress(counted[0], counted[1], counted[2] + counted[3], leased, qualification, counted[3], withdrawn)

@@ -69,7 +69,13 @@ class LabelingServicer(labeling_pb2_grpc.LabelingServiceServicer):
         def work(connection: sa.Connection) -> pb.Project:
             fields = messages.fields_of(asked)
             project = projects.create(
-                connection, actor, asked.name, kind, wants_ratings=asked.wants_ratings, fields=fields
+                connection,
+                actor,
+                asked.name,
+                kind,
+                wants_ratings=asked.wants_ratings,
+                fields=fields,
+                names_group=asked.HasField("heldout_group"),
             )
             return _told(connection, project)
 
@@ -112,7 +118,12 @@ class LabelingServicer(labeling_pb2_grpc.LabelingServiceServicer):
         added = await self._database.change(
             imports.add, _actor(), project, import_id, new, max_characters=self._config.max_answer_characters
         )
-        return pb.ImportTasksResponse(added_tasks=added.tasks, known_tasks=added.known, was_added_before=added.before)
+        return pb.ImportTasksResponse(
+            added_tasks=added.tasks,
+            known_tasks=added.known,
+            withdrawn_tasks=added.withdrawn,
+            was_added_before=added.before,
+        )
 
     async def _read_import(self, requests: AsyncIterator[pb.ImportTasksRequest]) -> tuple[str, str, list[Task]]:
         first: pb.ImportTasksRequest | None = None
@@ -152,13 +163,13 @@ class LabelingServicer(labeling_pb2_grpc.LabelingServiceServicer):
             raise InvalidRequest("include_unfinished: not with follow", field="include_unfinished")
         project = await self._database.read(projects.get, request.project)
         after, is_last_pass = request.after_sequence, not request.include_unfinished
-        quiet_s = self._config.sign_of_life_s  # who follows hears at once what it waits for
+        quiet_s, is_told = 0.0, False  # of the tasks that wait, at the begin and after each row
         while True:
             page = await self._database.read(_finished, request, after)
             for row in page.rows:
                 yield _exported(row)
             if page.last is not None:
-                after, quiet_s = page.last, 0.0
+                after, is_told = page.last, False
                 continue
             if not is_last_pass:
                 async for row in self._unfinished(project, request):
@@ -166,14 +177,25 @@ class LabelingServicer(labeling_pb2_grpc.LabelingServiceServicer):
                 is_last_pass = True  # for what was finished meanwhile
                 continue
             if not request.follow:
+                if request.settled_only:
+                    async for row in self._settled_parts(request, after):
+                        yield _exported(row)
                 break
             self._refuse_while_draining(after)
-            if quiet_s >= self._config.sign_of_life_s:
-                quiet_s = 0.0
+            if not is_told or quiet_s >= self._config.sign_of_life_s:
+                quiet_s, is_told = 0.0, True
                 waiting = await self._database.read(_unsettled, request, after)
                 yield pb.ExportLabelsResponse(unsettled_tasks=waiting)
             await self._wait()
             quiet_s += _FOLLOW_S
+
+    async def _settled_parts(self, request: pb.ExportLabelsRequest, after: int) -> AsyncIterator[Row]:
+        after_id: int | None = 0
+        while after_id is not None:
+            page = await self._database.read(_settled_parts, request, after, after_id)
+            for row in page.rows:
+                yield row
+            after_id = page.last
 
     async def _unfinished(self, project: Project, request: pb.ExportLabelsRequest) -> AsyncIterator[Row]:
         after: int | None = 0
@@ -271,9 +293,26 @@ def _finished(connection: sa.Connection, request: pb.ExportLabelsRequest, after:
     )
 
 
+def _settled_parts(connection: sa.Connection, request: pb.ExportLabelsRequest, after: int, after_id: int) -> Page:
+    return export.settled_parts(
+        connection,
+        projects.get(connection, request.project),
+        after=after,
+        after_id=after_id,
+        groups=list(request.groups),
+        with_withdrawn=request.include_withdrawn,
+        limit=_EXPORTED_AT_ONCE,
+    )
+
+
 def _unsettled(connection: sa.Connection, request: pb.ExportLabelsRequest, after: int) -> int:
-    project = projects.get(connection, request.project)
-    return export.unsettled(connection, project, after=after, with_withdrawn=request.include_withdrawn)
+    return export.unsettled(
+        connection,
+        projects.get(connection, request.project),
+        after=after,
+        groups=list(request.groups),
+        with_withdrawn=request.include_withdrawn,
+    )
 
 
 def _exported(row: Row) -> pb.ExportLabelsResponse:

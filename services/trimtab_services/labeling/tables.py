@@ -84,6 +84,7 @@ projects = sa.Table(
     sa.Column("create_time", sa.Double, nullable=False),
     sa.Column("finished_count", sa.BigInteger, nullable=False),  # the last finished_sequence that was given
     sa.Column("state", sa.String(16), nullable=False, server_default="open"),  # open, closed or archived
+    sa.Column("is_open", sa.Boolean, nullable=False),  # for servers of the version before, which know no `state`
     sa.Column(
         "heldout_group", sa.String(63), nullable=False, server_default=sa.text("''")
     ),  # empty: all labels count alike
@@ -158,7 +159,7 @@ assignments = sa.Table(
 )
 
 GROUP_OF_LABEL = sa.func.coalesce(assignments.c.group, accounts.c.group).label("group")
-"""The group of a label. A server of an earlier version that still runs beside this one leaves the column empty."""
+"""The group of a label. A server of an earlier version, while an update replaces it, leaves the column empty."""
 
 drafts = sa.Table(
     "drafts",

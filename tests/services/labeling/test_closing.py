@@ -66,7 +66,9 @@ def test_a_withdrawn_task_is_not_handed_to_its_holder_again_and_its_label_is_sti
     service.add(ranking_task(0), ranking_task(1))
     ann = service.person("ann")
     given = ann.next("p")
+    assert progress(service).leased_tasks == 1
     withdraw(service, "task-0")
+    assert progress(service).leased_tasks == 0
     assert ann.next("p")["prompt"] == "Question 1?"
     assert ann.submit(given, in_order(given)).status_code == 200
     assert service.export() == [] and len(service.export(include_withdrawn=True)) == 1
@@ -158,7 +160,11 @@ def test_an_import_of_a_withdrawn_task_adds_none(service: Service) -> None:
     service.project()
     service.add(ranking_task(0))
     withdraw(service, "task-0")
-    assert service.add(ranking_task(0)) == 0
+    again = pb.ImportTasksRequest(project="p", import_id="i", tasks=[ranking_task(0), ranking_task(1)])
+    for was_added_before in (False, True):
+        done = service.program.import_tasks([again])
+        assert (done.added_tasks, done.known_tasks, done.withdrawn_tasks) == (1, 1, 1)
+        assert done.was_added_before == was_added_before
     with pytest.raises(InvalidRequest) as caught:
         service.add(ranking_task(0, category="chat"))
     assert caught.value.reason is Reason.DUPLICATE_ID

@@ -70,7 +70,7 @@ def test_what_follows_to_standard_output_is_told_at_ctrl_c(tmp_path: Path) -> No
 
 
 def test_who_follows_is_told_how_many_tasks_wait_until_nothing_can_be_taken_back(tmp_path: Path) -> None:
-    with labeling(f"sqlite:///{tmp_path}/a.sqlite", sign_of_life_s=0.5) as service:
+    with labeling(f"sqlite:///{tmp_path}/a.sqlite", sign_of_life_s=5.0) as service:
         service.project(kind=pb.TASK_KIND_DEMONSTRATE, undo_ms=60_000)
         label(service, ("ann",), range(3))
         service.program.withdraw_tasks(pb.WithdrawTasksRequest(project="p", task_keys=["1"]))
@@ -81,11 +81,17 @@ def test_who_follows_is_told_how_many_tasks_wait_until_nothing_can_be_taken_back
         seen = [next(responses) for _ in range(3)]
         assert [(one.task_key, one.unsettled_tasks) for one in seen] == [("0", 0), ("2", 0), ("", 0)]
         responses.close()
+        request = pb.ExportLabelsRequest(project="p", follow=True, after_sequence=1)
+        responses = service.program.export_labels(request, timeout_s=60)
+        assert next(responses).task_key == "2"
+        begin = time.monotonic()
+        assert next(responses).row_json == "" and time.monotonic() - begin < 4.5  # at once, not after sign_of_life_s
+        responses.close()
         service.program.update_project(pb.UpdateProjectRequest(name="p", undo_ms=60_000))
         command = [*EXPORT, "p", str(tmp_path / "rows"), "--follow", "--target", service.server.target]
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         assert process.stderr is not None
         process.stderr.readline()
-        assert process.stderr.readline() == "finished tasks that wait for that: 2\n"
+        assert process.stderr.readline() == "2 finished tasks wait until their labels can no longer be taken back\n"
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=30)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -12,6 +14,7 @@ from trimtab.v1 import labeling_pb2 as pb
 from trimtab_services.labeling import accounts, assignments, imports, projects, tables
 from trimtab_services.labeling.contents import Task, TaskKind
 from trimtab_services.labeling.database import Database
+from trimtab_services.labeling.submissions import submit
 from trimtab_services.labeling.withdrawals import withdraw
 
 from .people import PASSWORD, Person, Service, in_order, ranking_task
@@ -100,6 +103,54 @@ def test_a_late_held_out_label_is_measured_by_those_of_its_kind(either: Service)
     assert (refused.status_code, refused.json()["reason"]) == (409, "LEASE_LOST")
 
 
+def test_a_held_out_label_takes_no_settled_label_out_of_an_export(either: Service, database: str) -> None:
+    either.project()
+    either.add(ranking_task(0), ranking_task(1))
+    opened = Database(database)
+
+    def age() -> None:
+        with opened.changing() as connection:
+            for column in ("assignments SET done_time", "tasks SET finish_time"):
+                connection.execute(sa.text(f"UPDATE {column} = {column.split()[-1]} - 3600"))
+
+    def settled(**options: Any) -> list[tuple[str, int, list[str]]]:
+        rows = either.export(settled_only=True, **options)
+        groups = [[label["group"] for label in json.loads(row.row_json)["labels"]] for row in rows]
+        return [(row.task_key, row.sequence, found) for row, found in zip(rows, groups, strict=True)]
+
+    def waiting(group: str) -> int:
+        request = pb.ExportLabelsRequest(project="p", follow=True, after_sequence=2, groups=[group])
+        responses = either.program.export_labels(request, timeout_s=60)
+        first = next(responses)
+        responses.close()
+        assert not first.row_json
+        return first.unsettled_tasks
+
+    work(either.person("ann"))
+    assert settled() == []
+    age()
+    work(either.person("hal", group="heldout"), most=1)
+    assert settled() == [("task-1", 2, [""]), ("task-0", 2, [""])]
+    assert settled(after_sequence=2) == [("task-0", 2, [""])]
+    assert settled(groups=["heldout"]) == []
+    assert (waiting("heldout"), waiting("others")) == (1, 0)
+    age()
+    assert settled(after_sequence=2) == [("task-0", 3, ["", "heldout"])]
+    opened.close()
+
+
+def test_what_a_labeler_works_on_moves_with_it_to_another_group(either: Service) -> None:
+    either.project()
+    either.add(ranking_task(0))
+    tom, bob, hal = either.person("tom", group="heldout"), either.person("bob"), either.person("hal", group="heldout")
+    given = tom.next("p")
+    either.program.update_account(pb.UpdateAccountRequest(name="tom", group="train"))
+    assert bob.next("p") is None  # tom's label will be the one of the overlap
+    assert tom.submit(given, in_order(given)).status_code == 200
+    assert len(work(hal)) == 1
+    assert groups_of(either) == {"task-0": ["train", "heldout"]}
+
+
 def test_another_group_counts_the_labels_anew(either: Service) -> None:
     either.project()
     either.add(ranking_task(0), ranking_task(1))
@@ -139,6 +190,42 @@ def test_the_next_held_out_task_is_found_without_a_look_at_all_of_them(database:
             _, (text, values) = [(text, values) for text, values in asked if "LIMIT" in text]
             told = plan(connection, text, values)
             assert "ix_tasks_heldout" in told and "sort" not in told.lower() and "order by" not in told.lower(), told
+    opened.close()
+
+
+def test_a_held_out_labeler_who_has_done_all_looks_at_each_task_once(tmp_path: Path) -> None:
+    opened = Database(f"sqlite:///{tmp_path}/labeling.sqlite")
+    opened.migrate()
+    asked: list[tuple[str, object]] = []
+    sa.event.listen(
+        opened.engine, "before_cursor_execute", lambda c, cursor, text, values, *_: asked.append((text, values))
+    )
+    with opened.changing() as connection:
+        password = accounts.NewPassword.of(PASSWORD)
+        hal = accounts.create(
+            connection, "t", name="hal", password=password, role=accounts.Role.LABELER, group="heldout"
+        )
+        projects.create(connection, "t", "p", TaskKind.RANK, wants_ratings=False, fields=projects.ProjectFields())
+        imports.add(connection, "t", "p", "i", [Task(prompt="Q", answers=("a", "b", "c", "d"))], max_characters=100)
+        given = assignments.give_out(connection, hal, "p")
+        assert given is not None
+        submit(
+            connection,
+            hal,
+            given.id,
+            submission_id="s",
+            label={"ranking": [[0], [1], [2], [3]]},
+            active_ms=None,
+            max_characters=100,
+        )
+        asked.clear()
+        assert assignments.give_out(connection, hal, "p") is None
+        plans = [
+            plan(connection, text, values) for text, values in list(asked) if "LIMIT" in text and "heldout" in text
+        ]
+        assert len(plans) == 2
+        assert "ix_tasks_heldout" in plans[0] and "ix_tasks_heldout" not in plans[1], plans
+        assert "ix_assignments_project_id_state" in plans[1]
     opened.close()
 
 

@@ -33,8 +33,16 @@ def test_a_project_has_the_defaults_that_the_proto_states_and_is_made_once(eithe
     assert again == made
     error = refused(either.project, overlap=2)
     assert isinstance(error, InvalidRequest) and error.reason is Reason.DUPLICATE_ID
+    assert "with other instructions, overlap, undo_ms;" in error.message
     changed = either.program.update_project(pb.UpdateProjectRequest(name="p", overlap=3, instructions="")).project
     assert (changed.overlap, changed.instructions, changed.lease_ms) == (3, "", 1_800_000)
+
+
+def test_who_names_no_held_out_group_makes_a_project_of_any_group_again(service: Service) -> None:
+    made = service.project(heldout_group="")
+    assert service.project() == made
+    assert "with other heldout_group;" in refused(service.project, heldout_group="heldout").message
+    assert service.project("q").heldout_group == "heldout"
 
 
 @pytest.mark.parametrize(

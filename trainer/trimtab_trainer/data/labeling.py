@@ -248,10 +248,11 @@ class _Rows:
     def take(self, client: Client, project: str, *, timeout_s: float) -> str:
         """Takes all rows, or goes on with the task in whose rows another call was cut off; returns the address."""
         request = pb.ExportLabelsRequest(project=project, after_sequence=max(0, self.last - 1), settled_only=True)
-        self.last = request.after_sequence
+        self.last, task_key = request.after_sequence, ""
         for response in client.export_labels(request, timeout_s=timeout_s):
-            if response.sequence != self.last:  # one that comes again has got another label since
+            if response.task_key != task_key:  # one that comes again has got another label since
                 self.by_task.pop(response.task_key, None)
+                task_key = response.task_key
             self.by_task.setdefault(response.task_key, []).append(response.row_json)
             self.last = response.sequence
             self.taken += 1

@@ -194,6 +194,12 @@ def import_file(project: str, file: Path, import_id: str, **connection: Any) -> 
     with client_of("labeling", **connection) as client:
         done = add_tasks(client, project, import_id, rows, file)
     click.echo(_imported(done, project))
+    if done.withdrawn_tasks:
+        click.echo(
+            f"{done.withdrawn_tasks} of them are withdrawn and not given out: `trimtab labeling withdraw {project} "
+            "TASK_KEY... --restore` puts them back",
+            err=True,
+        )
 
 
 def _imported(done: pb.ImportTasksResponse, project: str) -> str:

@@ -131,7 +131,11 @@ def _waits_told(responses: Iterable[pb.ExportLabelsResponse]) -> Iterator[pb.Exp
     for response in responses:
         if not response.row_json and response.unsettled_tasks != told:
             told = response.unsettled_tasks
-            click.echo(f"finished tasks that wait for that: {told}", err=True)
+            if told:
+                tasks = f"{told} finished tasks wait" if told > 1 else "1 finished task waits"
+                click.echo(
+                    f"{tasks} until {'their' if told > 1 else 'its'} labels can no longer be taken back", err=True
+                )
         yield response
 
 

@@ -667,22 +667,26 @@ class ImportTasksResponse(_message.Message):
     ADDED_TASKS_FIELD_NUMBER: _builtins.int
     KNOWN_TASKS_FIELD_NUMBER: _builtins.int
     WAS_ADDED_BEFORE_FIELD_NUMBER: _builtins.int
+    WITHDRAWN_TASKS_FIELD_NUMBER: _builtins.int
     added_tasks: _builtins.int
     """Tasks that the import added."""
     known_tasks: _builtins.int
     """Tasks of the import that the project had already, with equal content."""
     was_added_before: _builtins.bool
     """Whether an earlier call under the same import_id did all of this: the counts are of that call."""
+    withdrawn_tasks: _builtins.int
+    """Of all these, tasks that are withdrawn now; WithdrawTasks with restore puts them back."""
     def __init__(
         self,
         *,
         added_tasks: _builtins.int = ...,
         known_tasks: _builtins.int = ...,
         was_added_before: _builtins.bool = ...,
+        withdrawn_tasks: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["added_tasks", b"added_tasks", "known_tasks", b"known_tasks", "was_added_before", b"was_added_before"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["added_tasks", b"added_tasks", "known_tasks", b"known_tasks", "was_added_before", b"was_added_before", "withdrawn_tasks", b"withdrawn_tasks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -814,7 +818,9 @@ class ExportLabelsRequest(_message.Message):
     follow: _builtins.bool
     """Goes on with each task that is finished from now on, once none of its labels can be taken back any more."""
     settled_only: _builtins.bool
-    """Leaves out tasks with a label that can still be taken back. Follow does so always."""
+    """Leaves out tasks with a label that can still be taken back. Follow does so always. Without follow, those of them that
+    are finished without such labels come last, with the others of their labels and the number to go on after.
+    """
     include_unfinished: _builtins.bool
     """Adds the tasks that have a label and want more, with sequence 0, after the finished ones; those that are finished
     meanwhile come last, and may be there twice. Not with follow.
@@ -859,9 +865,13 @@ class ExportLabelsResponse(_message.Message):
     task_key: _builtins.str
     """Name of the task. A task that comes again, since it got another label, replaces its earlier row."""
     sequence: _builtins.int
-    """Number of the task among the finished ones of the project; grows. 0 for an unfinished one."""
+    """Number of the task among the finished ones of the project; grows. 0 for an unfinished one. Of a task that settled_only
+    sends without some labels, the number of the last task before these, 0 for none.
+    """
     unsettled_tasks: _builtins.int
-    """In a sign of life: finished tasks that wait until none of their labels can be taken back any more."""
+    """In a sign of life: finished tasks with a label of the groups asked for that wait until none of their labels can be
+    taken back any more.
+    """
     def __init__(
         self,
         *,
@@ -951,6 +961,7 @@ class LabelerAgreement(_message.Message):
     AGREEMENT_FIELD_NUMBER: _builtins.int
     GOLD_FIELD_NUMBER: _builtins.int
     MEDIAN_MS_FIELD_NUMBER: _builtins.int
+    PASSED_FIELD_NUMBER: _builtins.int
     labeler: _builtins.str
     """Name of the account."""
     group: _builtins.str
@@ -961,6 +972,8 @@ class LabelerAgreement(_message.Message):
     """Tasks skipped."""
     median_ms: _builtins.int
     """Median time that it took for a label, in milliseconds, by the service's clock. 0: no label."""
+    passed: _builtins.bool
+    """Whether it passed the qualification. Absent: it has not done all tasks of it, or there is none."""
     @_builtins.property
     def agreement(self) -> Global___Proportion:
         """How often it orders two answers as others do who had the same task. Pairs that either ties are left out."""
@@ -979,12 +992,15 @@ class LabelerAgreement(_message.Message):
         agreement: Global___Proportion | None = ...,
         gold: Global___Proportion | None = ...,
         median_ms: _builtins.int = ...,
+        passed: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["agreement", b"agreement", "gold", b"gold"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_passed", b"_passed", "agreement", b"agreement", "gold", b"gold", "passed", b"passed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agreement", b"agreement", "gold", b"gold", "group", b"group", "labeler", b"labeler", "labels", b"labels", "median_ms", b"median_ms", "skips", b"skips"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_passed", b"_passed", "agreement", b"agreement", "gold", b"gold", "group", b"group", "labeler", b"labeler", "labels", b"labels", "median_ms", b"median_ms", "passed", b"passed", "skips", b"skips"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__passed: _TypeAlias = _typing.Literal["passed"]  # noqa: Y015
+    _WhichOneofArgType__passed: _TypeAlias = _typing.Literal["_passed", b"_passed"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__passed) -> _WhichOneofReturnType__passed | None: ...
 
 Global___LabelerAgreement: _TypeAlias = LabelerAgreement  # noqa: Y015
 

@@ -1,6 +1,8 @@
 """Held-out labels are counted apart, tasks can be withdrawn, projects archived.
 
-Projects that are there go on counting all labels alike: no task is opened again behind anybody's back.
+Projects that are there go on counting all labels alike: no task is opened again behind anybody's back. The column
+`is_open`, which `state` replaces, stays until a later migration: servers of the version before ask for it while an
+update replaces them one by one.
 """
 
 from __future__ import annotations
@@ -28,7 +30,6 @@ def upgrade() -> None:
     ):
         op.add_column("projects", column)
     op.execute("UPDATE projects SET state = 'closed' WHERE NOT is_open")
-    op.drop_column("projects", "is_open")
     op.add_column("tasks", sa.Column("heldout_count", sa.Integer(), nullable=False, server_default="0"))
     op.add_column("tasks", sa.Column("withdraw_time", sa.Double(), nullable=True))
     op.drop_index("ix_tasks_open", "tasks")
