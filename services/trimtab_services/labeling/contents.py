@@ -18,6 +18,7 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError
 from trimtab.errors import InvalidRequest, Reason
 from trimtab.types import ChatMessage
 from trimtab.types.shared import INT32_END, INT64_END, Record, Text, invalid_request
+from trimtab_services.labeling.nul import nul_problem
 
 __all__ = [
     "ANSWERS",
@@ -53,8 +54,8 @@ ANSWERS = {TaskKind.DEMONSTRATE: (0, 0), TaskKind.RANK: (4, 9), TaskKind.COMPARE
 
 
 def _without_nul(text: str) -> str:
-    if "\0" in text:
-        raise ValueError(f"has the character U+0000 at {text.index(chr(0))}, which databases cannot keep")
+    if problem := nul_problem(text):
+        raise ValueError(problem)
     return text
 
 

@@ -14,13 +14,25 @@ from google.protobuf.message import Message
 from trimtab.errors import InvalidRequest
 from trimtab.v1 import labeling_pb2 as pb
 
-__all__ = ["refusing_nul"]
+__all__ = ["nul_problem", "refuse_nul", "refusing_nul"]
 
 ServicerT = TypeVar("ServicerT")
 
 
+def nul_problem(text: str) -> str | None:
+    """What is wrong with a text that has the character; None for others."""
+    at = text.find("\0")
+    return f"has the character U+0000 at {at}, which databases cannot keep" if at >= 0 else None
+
+
+def refuse_nul(text: str, field: str) -> None:
+    """Raises InvalidRequest with the name of the field for a text that has the character; the text is not quoted."""
+    if problem := nul_problem(text):
+        raise InvalidRequest(f"{field}: {problem}", field=field, value=text.index("\0"), limit="no U+0000")
+
+
 def refusing_nul(servicer: type[ServicerT]) -> type[ServicerT]:
-    """Makes every method of a LabelingService refuse such a text; raises InvalidRequest with the name of its field."""
+    """Makes every method of a LabelingService call `refuse_nul` on every text of its requests."""
     for method in pb.DESCRIPTOR.services_by_name["LabelingService"].methods:
         setattr(servicer, method.name, _checked(getattr(servicer, method.name), method))
     return servicer
@@ -29,7 +41,7 @@ def refusing_nul(servicer: type[ServicerT]) -> type[ServicerT]:
 def _checked(inner: Callable[..., Any], method: MethodDescriptor) -> Callable[..., Any]:
     @wraps(inner)
     async def call(self: object, request: Message, context: object) -> object:
-        _refuse(request, Counter())
+        _refuse_in(request, Counter())
         return await inner(self, request, context)
 
     @wraps(inner)
@@ -38,7 +50,7 @@ def _checked(inner: Callable[..., Any], method: MethodDescriptor) -> Callable[..
 
     @wraps(inner)
     async def send_stream(self: object, request: Message, context: object) -> AsyncIterator[object]:
-        _refuse(request, Counter())
+        _refuse_in(request, Counter())
         async with aclosing(inner(self, request, context)) as responses:
             async for response in responses:
                 yield response
@@ -51,28 +63,25 @@ def _checked(inner: Callable[..., Any], method: MethodDescriptor) -> Callable[..
 async def _each(requests: AsyncIterator[Message]) -> AsyncIterator[Message]:
     counts: Counter[str] = Counter()
     async for request in requests:
-        _refuse(request, counts)
+        _refuse_in(request, counts)
         yield request
 
 
-def _refuse(request: Message, counts: Counter[str]) -> None:
+def _refuse_in(request: Message, counts: Counter[str]) -> None:
     """Checks one message; `counts` has the items of each repeated field in those that came before it in a stream."""
     for field, value in request.ListFields():
-        name = _find(value, field.name, counts[field.name])
-        if name is not None:
-            raise InvalidRequest(f"{name}: has the character U+0000, which databases cannot keep", field=name)
+        _check(value, field.name, counts[field.name])
         if isinstance(value, Sequence) and not isinstance(value, str):
             counts[field.name] += len(value)
 
 
-def _find(value: object, name: str, first: int = 0) -> str | None:
-    """The name of the first text in a value that has the character."""
+def _check(value: object, name: str, first: int = 0) -> None:
+    """Checks each text in a value; `first` is the place of its first item in a stream."""
     if isinstance(value, str):
-        return name if "\0" in value else None
-    if isinstance(value, Message):
-        parts = [(inner, f"{name}.{field.name}") for field, inner in value.ListFields()]
+        refuse_nul(value, name)
+    elif isinstance(value, Message):
+        for field, inner in value.ListFields():
+            _check(inner, f"{name}.{field.name}")
     elif isinstance(value, Sequence):
-        parts = [(inner, f"{name}[{index}]") for index, inner in enumerate(value, first)]
-    else:
-        return None
-    return next((found for inner, part in parts if (found := _find(inner, part)) is not None), None)
+        for index, inner in enumerate(value, first):
+            _check(inner, f"{name}[{index}]")

@@ -15,6 +15,7 @@ from trimtab.errors import InvalidRequest, NotFound, Reason
 from trimtab_services.labeling import audit
 from trimtab_services.labeling.accounts import check_group
 from trimtab_services.labeling.contents import MOST_OVERLAP, TaskKind
+from trimtab_services.labeling.nul import refuse_nul
 from trimtab_services.labeling.tables import assignments, projects, tasks
 
 __all__ = [
@@ -76,9 +77,10 @@ class ProjectFields:
                     f"{field}: {value}; allowed: {least}..{most}", field=field, value=value, limit=f"{least}..{most}"
                 )
         check_group(self.heldout_group, "heldout_group")
-        if len(self.instructions) > MOST_INSTRUCTIONS or "\0" in self.instructions:
+        refuse_nul(self.instructions, "instructions")
+        if len(self.instructions) > MOST_INSTRUCTIONS:
             raise InvalidRequest(
-                f"instructions: {len(self.instructions)} characters; allowed: {MOST_INSTRUCTIONS}, none of them U+0000",
+                f"instructions: {len(self.instructions)} characters; allowed: {MOST_INSTRUCTIONS}",
                 field="instructions",
                 value=len(self.instructions),
                 limit=MOST_INSTRUCTIONS,

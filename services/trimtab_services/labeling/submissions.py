@@ -19,6 +19,7 @@ from trimtab_services.labeling.accounts import Account
 from trimtab_services.labeling.agreement import agreeing_pairs, gold_pairs
 from trimtab_services.labeling.assignments import Assignment, hold, read, renew, wants_more
 from trimtab_services.labeling.contents import MOST_NAME, at_answers, at_places, read_label
+from trimtab_services.labeling.nul import refuse_nul
 from trimtab_services.labeling.tables import assignments, drafts, tasks
 
 __all__ = ["Draft", "Late", "draft_of", "save_draft", "skip", "submit", "undo"]
@@ -175,7 +176,8 @@ def skip(
         FailedPrecondition: it was submitted before, or skipped by another request.
     """
     _check_id("submission_id", submission_id)
-    if not reason.strip() or len(reason) > MOST_REASON or "\0" in reason:
+    refuse_nul(reason, "reason")
+    if not reason.strip() or len(reason) > MOST_REASON:
         raise InvalidRequest(
             f"reason: {len(reason)} characters; allowed: 1..{MOST_REASON}, not only blanks",
             field="reason",

@@ -36,7 +36,8 @@ def test_a_call_refuses_it_by_field(service: Service, method: str, request_: Any
         getattr(service.program, method)(request_)
     error = caught.value
     assert (error.reason, error.field) == (Reason.FIELD_INVALID, field)
-    assert error.message == f"{field}: has the character U+0000, which databases cannot keep"
+    assert error.message == f"{field}: has the character U+0000 at {error.value}, which databases cannot keep"
+    assert error.limit == "no U+0000" and str(error.value).isdigit()
 
 
 def test_streams_refuse_it_by_the_place_in_the_whole_stream(either: Service) -> None:

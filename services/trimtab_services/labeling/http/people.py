@@ -7,13 +7,14 @@ from typing import Any
 
 from aiohttp import web
 
-from trimtab.errors import InvalidRequest, PermissionDenied, Reason, Unauthenticated
+from trimtab.errors import PermissionDenied, Reason, Unauthenticated
 from trimtab_services.labeling import accounts, sessions
 from trimtab_services.labeling.accounts import Account, NewPassword, Role
 from trimtab_services.labeling.audit import account_actor
 from trimtab_services.labeling.config import LabelingServiceConfig
 from trimtab_services.labeling.database import Database
 from trimtab_services.labeling.hashing import Hashing
+from trimtab_services.labeling.nul import refuse_nul
 from trimtab_services.labeling.sessions import Session
 from trimtab_services.runtime.http import Route
 from trimtab_services.runtime.quota import Quotas
@@ -61,7 +62,8 @@ class People:
 
         async def handle(request: web.Request) -> web.StreamResponse:
             session = await self.session(request)
-            _refuse_nul(request)
+            for field, value in (*request.match_info.items(), *request.query.items()):
+                refuse_nul(value, field)
             if not session.account.role.includes(role):
                 raise PermissionDenied(
                     f"account {session.account.name!r} is a {session.account.role}; this is for {role}s",
@@ -146,10 +148,3 @@ def account_json(account: Account) -> dict[str, Any]:
         "group": account.group,
         "enabled": account.enabled,
     }
-
-
-def _refuse_nul(request: web.Request) -> None:
-    """PostgreSQL keeps no text with U+0000, and asks for none."""
-    for name, value in (*request.match_info.items(), *request.query.items()):
-        if "\0" in value:
-            raise InvalidRequest(f"{name}: has the character U+0000", field=name)
