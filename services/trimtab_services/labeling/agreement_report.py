@@ -14,7 +14,7 @@ from trimtab_services.labeling import projects
 from trimtab_services.labeling.agreement import Proportion, Share, kendall_tau_b, pair_share, proportion
 from trimtab_services.labeling.contents import TaskKind
 from trimtab_services.labeling.projects import Project
-from trimtab_services.labeling.qualification import scored
+from trimtab_services.labeling.qualification import score_of
 from trimtab_services.labeling.tables import accounts, assignments, tasks
 
 __all__ = ["AgreementReport", "LabelerAgreement", "PairAgreement", "report"]
@@ -146,7 +146,7 @@ def _labeler(
         agreement=_pooled(by_task for names, by_task in shares.items() if name in names),
         gold=proportion(gold),
         median_ms=round(statistics.median(times)) if times else 0,
-        passed=scored(project, wanted, done, agreeing, pairs).passed if wanted else None,
+        passed=score_of(project, wanted, done, agreeing, pairs).passed if wanted else None,
     )
 
 

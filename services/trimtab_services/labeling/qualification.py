@@ -13,7 +13,7 @@ from trimtab_services.labeling.accounts import Account
 from trimtab_services.labeling.projects import Project
 from trimtab_services.labeling.tables import assignments, drafts, tasks
 
-__all__ = ["Qualification", "qualifications", "refuse_unqualified", "reset", "scored"]
+__all__ = ["Qualification", "qualifications", "refuse_unqualified", "reset", "score_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ def qualifications(
         project: (done, int(agreeing), int(pairs)) for project, done, agreeing, pairs in connection.execute(scored)
     }
     return {
-        project.id: scored(project, wanted.get(project.id, 0), *scores.get(project.id, (0, 0, 0)))
+        project.id: score_of(project, wanted.get(project.id, 0), *scores.get(project.id, (0, 0, 0)))
         for project in of_projects
     }
 
@@ -126,7 +126,7 @@ def reset(connection: sa.Connection, actor: str, project_name: str, account_name
     return len(done)
 
 
-def scored(project: Project, wanted: int, done: int, agreeing: int, pairs: int) -> Qualification:
+def score_of(project: Project, wanted: int, done: int, agreeing: int, pairs: int) -> Qualification:
     """What the counts of a labeler come to in a project; the meaning of each is that of the field of its name."""
     if done < wanted:
         return Qualification(done, wanted, 0, 0, None)
