@@ -1,6 +1,7 @@
 // For reviewers: how far a project is, and how its labelers agree.
 
 import { get, path, post } from "../api.js";
+import { ask } from "../dialogs.js";
 import { fill, h } from "../dom.js";
 import { notice } from "../notices.js";
 import { table } from "./lists.js";
@@ -11,8 +12,7 @@ export async function reviewPage(main, name) {
     [where, `${where}/progress`, `${where}/agreement`].map((address) => get(address)),
   );
   const retry = (one) =>
-    one.gold.count > 0 &&
-    one.gold.value < project.qualification_pass &&
+    one.passed === false &&
     h(
       "button",
       { type: "button", onClick: () => letTryAgain(main, name, one.labeler) },
@@ -56,6 +56,15 @@ export async function reviewPage(main, name) {
 }
 
 async function letTryAgain(main, name, labeler) {
+  const answer = await ask(
+    `Let ${labeler} try again?`,
+    h("p", {}, `${labeler} gets the same tasks anew; the labels of the first try go to the audit.`),
+    [
+      ["Cancel", "cancel", "quiet"],
+      ["Let try again", "retry", "primary"],
+    ],
+  );
+  if (answer !== "retry") return;
   try {
     await post(`projects/${path(name)}/qualification/${path(labeler)}`);
     await reviewPage(main, name);
