@@ -64,7 +64,7 @@ H100 = Machine(
     egress_bytes_per_s=3.4e9,
     dispatch_s=0.7e-3,
     encoders=16,
-    checkers=16,
+    checkers=32,
     decoders=8,
 )
 ASSUMED = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from trimtab.local import LocalServices
 from trimtab_models.loading import reward_model_from_policy, save_model
 from trimtab_trainer.config import RunSpec
 from trimtab_trainer.reporter import RunState, step_metrics
+from trimtab_trainer.rollout_pipeline import _followed_by
 from trimtab_trainer.run import RunOutcome
 
 Go = Callable[..., RunOutcome]
@@ -101,6 +103,28 @@ def test_a_stopped_run_goes_on_with_batches_of_its_present_policy(
     assert steps[before]["lag"] == 0 and max(row["lag"] for row in steps[before + 1 :]) <= 2
 
 
+def test_what_is_given_up_before_its_policy_is_there_never_begins() -> None:
+    first: Future[int] = Future()
+    begun: list[int] = []
+
+    def then(version: int) -> Future[int]:
+        begun.append(version)
+        return Future()
+
+    both = _followed_by(first, then)
+    assert both.cancel()
+    first.set_result(7)
+    assert begun == []
+
+
+def test_what_is_given_up_after_it_began_is_cancelled() -> None:
+    first: Future[int] = Future()
+    second: Future[int] = Future()
+    both = _followed_by(first, lambda version: second)
+    first.set_result(7)
+    assert both.cancel() and second.cancelled()
+
+
 def test_a_lag_beyond_the_limit_is_refused(tmp_path: Path, services: LocalServices, models: Path) -> None:
-    with pytest.raises(ValidationError, match=r"ppo\.max_lag\n.*less than or equal to 64"):
-        spec(tmp_path / "far", services, models, max_lag=65)
+    with pytest.raises(ValidationError, match=r"ppo\.max_lag\n.*less than or equal to 16"):
+        spec(tmp_path / "far", services, models, max_lag=17)

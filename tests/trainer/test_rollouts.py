@@ -196,7 +196,7 @@ def test_a_slow_replica_is_hedged_and_then_starved(
     assert collector.told == []  # slow is not failed
 
 
-def test_the_older_of_two_collections_goes_first_and_leaves_no_slot_empty(
+def test_the_older_of_two_collections_goes_first_and_the_younger_takes_the_slots_it_leaves(
     services: LocalServices, healthy: Outcome, collector: Collector
 ) -> None:
     """Eight slots: of 24 samples each, the second collection's begin while the first one's last ones run."""
@@ -214,7 +214,23 @@ def test_the_older_of_two_collections_goes_first_and_leaves_no_slot_empty(
     assert first.samples == second.samples == healthy.samples
     left = [waiting + running for waiting, running, _ in queues]
     assert left[0] == 48 and left[-1] == 0 and sorted(left, reverse=True) == left
-    assert all(running >= 8 for waiting, running, replicas in queues if waiting and replicas == 2), queues
+    assert any(waiting < 24 < waiting + running for waiting, running, _ in queues), queues
+
+
+def test_late_samples_of_the_older_collection_find_room_beside_a_younger_one(
+    services: LocalServices, healthy: Outcome, collector: Collector
+) -> None:
+    queues: list[tuple[int, int, int]] = []
+    dispatcher = RolloutDispatcher(collector.fleets, timeout_s=170, on_queue=lambda *queue: queues.append(queue))
+    with slowed(int(endpoint(services, "generation", 1)["pid"])):
+        older = dispatcher.submit(prompts_of(12), SAMPLING, VersionRequirement(), score=False)
+        dispatcher.submit(prompts_of(60), SAMPLING, VersionRequirement(), score=False)
+        outcome = Outcome(older.result(), 0.0, dispatcher.take_hedged())
+        waiting, running, _ = queues[-1]
+        dispatcher.close()
+    assert outcome.samples == healthy.samples and outcome.hedged > 0
+    assert waiting + running > 80  # of 120: the younger one has not gone first
+    assert queues[-1][:2] == (0, 0)
 
 
 @pytest.mark.slow

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,7 +41,9 @@ def check_kl(config: PPOConfig, experience: Experience) -> None:
 
 
 @contextmanager
-def going_back(context: StageContext, services: Services, *, good_version: int, iteration: int) -> Iterator[None]:
+def going_back(
+    context: StageContext, services: Services, publishing: Future[Any], *, good_version: int, iteration: int
+) -> Iterator[None]:
     """Where the batch of an iteration is refused, goes back to the last policy whose batch was fit to train on.
 
     Generation serves that version again, and a checkpoint of the policy that made the batch is removed: a resume starts
@@ -48,6 +52,7 @@ def going_back(context: StageContext, services: Services, *, good_version: int, 
     Args:
         context: of the stage.
         services: whose policy channel moves.
+        publishing: what moves it forward meanwhile, and is awaited before it goes back.
         good_version: of that policy.
         iteration: iterations done, which is the number of the suspect checkpoint.
     """
@@ -55,6 +60,7 @@ def going_back(context: StageContext, services: Services, *, good_version: int, 
         yield
     except (TrainingDiverged, Mismatch):
         context.checkpoints.discard(iteration)
+        wait([publishing])
         try:
             services.point_policy_to(good_version)
         except TrimtabError as error:  # the batch is what ended the run

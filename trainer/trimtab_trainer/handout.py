@@ -62,7 +62,8 @@ class Handout:
         sampling: how tokens are drawn.
         version: which policy version may sample them.
         deadline: `time.monotonic()` by which all must be done; each call is told.
-        among: all handouts under way on the fleet, this one included: whichever frees a slot wakes those that want it.
+        among: all handouts under way on the fleet, this one included, the oldest first: whichever frees a slot wakes
+            those that want it.
         given_out: set the first time that no sample waits any more.
         on_completion: called once for each sample, in any order.
         on_queue: called with (waiting, running, replicas) again and again.
@@ -107,7 +108,9 @@ class Handout:
         try:
             while self._waiting or any(chunk.left for chunk in self._chunks):
                 replicas = await (self._fleet.well() if self._chunks else self._fleet.wait_well())
-                self._spread(self._waiting, replicas)
+                is_oldest = next(iter(self._among)) is self
+                more = _count(self._waiting) > sum(map(slots_of, replicas))
+                self._spread(self._waiting, replicas, ahead=is_oldest and more)
                 if not self._waiting:
                     self._given_out.set()
                     self._hedge(replicas)
@@ -125,10 +128,13 @@ class Handout:
         if self._waiting:
             self._needed.set()
 
-    def _spread(self, waiting: deque[Work], replicas: Sequence[Replica]) -> list[_Chunk]:
-        """Gives out what waits, so that each replica has as much to do as the others where all have room for it."""
+    def _spread(self, waiting: deque[Work], replicas: Sequence[Replica], *, ahead: bool) -> list[_Chunk]:
+        """Gives out what waits, so that each replica has as much to do as the others where all have room for it.
+
+        Some may wait at a replica (`ahead`) if there are more than all slots, and no older collection has samples that
+        would have to wait behind them.
+        """
         given: list[_Chunk] = []
-        ahead = _count(waiting) > sum(map(slots_of, replicas))
         order = sorted(replicas, key=lambda replica: self._room(replica, ahead))
         for position, replica in enumerate(order):
             rest = order[position:]
@@ -146,7 +152,8 @@ class Handout:
         holders = Counter(sample for chunk in self._chunks for sample in chunk.left)
         settled = self._done | {sample for sample, count in holders.items() if count > 1}
         again = deque(rest for chunk in late for work in chunk.works for rest in left_of(work, settled, tries=0))
-        given = self._spread(again, [replica for replica in replicas if replica not in slow])
+        beside_younger = len(self._among) > 1
+        given = self._spread(again, [one for one in replicas if one not in slow], ahead=beside_younger)
         self.hedged += sum(len(chunk.left) for chunk in given)
 
     def _room(self, replica: Replica, ahead: bool) -> int:

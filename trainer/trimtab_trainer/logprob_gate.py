@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from trimtab.errors import Mismatch
@@ -19,7 +20,12 @@ round each logit to 3 digits, so single tokens differ by tenths of a nat and the
 
 
 def check_logprobs(
-    config: PPOConfig, experience: Experience, *, precision: Literal["float32", "bfloat16"], first: bool
+    config: PPOConfig,
+    experience: Experience,
+    newest: int | None,
+    *,
+    precision: Literal["float32", "bfloat16"],
+    first: bool,
 ) -> None:
     """Refuses to train where sampler, trainer and reference disagree about the same tokens.
 
@@ -28,13 +34,15 @@ def check_logprobs(
     Args:
         config: its bounds `gate_tolerance`, `gate_mean_tolerance` and `mismatch_tolerance`, in nats.
         experience: the batch, before the update.
+        newest: version of the policy that is to be updated. Of a later batch its tokens are compared, but for those
+            over keys and values kept from an older one; what older policies sampled is meant to differ.
         precision: the trainer's, which the bounds follow where the spec gives none; those of the sampler follow
             `serving_dtype` where it is coarser.
         first: the stage's first batch, whose policy is the reference itself.
 
     Raises:
-        Mismatch: on the first batch the largest or the mean difference is beyond its bound; on a later one at
-            `max_lag` 0 the mean difference to the sampler is beyond `mismatch_tolerance`.
+        Mismatch: on the first batch the largest or the mean difference is beyond its bound; on a later one the mean
+            difference to the sampler is beyond `mismatch_tolerance`.
     """
     own, mask = experience.trainer_logprobs, experience.mask
     if own is None:
@@ -48,8 +56,21 @@ def check_logprobs(
             mean = config.gate_mean_tolerance if config.gate_mean_tolerance is not None else _MEAN[dtype]
             _hold(name, "by up to", differences.max(), "ppo.gate_tolerance", largest)
             _hold(name, "on average by", differences.mean(), "ppo.gate_mean_tolerance", mean)
-    elif config.max_lag == 0:
-        _hold("generation", "on average by", sampler.mean(), "ppo.mismatch_tolerance", config.mismatch_tolerance)
+        return
+    fresh = _sampled_by(newest, experience)
+    if bool(fresh.any()):
+        mean_now = (experience.generation_logprobs - own)[fresh].abs().mean()
+        _hold("generation", "on average by", mean_now, "ppo.mismatch_tolerance", config.mismatch_tolerance)
+
+
+def _sampled_by(version: int | None, experience: Experience) -> Tensor:
+    """Bool [batch, completion]: tokens that a version sampled over keys and values of its own."""
+    mask = torch.zeros_like(experience.mask)
+    for row, rollout in enumerate(experience.rollouts):
+        for span in rollout.version_spans:
+            if span.version == version and not span.kv_kept:
+                mask[row, span.start_token : span.end_token] = True
+    return mask & experience.mask
 
 
 def _hold(name: str, how: str, difference: Tensor, key: str, limit: float) -> None:

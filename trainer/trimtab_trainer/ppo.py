@@ -4,10 +4,9 @@
 
 Collaborators: `ppo_data` says which passages a step takes, `rollout_pipeline` which prompts an iteration takes and what
 policy samples them; `services` connects, `policy_publisher` sends each new policy beside the next work; `rollouts`
-dispatches over replicas, each completion scored the moment it ends;
-`experience` holds what came back; `logprob_gate` refuses a batch on which sampler and trainer disagree, `divergence`
-saves what is unfit to train on and goes back; `advantages` and `losses` are the formulas; `actor_critic` holds both
-models and makes the step; `ppo_metrics` counts.
+dispatches over replicas, each completion scored the moment it ends; `experience` holds what came back; `logprob_gate`
+refuses a batch on which sampler and trainer disagree, `divergence` saves what is unfit to train on and goes back;
+`advantages` and `losses` are the formulas; `actor_critic` holds both models and makes the step; `ppo_metrics` counts.
 None of them knows this module.
 
 Source: InstructGPT (Ouyang et al. 2022), section 3.5 and appendix C.4; what it leaves open follows Huang et al. 2024.
@@ -18,7 +17,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import TypeVar
 
@@ -99,20 +98,26 @@ def train(context: StageContext, config: PPOConfig) -> StageResult:
                     plan = _plan(context, config, rollouts, state.iteration, epoch=0)
                     experience = build_experience(agent, rollouts, plan, config, state)
                     _watch_health(context, experience, state)
-                with clock.phase("publish"):  # what is left of the publication before
-                    publication = _wait_for(context, publishing, partial(_snapshot, agent, begun))
-                version = publication.version
-                pipeline.policy_is(version, state.iteration)
+                with clock.phase("publish"):  # of this policy; a batch of older ones does not wait for it
+                    if context.spec.deterministic or not pipeline.knows(rollouts):
+                        publication = _wait_for(context, publishing, partial(_snapshot, agent, begun))
+                        pipeline.policy_is(publication.version, state.iteration)
                 age = check_age(rollouts, pipeline.sampled_at, state.iteration, max_lag=config.max_lag)
-                state.recent_versions = pipeline.recent_versions
-                back = going_back(context, services, good_version=good_version, iteration=state.iteration)
+                back = going_back(context, services, publishing, good_version=good_version, iteration=state.iteration)
                 with clock.phase("update"), back, saving_experience(context, experience, state.iteration):
-                    check_logprobs(config, experience, precision=context.spec.precision, first=state.iteration == 0)
+                    newest = pipeline.newest(state.iteration)
+                    check_logprobs(
+                        config, experience, newest, precision=context.spec.precision, first=state.iteration == 0
+                    )
                     check_kl(config, experience)
                     figures = _update(context, config, agent, experience, plan, data, state)
                     agent.kl.update(mean_kl(experience), len(experience.rollouts))
-                good_version = version
                 with clock.phase("publish"):
+                    after = replace(state, iteration=state.iteration + 1)
+                    publication = _wait_for(context, publishing, partial(_snapshot, agent, after))
+                    version = good_version = publication.version
+                    pipeline.policy_is(version, state.iteration)
+                    state.recent_versions = pipeline.recent_versions
                     pipeline.settle()
                     publishing = _publish(publisher, agent, state.iteration + 1)
                 pipeline.submit_after(state.iteration + 1, publishing)
@@ -224,12 +229,15 @@ def _wait_for(context: StageContext, pending: Future[T], capture: Callable[[], S
         StageStopped: a stop was asked for; the checkpoint is on disk.
         TrimtabError: why it did not come.
     """
-    while not wait([pending], timeout=0.5).done:
-        if context.orders.stop_asked:
+    while True:
+        done = wait([pending], timeout=0.5).done
+        came = done and not isinstance(pending.exception(), StageStopped)
+        if context.orders.stop_asked and not came:
             snapshot = capture()
             context.checkpoints.save(snapshot)
             raise StageStopped(f"{context.stage} was asked to stop after step {snapshot.step}")
-    return pending.result()
+        if done:
+            return pending.result()
 
 
 def _start_or_resume(context: StageContext, config: PPOConfig) -> tuple[ActorCritic, PPOState]:
@@ -258,7 +266,9 @@ def _start_or_resume(context: StageContext, config: PPOConfig) -> tuple[ActorCri
     if agent.average is not None:
         agent.average.restore(snapshot.saved)
     agent.kl.coef = snapshot.state["kl_coef"]
-    progress = snapshot.state["progress"]
+    progress = dict(snapshot.state["progress"])
+    if (version := progress.pop("rollout_version", None)) is not None:  # of a checkpoint from when `max_lag` was 0 or 1
+        progress["recent_versions"] = [version] if version else []
     return agent, PPOState(**{**progress, "normalizer": RewardNormalizer(**progress["normalizer"])})
 
 

@@ -126,14 +126,16 @@ class PPOConfig(Section):
     max_lag: int = Field(
         default=0,
         ge=0,
-        le=64,
+        le=16,
         description="Iterations that the policy which samples may be behind. Above 0 generation overlaps the update.",
     )
     importance_weight_cap: float = Field(
         default=2.0, ge=1, description="Truncates old/generation probability ratios at `max_lag` above 0."
     )
     old_logprobs: Literal["recompute", "generation"] = Field(
-        default="recompute", description="recompute: first ratio is exactly 1. generation: within the tolerance."
+        default="recompute",
+        description="recompute: first ratio is exactly 1. generation: within the tolerance; at `max_lag` above 0 the "
+        "ratio itself is then to the sampler, and all importance weights are 1.",
     )
     ema_decay: float = Field(default=0.992, ge=0, lt=1, description="InstructGPT C.4; min(it, (1+n)/(10+n)). 0: off.")
     critic_warmup_iterations: int = Field(default=0, ge=0, description="First iterations that train the values only.")

@@ -18,10 +18,11 @@ from typing import TypeVar
 
 import numpy as np
 
+from trimtab.errors import FailedPrecondition, NotFound
 from trimtab.types import SamplingParams, VersionRequirement
 from trimtab.weights import Publication
 from trimtab_trainer.config import PPOConfig
-from trimtab_trainer.context import StageContext
+from trimtab_trainer.context import StageContext, StageStopped
 from trimtab_trainer.optimization import shuffled
 from trimtab_trainer.prompts import PromptExample
 from trimtab_trainer.rollouts import Rollout, RolloutPrompt
@@ -51,6 +52,7 @@ class RolloutPipeline:
         self._prompts = prompts
         self._seed = context.seed(config.seed)
         self._replays = context.spec.deterministic
+        self._orders = context.orders
         self._sampling = SamplingParams(
             temperature=config.sampling.temperature, max_new_tokens=config.sampling.max_new_tokens
         )
@@ -61,6 +63,14 @@ class RolloutPipeline:
     def sampled_at(self) -> Mapping[int, int]:
         """By version, the iteration whose policy it was, of all that may sample a batch that is not trained on yet."""
         return self._sampled_at
+
+    def knows(self, rollouts: Sequence[Rollout]) -> bool:
+        """Whether each token of a batch is of a version in `sampled_at`."""
+        return all(span.version in self._sampled_at for rollout in rollouts for span in rollout.version_spans)
+
+    def newest(self, iteration: int) -> int | None:
+        """The version of an iteration's policy, once it is known; nothing is sampled by it before."""
+        return next((version for version, number in self._sampled_at.items() if number == iteration), None)
 
     @property
     def recent_versions(self) -> list[int]:
@@ -77,7 +87,9 @@ class RolloutPipeline:
                 had sampled when it was left; else the present policy does.
 
         Raises:
-            TrimtabError: a version of `recent` is not in the store any more, or the replicas do not come to serve it.
+            FailedPrecondition: a version of `recent` is not in the store any more.
+            StageStopped: a stop was asked for meanwhile.
+            TrimtabError: the replicas do not come to serve it.
         """
         ahead = iteration + self._config.max_lag
         if self._replays and recent:
@@ -108,9 +120,9 @@ class RolloutPipeline:
         return self._pending.popleft()
 
     def settle(self) -> None:
-        """Waits, before a new version is published, for what must end on the one before."""
+        """Waits, before a new version is published, for what must end on the one before; less where a stop is asked."""
         if self._replays:
-            wait(self._pending)
+            self._wait()
 
     def cancel(self) -> None:
         """Gives up what is under way."""
@@ -128,10 +140,25 @@ class RolloutPipeline:
         return self._services.rollouts.submit(self._batch(iteration), self._sampling, wanted, score=True)
 
     def _replay(self, iteration: int, version: int) -> None:
-        self._services.point_policy_to(version)
+        try:
+            self._services.point_policy_to(version)
+        except NotFound as error:
+            raise FailedPrecondition(
+                f"ppo.max_lag: {self._config.max_lag}: version {version}, which sampled what was under way, is not in "
+                "the store any more, so that the run cannot go on exactly; let the store keep more versions "
+                "(`keep_versions`), or go on without `deterministic`",
+                field="ppo.max_lag",
+                value=self._config.max_lag,
+            ) from error
         self._services.wait_policy(version)
         self._pending.append(self.submit(iteration, version))
-        wait(self._pending)
+        self._wait()
+        if self._orders.stop_asked:
+            raise StageStopped("the stage was asked to stop before it went on; its checkpoint stands")
+
+    def _wait(self) -> None:
+        while wait(self._pending, timeout=0.5).not_done and not self._orders.stop_asked:
+            pass
 
     def _batch(self, iteration: int) -> list[RolloutPrompt]:
         size, total = self._config.prompts_per_iteration, len(self._prompts)
@@ -160,8 +187,12 @@ def _followed_by(first: Future[A], then: Callable[[A], Future[B]]) -> Future[B]:
             both.set_result(second.result())
 
     def start(done: Future[A]) -> None:
+        if both.cancelled():
+            return
         try:
-            then(done.result()).add_done_callback(pass_on)
+            second = then(done.result())
+            second.add_done_callback(pass_on)
+            both.add_done_callback(lambda ended: second.cancel() if ended.cancelled() else None)
         except BaseException as error:
             if both.set_running_or_notify_cancel():
                 both.set_exception(error)

@@ -247,6 +247,7 @@ class RolloutDispatcher:
         finally:
             given_out.set()
             del self._queues[given_out]
+            self._tell_queues(self._told[2])
         finished = collection.scored if score else collection.generated
         return [finished[key] for key in expected]
 
@@ -296,6 +297,9 @@ class RolloutDispatcher:
 
     def _tell_queue(self, collection: _Collection, waiting: int, running: int, replicas: int) -> None:
         self._queues[collection.given_out] = waiting, running
+        self._tell_queues(replicas)
+
+    def _tell_queues(self, replicas: int) -> None:
         told = sum(one for one, _ in self._queues.values()), sum(one for _, one in self._queues.values()), replicas
         if told != self._told:
             self._told = told
