@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -188,7 +188,7 @@ def _is_asked_for(with_withdrawn: bool) -> sa.ColumnElement[bool]:
 def _page(
     connection: sa.Connection,
     project: Project,
-    found: Sequence[Mapping[str, Any]],
+    found: Sequence[sa.RowMapping | dict[str, Any]],
     groups: Sequence[str],
     key: str,
     *,
@@ -231,7 +231,9 @@ def _labels(
     return by_task
 
 
-def _rows(kind: TaskKind, task: Mapping[str, Any], labels: Sequence[sa.RowMapping]) -> Iterator[dict[str, Any]]:
+def _rows(
+    kind: TaskKind, task: sa.RowMapping | dict[str, Any], labels: Sequence[sa.RowMapping]
+) -> Iterator[dict[str, Any]]:
     if not labels:
         return
     content = {key: value for key, value in task["content"].items() if key != "gold_ranking"}

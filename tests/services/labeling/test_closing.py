@@ -127,6 +127,12 @@ def test_who_failed_may_try_again_with_the_same_tasks(either: Service) -> None:
     failed = {label_next(ann, backwards=True) for _ in range(2)}
     refused = ann.post("projects/p/next")
     assert refused.status_code == 409 and "not passed: 0 of 6 pairs" in refused.json()["message"]
+    label_next(either.person("ben"), backwards=True)
+    labelers = either.program.get_agreement(pb.GetAgreementRequest(project="p")).labelers
+    assert [(one.labeler, one.HasField("passed"), one.passed) for one in labelers] == [
+        ("ann", True, False),
+        ("ben", False, False),  # has not done all
+    ]
     assert ann.post("projects/p/qualification/ann").status_code == 403
     assert rita.post("projects/p/qualification/nobody").status_code == 404
     assert rita.post("projects/p/qualification/ann").json() == {"reset_tasks": 2}

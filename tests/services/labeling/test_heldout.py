@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy import event
 
 from trimtab.v1 import labeling_pb2 as pb
 from trimtab_services.labeling import accounts, assignments, imports, projects, tables
@@ -180,7 +181,7 @@ def test_the_next_held_out_task_is_found_without_a_look_at_all_of_them(database:
             new = [Task(prompt=f"Q{number}", answers=("a", "b", "c", "d")) for number in range(300)]
             imports.add(connection, "t", name, "i", new, max_characters=100)
     asked: list[tuple[str, object]] = []
-    sa.event.listen(
+    event.listen(
         opened.engine, "before_cursor_execute", lambda c, cursor, text, values, *_: asked.append((text, values))
     )
     for name in ("any", "one"):
@@ -197,7 +198,7 @@ def test_a_held_out_labeler_who_has_done_all_looks_at_each_task_once(tmp_path: P
     opened = Database(f"sqlite:///{tmp_path}/labeling.sqlite")
     opened.migrate()
     asked: list[tuple[str, object]] = []
-    sa.event.listen(
+    event.listen(
         opened.engine, "before_cursor_execute", lambda c, cursor, text, values, *_: asked.append((text, values))
     )
     with opened.changing() as connection:
@@ -252,7 +253,7 @@ def test_a_change_of_many_tasks_asks_no_statement_for_each(database: str) -> Non
             tables.assignments.insert(), [row | {"order": [], "group": "heldout", "label": {}} for row in rows]
         )
     asked: list[str] = []
-    sa.event.listen(opened.engine, "before_cursor_execute", lambda c, cursor, text, *_: asked.append(text))
+    event.listen(opened.engine, "before_cursor_execute", lambda c, cursor, text, *_: asked.append(text))
 
     def numbers() -> list[int | None]:
         with opened.reading() as connection:
