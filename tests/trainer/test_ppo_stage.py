@@ -113,6 +113,19 @@ def test_a_batch_that_is_not_finite_stops_the_stage_and_is_saved(
     assert saved["token_ids"].tolist() == [i for r in batch for i in (*r.prompt_token_ids, *r.token_ids)]
 
 
+@pytest.mark.parametrize(("saved", "recent"), [(0, []), (5, [5])])
+def test_checkpoints_from_when_the_lag_was_at_most_one_are_read(
+    tmp_path: Path, llama_folder: Path, reward_folder: Path, saved: int, recent: list[int]
+) -> None:
+    context = stage(tmp_path, llama_folder, reward_folder)
+    agent, state = _start_or_resume(context, context.spec.ppo)
+    snapshot = _snapshot(agent, state)
+    del snapshot.state["progress"]["recent_versions"]
+    snapshot.state["progress"]["rollout_version"] = saved
+    context.checkpoints.save(snapshot)
+    assert _start_or_resume(context, context.spec.ppo)[1].recent_versions == recent
+
+
 def test_what_a_stage_resumes_from_is_what_it_saved(tmp_path: Path, llama_folder: Path, reward_folder: Path) -> None:
     context = stage(tmp_path, llama_folder, reward_folder)
     saved, fresh = _start_or_resume(context, context.spec.ppo)
