@@ -22,7 +22,7 @@ from trimtab_services.labeling.contents import MOST_NAME, at_answers, at_places,
 from trimtab_services.labeling.nul import refuse_nul
 from trimtab_services.labeling.tables import assignments, drafts, tasks
 
-__all__ = ["Draft", "Late", "draft_of", "save_draft", "skip", "submit", "undo"]
+__all__ = ["Draft", "Kept", "Late", "draft_of", "save_draft", "skip", "submit", "undo"]
 
 MOST_REASON = 500
 MOST_ACTIVE_MS = 7 * 86_400_000
@@ -35,6 +35,19 @@ class Draft:
     draft_id: str
     content: dict[str, Any]
     save_time: float
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What became of the task of a draft that is kept.
+
+    Attributes:
+        lease_end_time: seconds since the epoch; None: the lease has ended and others took the task.
+        is_withdrawn: whether the task was taken out of the project.
+    """
+
+    lease_end_time: float | None
+    is_withdrawn: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +71,7 @@ def save_draft(
     draft_id: str,
     base_draft_id: str,
     content: Mapping[str, Any],
-) -> float | None:
+) -> Kept:
     """Keeps a draft in place of the one that it was made from, and renews the lease.
 
     Args:
@@ -70,7 +83,7 @@ def save_draft(
         content: the page's own.
 
     Returns:
-        When the lease ends; None when it has ended and others took the task. The draft is kept in any case.
+        What became of the task; the draft is kept in any case.
 
     Raises:
         VersionConflict: another tab saved a draft since; nothing is replaced. `limit` is the id of that draft.
@@ -92,9 +105,9 @@ def save_draft(
             )
         _keep(connection, assignment_id, draft_id, content)
     try:
-        return renew(connection, assignment)
+        return Kept(renew(connection, assignment), assignment.is_withdrawn)
     except LeaseHeld:
-        return None
+        return Kept(None, assignment.is_withdrawn)
 
 
 def submit(

@@ -69,7 +69,12 @@ def test_a_withdrawn_task_is_not_handed_to_its_holder_again_and_its_label_is_sti
     assert progress(service).leased_tasks == 1
     withdraw(service, "task-0")
     assert progress(service).leased_tasks == 0
-    assert ann.next("p")["prompt"] == "Question 1?"
+    at = f"assignments/{given['id']}"
+    draft = {"draft_id": "d", "base_draft_id": "", "content": {}}
+    told = [ann.get(at), ann.post(f"{at}/renew"), ann.send("PUT", f"{at}/draft", draft)]
+    assert [answer.json()["is_withdrawn"] for answer in told] == [True] * 3
+    following = ann.next("p")
+    assert (following["prompt"], following["is_withdrawn"]) == ("Question 1?", False)
     assert ann.submit(given, in_order(given)).status_code == 200
     assert service.export() == [] and len(service.export(include_withdrawn=True)) == 1
 

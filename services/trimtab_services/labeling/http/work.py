@@ -126,10 +126,12 @@ class WorkRoutes:
     async def _renew(self, request: web.Request, account: Account) -> object:
         number = path_number(request, "assignment")
 
-        def work(connection: sa.Connection) -> float:
-            return assignments.renew(connection, assignments.hold(connection, account, number))
+        def work(connection: sa.Connection) -> dict[str, Any]:
+            held = assignments.hold(connection, account, number)
+            until = assignments.renew(connection, held)
+            return {"lease_left_ms": _left_ms(until), "is_withdrawn": held.is_withdrawn}
 
-        return {"lease_left_ms": _left_ms(await self._database.change(work))}
+        return await self._database.change(work)
 
     async def _save_draft(self, request: web.Request, account: Account) -> object:
         body = _Draft(**await read_json(request))
@@ -141,7 +143,7 @@ class WorkRoutes:
                 value=size,
                 limit=self._config.max_draft_bytes,
             )
-        until = await self._database.change(
+        kept = await self._database.change(
             submissions.save_draft,
             account,
             path_number(request, "assignment"),
@@ -149,7 +151,8 @@ class WorkRoutes:
             base_draft_id=body.base_draft_id,
             content=body.content,
         )
-        return {"lease_left_ms": _left_ms(until) if until is not None else 0}
+        until = kept.lease_end_time
+        return {"lease_left_ms": 0 if until is None else _left_ms(until), "is_withdrawn": kept.is_withdrawn}
 
     async def _submit(self, request: web.Request, account: Account) -> object:
         body = _Submission(**await read_json(request))
@@ -229,6 +232,7 @@ def _shown(connection: sa.Connection, given: Assignment) -> dict[str, Any]:
         "project": given.project.name,
         "kind": given.project.kind.value,
         "state": given.state,
+        "is_withdrawn": given.is_withdrawn,
         "prompt": task.prompt,
         "messages": [turn.model_dump() for turn in task.messages],
         "context": task.context,

@@ -82,6 +82,22 @@ def test_an_admin_withdraws_a_task_and_puts_it_back(service: Service, window: Ca
     assert len(service.export()) == 1
 
 
+def test_who_works_on_a_withdrawn_task_is_told(service: Service, window: Callable[..., Window]) -> None:
+    service.project(kind=pb.TASK_KIND_DEMONSTRATE)
+    service.add(pb.LabelTask(task_key="0", prompt="Q0"), pb.LabelTask(task_key="1", prompt="Q1"))
+    service.account("ann")
+    ann = window("ann")
+    ann.go("projects/p/work")
+    ann.heading("Write the ideal answer")
+    service.program.withdraw_tasks(pb.WithdrawTasksRequest(project="p", task_keys=["0"]))
+    ann.page.get_by_label("Ideal answer").fill("Begun before")
+    ann.notice("This task was taken out of the project.")
+    ann.page.get_by_role("button", name="Next task").click()
+    ann.page.get_by_text("Q1", exact=True).wait_for()
+    ann.go("projects/p/mine")
+    ann.page.locator("li.card", has_text="Q0").get_by_text("withdrawn").wait_for()
+
+
 def test_an_archived_project_is_in_the_list_of_those_who_manage_only(
     service: Service, window: Callable[..., Window]
 ) -> None:

@@ -39,7 +39,7 @@ function card(name, one, isNewest) {
       "div",
       { class: "row between" },
       h("h2", { class: "text", dir: "auto" }, asked.slice(0, SNIPPET) || `Task ${one.id}`),
-      h("span", { class: "badge" }, state),
+      h("span", {}, [state, one.is_withdrawn && "withdrawn"].map((fact) => h("span", { class: "badge" }, fact))),
     ),
     one.skip_reason && h("p", {}, one.skip_reason),
     one.label && labelSummary(one.label, one.answers),

@@ -162,7 +162,8 @@ class WorkPage {
       isDue = true;
       queueMicrotask(() => {
         isDue = false; // a draft that is saved tells of the lease, too
-        if (this.#task === task) keepTask(this.#project, { ...task, draft: saved, lease_left_ms: lease.leftMs });
+        const told = { lease_left_ms: lease.leftMs, is_withdrawn: lease.isWithdrawn };
+        if (this.#task === task) keepTask(this.#project, { ...task, draft: saved, ...told });
       });
     };
     draft.addEventListener("saved", ({ detail }) => {

@@ -3,7 +3,7 @@
 import { notice, withdraw } from "../notices.js";
 import { forgetLeft } from "../task_state/draft.js";
 
-const NAMES = ["draft", "lease", "left", "back"];
+const NAMES = ["draft", "lease", "left", "back", "withdrawn"];
 
 export class TaskNotices {
   #parts;
@@ -17,7 +17,9 @@ export class TaskNotices {
     parts.draft.addEventListener("state", () => this.#draftChanged());
     parts.draft.addEventListener("lease", (event) => parts.lease.told(event.detail));
     parts.lease.addEventListener("state", () => this.#leaseChanged());
+    parts.lease.addEventListener("told", () => this.#leaseTold());
     parts.lease.addEventListener("closed", (event) => this.closed(event.detail));
+    this.#leaseTold();
   }
 
   end() {
@@ -102,6 +104,15 @@ export class TaskNotices {
       ],
       canClose: true,
     });
+  }
+
+  #leaseTold() {
+    if (!this.#parts.lease.isWithdrawn) return withdraw("withdrawn");
+    notice(
+      "withdrawn",
+      "This task was taken out of the project. You may still send it, but it counts only if the task is put back.",
+      { kind: "warning", actions: [["Next task", () => this.#parts.next()]] },
+    );
   }
 
   #leaseChanged() {

@@ -136,7 +136,7 @@ export class Draft extends EventTarget {
       this.#known = sent.draft_id;
       this.#pending = null;
       this.#become(this.#isDirty ? "changed" : "saved");
-      this.dispatchEvent(new CustomEvent("lease", { detail: answer.lease_left_ms }));
+      this.dispatchEvent(new CustomEvent("lease", { detail: answer }));
       this.dispatchEvent(new CustomEvent("saved", { detail: sent }));
       if (!this.#isDirty) await forget("drafts", this.#key);
       return true;

@@ -10,6 +10,8 @@ const SIGNS_OF_LIFE = ["keydown", "pointerdown", "wheel", "touchmove"];
 export class Lease extends EventTarget {
   /** `held`, `ending` (soon, and nobody works), `over` (others may take the task) or `lost` (they did). */
   state = "held";
+  /** Whether the task was taken out of the project. */
+  isWithdrawn;
 
   #assignment;
   #leaseMs;
@@ -29,6 +31,7 @@ export class Lease extends EventTarget {
     super();
     this.#assignment = assignment.id;
     this.#leaseMs = leaseMs;
+    this.isWithdrawn = assignment.is_withdrawn;
     this.#endsAt = performance.now() + assignment.lease_left_ms;
     this.#timer = setInterval(() => this.#tick(), Math.min(Math.max(leaseMs / 20, LEAST_TICK_MS), MOST_TICK_MS));
     for (const sign of SIGNS_OF_LIFE) window.addEventListener(sign, this.#onSign, { passive: true, capture: true });
@@ -39,10 +42,11 @@ export class Lease extends EventTarget {
     return Math.max(0, this.#endsAt - performance.now());
   }
 
-  /** Takes what the service says is left; 0 where others have the task. */
-  told(leftMs) {
-    this.#endsAt = performance.now() + leftMs;
-    this.#become(leftMs > 0 ? "held" : "lost");
+  /** Takes what the service says is left, 0 where others have the task, and whether the task is withdrawn. */
+  told({ lease_left_ms, is_withdrawn }) {
+    this.#endsAt = performance.now() + lease_left_ms;
+    this.isWithdrawn = is_withdrawn;
+    this.#become(lease_left_ms > 0 ? "held" : "lost");
     this.dispatchEvent(new Event("told"));
   }
 
@@ -52,9 +56,9 @@ export class Lease extends EventTarget {
     this.#isAsking = true;
     this.#isAlive = false;
     try {
-      this.told((await post(`assignments/${path(this.#assignment)}/renew`)).lease_left_ms);
+      this.told(await post(`assignments/${path(this.#assignment)}/renew`));
     } catch (error) {
-      if (error.reason === "LEASE_LOST") this.told(0);
+      if (error.reason === "LEASE_LOST") this.told({ lease_left_ms: 0, is_withdrawn: this.isWithdrawn });
       else if (!(error instanceof Unreachable)) this.dispatchEvent(new CustomEvent("closed", { detail: error }));
     } finally {
       this.#isAsking = false;
