@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 import yaml
 from click.testing import CliRunner
 
@@ -23,11 +24,12 @@ from trimtab import Client, TLSConfig
 from trimtab.errors import ConfigError, CorruptData, DataError, NotFound, PermissionDenied, TrimtabError, Unavailable
 from trimtab.local import LocalServices, read_endpoints
 from trimtab.v1 import labeling_pb2 as pb
+from trimtab_services.labeling.database import Database
 from trimtab_trainer.cli import run as run_command
 from trimtab_trainer.config import RunSpec
 from trimtab_trainer.context import Orders
 from trimtab_trainer.data import read_demonstrations, read_rankings
-from trimtab_trainer.data.labeling import copy_labels
+from trimtab_trainer.data.labeling import _Rows, copy_labels
 from trimtab_trainer.report import write_report
 from trimtab_trainer.run import RunOutcome, read_outcome, run
 
@@ -201,6 +203,24 @@ def test_labels_that_can_be_taken_back_are_not_taken(service: Service, tmp_path:
     with pytest.raises(DataError, match="labels of its 1 finished tasks can still be taken back, for up to 60 s"):
         copy_labels(spec, tell=print)
     assert not (spec.directory / "labels").exists()
+
+
+def test_a_held_out_label_that_has_just_come_takes_no_task_from_a_run(service: Service) -> None:
+    service.project(kind=pb.TASK_KIND_COMPARE, undo_ms=60_000)
+    service.add(*(compared(number) for number in range(3)))
+    compare(service.person("ann"), "p")
+    opened = Database(service.server.server.runtime.config.database.get_secret_value())
+    with opened.changing() as connection:
+        connection.execute(sa.text("UPDATE assignments SET done_time = done_time - 3600"))
+        connection.execute(sa.text("UPDATE tasks SET finish_time = finish_time - 3600"))
+    opened.close()
+    compare(service.person("hal", group="heldout"), "p", most=2)
+    rows = _Rows()
+    for _ in range(2):  # a second try goes on with the last whole task
+        rows.take(service.program, "p", timeout_s=60)
+        assert {key: len(lines) for key, lines in rows.by_task.items()} == dict.fromkeys(rows.by_task, 1)
+        assert len(rows.by_task) == 3
+        assert [label["labeler"] for line in rows.lines for label in json.loads(line)["labels"]] == ["ann"] * 3
 
 
 def test_the_project_and_its_kind_are_named(service: Service, tmp_path: Path, llama_folder: Path) -> None:
