@@ -142,7 +142,7 @@ def test_what_people_prefer_becomes_a_reward_model_without_leaving_the_platform(
 
 def program_of(program: Client) -> None:
     """A project to compare answers, two labels each, and three people, one of whom no model learns from."""
-    project = pb.Project(name="p", kind=pb.TASK_KIND_COMPARE, overlap=2, heldout_group="")
+    project = pb.Project(name="p", kind=pb.TASK_KIND_COMPARE, overlap=2, held_out_group="")
     program.create_project(pb.CreateProjectRequest(project=project))
     tasks = [compared(number) for number in range(160)]
     program.import_tasks([pb.ImportTasksRequest(project="p", import_id="i", tasks=tasks)])
@@ -292,7 +292,7 @@ def test_a_run_that_waits_for_the_service_can_be_stopped(tmp_path: Path, llama_f
 
 
 def test_a_copy_goes_on_where_its_connection_was_cut(service: Service, tmp_path: Path, llama_folder: Path) -> None:
-    service.project("d", kind=pb.TASK_KIND_DEMONSTRATE, overlap=2, heldout_group="", undo_ms=0)
+    service.project("d", kind=pb.TASK_KIND_DEMONSTRATE, overlap=2, held_out_group="", undo_ms=0)
     service.add(*(pb.LabelTask(task_key=f"t{n}", prompt=f"Q{n}") for n in range(30)), project="d")
     for person in (service.person("ann"), service.person("bob", group="heldout")):
         while given := person.next("d"):
@@ -347,7 +347,7 @@ def test_the_token_of_the_run_is_asked_for_its_scope_over_tls(tmp_path: Path, ll
 def test_labels_of_held_out_labelers_measure_and_are_not_learnt(
     service: Service, tmp_path: Path, llama_folder: Path, go: Go
 ) -> None:
-    service.project(kind=pb.TASK_KIND_COMPARE, heldout_group="", undo_ms=0)
+    service.project(kind=pb.TASK_KIND_COMPARE, held_out_group="", undo_ms=0)
     service.add(*(compared(number) for number in range(60)))
     compare(service.person("cat", group="heldout"), "p", most=15)
     compare(service.person("ann"), "p")

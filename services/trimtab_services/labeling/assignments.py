@@ -121,7 +121,7 @@ def read(connection: sa.Connection, account: Account, assignment_id: int) -> Ass
         task=Task.model_validate(row["content"]),
         is_withdrawn=row["withdraw_time"] is not None,
         is_held_out=is_held_out,
-        wanted=(project.fields.heldout_overlap or None) if is_held_out else row["overlap"] or project.fields.overlap,
+        wanted=(project.fields.held_out_overlap or None) if is_held_out else row["overlap"] or project.fields.overlap,
         **{name: row[name] for name in _COLUMNS},
     )
 
@@ -224,17 +224,17 @@ def _next_task(connection: sa.Connection, account: Account, project: Project) ->
     taken = _taken(project, is_held_out, True).where(assignments.c.task_id == tasks.c.id)
     taken_now = taken.correlate(tasks).scalar_subquery()
     if is_held_out:
-        if most := project.fields.heldout_overlap:
-            query = query.where(tasks.c.heldout_count < most, taken_now < most)
-        is_free = taken_now <= tasks.c.heldout_count  # no other of them works on it
+        if most := project.fields.held_out_overlap:
+            query = query.where(tasks.c.held_out_count < most, taken_now < most)
+        is_free = taken_now <= tasks.c.held_out_count  # no other of them works on it
         at_work = sa.select(assignments.c.task_id).where(
             assignments.c.project_id == project.id,
             assignments.c.state == "leased",
             assignments.c.lease_end_time > time.time(),
         )
-        free = query.where(in_project, is_free).order_by(tasks.c.heldout_count, tasks.c.id)
+        free = query.where(in_project, is_free).order_by(tasks.c.held_out_count, tasks.c.id)
         # these are few; the sum has the database sort them, not look at all tasks in the order of the index again
-        barred = query.where(tasks.c.id.in_(at_work)).order_by(tasks.c.heldout_count + 0, tasks.c.id)
+        barred = query.where(tasks.c.id.in_(at_work)).order_by(tasks.c.held_out_count + 0, tasks.c.id)
         next_one = connection.execute(free).first() or connection.execute(barred).first()
     else:
         query = query.where(

@@ -165,7 +165,7 @@ def unfinished(
         .where(
             tasks.c.project_id == project.id,
             tasks.c.id > after,
-            tasks.c.label_count + tasks.c.heldout_count > 0,
+            tasks.c.label_count + tasks.c.held_out_count > 0,
             tasks.c.finished_sequence.is_(None),
             tasks.c.is_qualification.is_(False),
             _is_asked_for(with_withdrawn),

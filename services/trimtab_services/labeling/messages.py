@@ -90,8 +90,8 @@ def fields_of(project: pb.Project) -> ProjectFields:
         undo_ms=project.undo_ms,
         qualification_pass=project.qualification_pass,
         state=state_of(project.state) or _DEFAULTS.state,
-        heldout_group=project.heldout_group if project.HasField("heldout_group") else _DEFAULTS.heldout_group,
-        heldout_overlap=project.heldout_overlap,
+        held_out_group=project.held_out_group if project.HasField("held_out_group") else _DEFAULTS.held_out_group,
+        held_out_overlap=project.held_out_overlap,
     )
 
 
@@ -147,8 +147,8 @@ def project_message(project: Project, progress: Progress) -> pb.Project:
         qualification_pass=fields.qualification_pass,
         wants_ratings=project.wants_ratings,
         state=next(value for value, state in _STATES.items() if state is fields.state),
-        heldout_group=fields.heldout_group,
-        heldout_overlap=fields.heldout_overlap,
+        held_out_group=fields.held_out_group,
+        held_out_overlap=fields.held_out_overlap,
         create_time=_timestamp(project.create_time),
         progress=pb.ProjectProgress(**asdict(progress)),
     )

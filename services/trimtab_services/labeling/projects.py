@@ -59,8 +59,8 @@ class ProjectFields:
     undo_ms: int = 600_000
     qualification_pass: float = 0.0
     state: ProjectState = ProjectState.OPEN
-    heldout_group: str = "heldout"
-    heldout_overlap: int = 0
+    held_out_group: str = "heldout"
+    held_out_overlap: int = 0
 
     def check(self) -> None:
         """Raises InvalidRequest for a value out of bounds."""
@@ -69,14 +69,14 @@ class ProjectFields:
             "lease_ms": (self.lease_ms, 1000, DAY_MS),
             "undo_ms": (self.undo_ms, 0, DAY_MS),
             "qualification_pass": (self.qualification_pass, 0, 1),
-            "heldout_overlap": (self.heldout_overlap, 0, MOST_OVERLAP),
+            "held_out_overlap": (self.held_out_overlap, 0, MOST_OVERLAP),
         }
         for field, (value, least, most) in bounds.items():
             if not least <= value <= most:
                 raise InvalidRequest(
                     f"{field}: {value}; allowed: {least}..{most}", field=field, value=value, limit=f"{least}..{most}"
                 )
-        check_group(self.heldout_group, "heldout_group")
+        check_group(self.held_out_group, "held_out_group")
         refuse_nul(self.instructions, "instructions")
         if len(self.instructions) > MOST_INSTRUCTIONS:
             raise InvalidRequest(
@@ -104,7 +104,7 @@ class Project:
 
     def is_held_out(self, group: str | None) -> bool:
         """Whether labels of a group of labelers stand beside the overlap."""
-        return bool(self.fields.heldout_group) and group == self.fields.heldout_group
+        return bool(self.fields.held_out_group) and group == self.fields.held_out_group
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,7 @@ class Progress:
     labels: int = 0
     leased_tasks: int = 0
     qualification_tasks: int = 0
-    heldout_labels: int = 0
+    held_out_labels: int = 0
     withdrawn_tasks: int = 0
 
 
@@ -139,7 +139,7 @@ def create(
         kind: what a labeler does.
         wants_ratings: whether each answer must be rated.
         fields: all else.
-        names_group: whether the caller chose `heldout_group`; who did not takes that of a project that is there.
+        names_group: whether the caller chose `held_out_group`; who did not takes that of a project that is there.
 
     Raises:
         InvalidRequest: a field; DUPLICATE_ID: a project of that name has other fields.
@@ -157,7 +157,7 @@ def create(
         project = from_row(row)
         asked: dict[str, object] = {"kind": kind, "wants_ratings": wants_ratings} | asdict(fields)
         if not names_group:
-            del asked["heldout_group"]
+            del asked["held_out_group"]
         there = {"kind": project.kind, "wants_ratings": project.wants_ratings} | asdict(project.fields)
         others = sorted(field for field, value in asked.items() if there[field] != value)
         if not others:
@@ -203,7 +203,7 @@ def update(connection: sa.Connection, actor: str, name: str, **changes: object) 
     affected = []
     if fields.overlap != project.fields.overlap:
         affected.append(tasks.c.overlap == 0)
-    groups = {fields.heldout_group, project.fields.heldout_group}
+    groups = {fields.held_out_group, project.fields.held_out_group}
     if len(groups) > 1:  # what these have said counts otherwise now
         theirs = sa.select(assignments.c.task_id).where(
             assignments.c.project_id == project.id,
@@ -256,7 +256,7 @@ def progress(connection: sa.Connection, project: Project) -> Progress:
             sa.func.count(),
             sa.func.count(tasks.c.finished_sequence),
             sa.func.coalesce(sa.func.sum(tasks.c.label_count), 0),
-            sa.func.coalesce(sa.func.sum(tasks.c.heldout_count), 0),
+            sa.func.coalesce(sa.func.sum(tasks.c.held_out_count), 0),
         ).where(is_there, tasks.c.is_qualification.is_(False))
     ).one()
     qualification = connection.execute(
@@ -280,7 +280,7 @@ def progress(connection: sa.Connection, project: Project) -> Progress:
 
 def held_out_labels(project: Project) -> sa.ColumnElement[bool]:
     """The assignments that count beside the overlap, as a condition."""
-    group = project.fields.heldout_group
+    group = project.fields.held_out_group
     return sa.func.coalesce(assignments.c.group, "") == group if group else sa.false()
 
 
@@ -308,7 +308,7 @@ def finish_or_reopen(
     is_held_out = held_out_labels(project)
     counts = {
         name: sa.select(sa.func.count()).select_from(assignments).where(theirs, kind).correlate(tasks).scalar_subquery()
-        for name, kind in (("label_count", ~is_held_out), ("heldout_count", is_held_out))
+        for name, kind in (("label_count", ~is_held_out), ("held_out_count", is_held_out))
     }
     connection.execute(tasks.update().where(affected).values(counts))
     is_finished = sa.and_(tasks.c.is_qualification.is_(False), tasks.c.label_count >= labels_wanted(project))

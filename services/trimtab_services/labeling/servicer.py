@@ -75,7 +75,7 @@ class LabelingServicer(labeling_pb2_grpc.LabelingServiceServicer):
                 kind,
                 wants_ratings=asked.wants_ratings,
                 fields=fields,
-                names_group=asked.HasField("heldout_group"),
+                names_group=asked.HasField("held_out_group"),
             )
             return _told(connection, project)
 

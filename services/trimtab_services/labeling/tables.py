@@ -86,9 +86,9 @@ projects = sa.Table(
     sa.Column("state", sa.String(16), nullable=False, server_default="open"),  # open, closed or archived
     sa.Column("is_open", sa.Boolean, nullable=False),  # for servers of the version before, which know no `state`
     sa.Column(
-        "heldout_group", sa.String(63), nullable=False, server_default=sa.text("''")
+        "held_out_group", sa.String(63), nullable=False, server_default=sa.text("''")
     ),  # empty: all labels count alike
-    sa.Column("heldout_overlap", sa.Integer, nullable=False, server_default="0"),  # 0: any number
+    sa.Column("held_out_overlap", sa.Integer, nullable=False, server_default="0"),  # 0: any number
 )
 
 tasks = sa.Table(
@@ -103,7 +103,7 @@ tasks = sa.Table(
     sa.Column("label_count", sa.Integer, nullable=False),  # without those of the project's held-out group
     sa.Column("finished_sequence", sa.BigInteger, nullable=True),
     sa.Column("finish_time", sa.Double, nullable=True),
-    sa.Column("heldout_count", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("held_out_count", sa.Integer, nullable=False, server_default="0"),
     sa.Column("withdraw_time", sa.Double, nullable=True),
     sa.UniqueConstraint("project_id", "key"),
     sa.Index(None, "project_id", "finished_sequence", "label_count"),
@@ -121,9 +121,9 @@ sa.Index(
     ),
 )
 sa.Index(
-    "ix_tasks_heldout",
+    "ix_tasks_held_out",
     tasks.c.project_id,
-    tasks.c.heldout_count,
+    tasks.c.held_out_count,
     tasks.c.id,
     **_where(sa.and_(tasks.c.is_qualification.is_(False), tasks.c.withdraw_time.is_(None))),
 )

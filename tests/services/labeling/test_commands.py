@@ -114,7 +114,7 @@ def test_tasks_are_withdrawn_projects_archived_and_labelers_qualified_again(
     command: Command, service: Service, tmp_path: Path
 ) -> None:
     rows = [ranked(n, task_key=f"t{n}", **({"gold_ranking": [[0], [1, 2, 3]]} if n == 2 else {})) for n in range(3)]
-    command("create", "p", "--kind", "rank", "--no-ratings", "--undo-s", 0, "--heldout-overlap", 2)
+    command("create", "p", "--kind", "rank", "--no-ratings", "--undo-s", 0, "--held-out-overlap", 2)
     command("import", "p", jsonl(tmp_path / "rows.jsonl", *rows))
     ann = service.person("ann")
     while given := ann.next("p"):
@@ -131,9 +131,9 @@ def test_tasks_are_withdrawn_projects_archived_and_labelers_qualified_again(
         assert [json.loads(line)["task_key"] for line in file.read_text().splitlines()] == expected
     assert command("requalify", "p", "ann").output == "ann gets 1 qualification tasks of p again\n"
     assert command("requalify", "p", "ann").output == "ann has done none yet\n"
-    command("update", "p", "--state", "archived", "--heldout-group", "")
+    command("update", "p", "--state", "archived", "--held-out-group", "")
     (row,) = [json.loads(line) for line in command("list", "--json").output.splitlines()]
-    assert (row["state"], row["heldout_group"], row["heldout_overlap"]) == ("PROJECT_STATE_ARCHIVED", "", 2)
+    assert (row["state"], row["held_out_group"], row["held_out_overlap"]) == ("PROJECT_STATE_ARCHIVED", "", 2)
     assert "archived" in command("list").output
 
 

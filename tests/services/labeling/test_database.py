@@ -79,7 +79,7 @@ def test_projects_of_an_earlier_version_go_on_as_they_were(database: str) -> Non
     opened.migrate()
     with opened.reading() as connection:
         found = [projects.get(connection, name).fields for name in ("p", "q")]
-    assert [(fields.state.value, fields.heldout_group, fields.overlap) for fields in found] == [
+    assert [(fields.state.value, fields.held_out_group, fields.overlap) for fields in found] == [
         ("open", "", 2),
         ("closed", "", 2),
     ]
@@ -94,9 +94,9 @@ def test_projects_of_an_earlier_version_go_on_as_they_were(database: str) -> Non
 def back_to_the_first_version(connection: sa.Connection) -> None:
     """Takes out of the tables what later migrations add."""
     for statement in (
-        *(f"DROP INDEX ix_tasks_{name}" for name in ("open", "qualification", "heldout")),
-        *(f"ALTER TABLE projects DROP COLUMN {name}" for name in ("state", "heldout_group", "heldout_overlap")),
-        *(f"ALTER TABLE tasks DROP COLUMN {name}" for name in ("heldout_count", "withdraw_time")),
+        *(f"DROP INDEX ix_tasks_{name}" for name in ("open", "qualification", "held_out")),
+        *(f"ALTER TABLE projects DROP COLUMN {name}" for name in ("state", "held_out_group", "held_out_overlap")),
+        *(f"ALTER TABLE tasks DROP COLUMN {name}" for name in ("held_out_count", "withdraw_time")),
         'ALTER TABLE assignments DROP COLUMN "group"',
         "UPDATE alembic_version SET version_num = '0001'",
     ):

@@ -17,7 +17,7 @@ TEXT = "a\0b"
 GOOD = ["a", "b", "c", "d"]
 REQUESTS: list[tuple[str, Any, str]] = [
     ("create_project", pb.CreateProjectRequest(project=pb.Project(name=TEXT)), "project.name"),
-    ("create_project", pb.CreateProjectRequest(project=pb.Project(heldout_group=TEXT)), "project.heldout_group"),
+    ("create_project", pb.CreateProjectRequest(project=pb.Project(held_out_group=TEXT)), "project.held_out_group"),
     ("get_project", pb.GetProjectRequest(name=TEXT), "name"),
     ("list_projects", pb.ListProjectsRequest(page_token=TEXT), "page_token"),
     ("update_project", pb.UpdateProjectRequest(name="p", instructions=TEXT), "instructions"),
@@ -70,7 +70,7 @@ def test_the_page_is_never_told_of_a_fault(either: Service) -> None:
         "name": lambda: root.post("accounts", {"name": TEXT, "password": PASSWORD, "role": "labeler"}),
         "group": lambda: root.post("accounts/ann", {"group": TEXT}),
         "instructions": lambda: root.post("projects/p", {"instructions": TEXT}),
-        "heldout_group": lambda: root.post("projects/p", {"heldout_group": TEXT}),
+        "held_out_group": lambda: root.post("projects/p", {"held_out_group": TEXT}),
     }
     for field, send in sent.items():
         answer = send()

@@ -63,7 +63,7 @@ def test_people_compare_two_policies_and_the_right_figures_come_out(
     prompts, drawn, exported = (tmp_path / f"{name}.jsonl" for name in ("prompts", "drawn", "exported"))
     content = ({"prompt": f"say something {n}", "category": "summarization"} for n in range(PROMPTS))
     prompts.write_text("".join(json.dumps(one) + "\n" for one in content))
-    kind = ("--kind", "compare", "--overlap", len(PEOPLE), "--undo-s", 0, "--ratings", "--heldout-group", "")
+    kind = ("--kind", "compare", "--overlap", len(PEOPLE), "--undo-s", 0, "--ratings", "--held-out-group", "")
     command("labeling", "create", "blind", *kind, *here)
     policy = ("--policy", policies[0], "--policy", policies[1])
     options = ("--prompts", prompts, "--answers", 2, "--max-new-tokens", 8, "--out", drawn)

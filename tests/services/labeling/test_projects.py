@@ -39,10 +39,10 @@ def test_a_project_has_the_defaults_that_the_proto_states_and_is_made_once(eithe
 
 
 def test_who_names_no_held_out_group_makes_a_project_of_any_group_again(service: Service) -> None:
-    made = service.project(heldout_group="")
+    made = service.project(held_out_group="")
     assert service.project() == made
-    assert "with other heldout_group;" in refused(service.project, heldout_group="heldout").message
-    assert service.project("q").heldout_group == "heldout"
+    assert "with other held_out_group;" in refused(service.project, held_out_group="heldout").message
+    assert service.project("q").held_out_group == "heldout"
 
 
 @pytest.mark.parametrize(

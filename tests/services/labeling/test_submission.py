@@ -27,7 +27,7 @@ def draft(draft_id: str, base: str = "", **content: Any) -> dict[str, Any]:
 
 
 def test_a_label_is_kept_by_answer_whatever_the_order_on_the_page(either: Service) -> None:
-    either.project(wants_ratings=True, heldout_group="")
+    either.project(wants_ratings=True, held_out_group="")
     either.add(ranking_task(0))
     ann = either.person("ann", group="heldout")
     given = ann.next("p")
@@ -176,7 +176,7 @@ def test_a_label_that_comes_back_as_the_draft_has_the_time_that_it_took(either: 
 
 
 def test_a_label_keeps_the_group_that_its_labeler_had(either: Service) -> None:
-    either.project(heldout_group="")
+    either.project(held_out_group="")
     either.add(ranking_task(0), ranking_task(1))
     ann, root = either.person("ann", group="heldout"), either.person("root", pb.ACCOUNT_ROLE_ADMIN)
     for group in ("heldout", "training"):

@@ -286,10 +286,10 @@ def _no_labels(key: str, project: pb.Project) -> DataError:
             f"{project.undo_ms / 1000:g} s after each"
         )
     else:
-        labels, held_out = project.progress.labels, project.progress.heldout_labels
+        labels, held_out = project.progress.labels, project.progress.held_out_labels
         why = f"none of its {tasks} tasks has all of its labels; it has {labels} labels in all"
         if held_out:
-            why += f", of which {held_out} of the group {project.heldout_group} finish no task"
+            why += f", of which {held_out} of the group {project.held_out_group} finish no task"
     return DataError(
         f"{key}: labeling project {project.name} has no rows yet: {why}", field=key, value=project.name, limit="1 row"
     )

@@ -39,13 +39,13 @@ _qualification = click.option(
     "--qualification-pass", type=float, help="Least share of pairs as the gold answers have them, 0 to 1."
 )
 
-_heldout_group = click.option(
-    "--heldout-group",
+_held_out_group = click.option(
+    "--held-out-group",
     help="Group of labelers whose labels stand beside the overlap. An empty text: none, all count alike. Default of a "
     "new project: heldout.",
 )
-_heldout_overlap = click.option(
-    "--heldout-overlap", type=int, help="Most labels of that group that a task gets. 0, the default: any number."
+_held_out_overlap = click.option(
+    "--held-out-overlap", type=int, help="Most labels of that group that a task gets. 0, the default: any number."
 )
 
 
@@ -57,8 +57,8 @@ _heldout_overlap = click.option(
 @click.option("--lease-s", default=1800.0, show_default=True, help="Seconds that a task stays with a silent labeler.")
 @click.option("--undo-s", default=600.0, show_default=True, help="Seconds in which the last label can be taken back.")
 @_qualification
-@_heldout_group
-@_heldout_overlap
+@_held_out_group
+@_held_out_overlap
 @click.option("--ratings/--no-ratings", default=None, help="Whether answers are rated 1-7. Default: where ranked.")
 @connection_options
 def create(
@@ -69,8 +69,8 @@ def create(
     lease_s: float,
     undo_s: float,
     qualification_pass: float | None,
-    heldout_group: str | None,
-    heldout_overlap: int | None,
+    held_out_group: str | None,
+    held_out_overlap: int | None,
     ratings: bool | None,
     **connection: Any,
 ) -> None:
@@ -85,8 +85,8 @@ def create(
         lease_ms=_milliseconds("--lease-s", lease_s, least=1),
         undo_ms=_milliseconds("--undo-s", undo_s, least=0),
         qualification_pass=qualification_pass or 0.0,
-        heldout_group=heldout_group,
-        heldout_overlap=heldout_overlap or 0,
+        held_out_group=held_out_group,
+        held_out_overlap=held_out_overlap or 0,
         wants_ratings=kind == "rank" if ratings is None else ratings,
     )
     with client_of("labeling", **connection) as client:
@@ -101,8 +101,8 @@ def create(
 @click.option("--lease-s", type=float, help="Seconds that a task stays with a silent labeler.")
 @click.option("--undo-s", type=float, help="Seconds in which the last label can be taken back.")
 @_qualification
-@_heldout_group
-@_heldout_overlap
+@_held_out_group
+@_held_out_overlap
 @click.option(
     "--state",
     type=click.Choice(list(STATES)),
@@ -116,8 +116,8 @@ def update(
     lease_s: float | None,
     undo_s: float | None,
     qualification_pass: float | None,
-    heldout_group: str | None,
-    heldout_overlap: int | None,
+    held_out_group: str | None,
+    held_out_overlap: int | None,
     state: str | None,
     **connection: Any,
 ) -> None:
@@ -129,8 +129,8 @@ def update(
         lease_ms=_milliseconds("--lease-s", lease_s, least=1) if lease_s is not None else None,
         undo_ms=_milliseconds("--undo-s", undo_s, least=0) if undo_s is not None else None,
         qualification_pass=qualification_pass,
-        heldout_group=heldout_group,
-        heldout_overlap=heldout_overlap,
+        held_out_group=held_out_group,
+        held_out_overlap=held_out_overlap,
         state=STATES[state] if state is not None else pb.PROJECT_STATE_UNSPECIFIED,
     )
     with client_of("labeling", **connection) as client:
@@ -173,7 +173,7 @@ def _row_for_people(one: pb.Project) -> dict[str, Any]:
         "tasks": one.progress.tasks,
         "finished": one.progress.finished_tasks,
         "labels": one.progress.labels,
-        "held out": one.progress.heldout_labels,
+        "held out": one.progress.held_out_labels,
         "in work": one.progress.leased_tasks,
     }
 

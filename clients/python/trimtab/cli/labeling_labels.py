@@ -141,9 +141,9 @@ def _waits_told(responses: Iterable[pb.ExportLabelsResponse]) -> Iterator[pb.Exp
 
 def _tell_of_held_out(project: pb.Project, rows: _Counted) -> None:
     progress = project.progress
-    if not rows.count and progress.labels and progress.labels == progress.heldout_labels:
+    if not rows.count and progress.labels and progress.labels == progress.held_out_labels:
         click.echo(
-            f"all {progress.labels} labels are of the group {project.heldout_group}, which finishes no task: "
+            f"all {progress.labels} labels are of the group {project.held_out_group}, which finishes no task: "
             "--include-unfinished exports them",
             err=True,
         )

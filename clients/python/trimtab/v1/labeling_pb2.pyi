@@ -124,8 +124,8 @@ class Project(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     PROGRESS_FIELD_NUMBER: _builtins.int
-    HELDOUT_GROUP_FIELD_NUMBER: _builtins.int
-    HELDOUT_OVERLAP_FIELD_NUMBER: _builtins.int
+    HELD_OUT_GROUP_FIELD_NUMBER: _builtins.int
+    HELD_OUT_OVERLAP_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name, unique: 1 to 63 letters, digits, "-" and "_"."""
     kind: Global___TaskKind.ValueType
@@ -133,7 +133,7 @@ class Project(_message.Message):
     instructions: _builtins.str
     """What labelers read before they begin, Markdown; up to 200,000 characters. Empty: nothing."""
     overlap: _builtins.int
-    """Labels that a task wants, each of another labeler who is not of heldout_group, in [1, 100]. 0 in a CreateProject
+    """Labels that a task wants, each of another labeler who is not of held_out_group, in [1, 100]. 0 in a CreateProject
     means 1.
     """
     lease_ms: _builtins.int
@@ -152,12 +152,12 @@ class Project(_message.Message):
     """Whether each answer must be rated from 1 to 7. False in projects of kind DEMONSTRATE."""
     state: Global___ProjectState.ValueType
     """Whether tasks are given out. Never unspecified; in a CreateProject that means open."""
-    heldout_group: _builtins.str
+    held_out_group: _builtins.str
     """Group of the labelers whose labels stand beside the overlap: they neither use up a task nor hold it back. Up to 63
     characters. Empty: no such group, all labels count alike. Absent in a CreateProject: "heldout".
     """
-    heldout_overlap: _builtins.int
-    """Most labels of heldout_group that a task gets, each of another labeler, in [0, 100]. 0: as many as there are such
+    held_out_overlap: _builtins.int
+    """Most labels of held_out_group that a task gets, each of another labeler, in [0, 100]. 0: as many as there are such
     labelers.
     """
     @_builtins.property
@@ -182,16 +182,16 @@ class Project(_message.Message):
         state: Global___ProjectState.ValueType = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         progress: Global___ProjectProgress | None = ...,
-        heldout_group: _builtins.str | None = ...,
-        heldout_overlap: _builtins.int = ...,
+        held_out_group: _builtins.str | None = ...,
+        held_out_overlap: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_heldout_group", b"_heldout_group", "create_time", b"create_time", "heldout_group", b"heldout_group", "progress", b"progress"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_held_out_group", b"_held_out_group", "create_time", b"create_time", "held_out_group", b"held_out_group", "progress", b"progress"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_heldout_group", b"_heldout_group", "create_time", b"create_time", "heldout_group", b"heldout_group", "heldout_overlap", b"heldout_overlap", "instructions", b"instructions", "kind", b"kind", "lease_ms", b"lease_ms", "name", b"name", "overlap", b"overlap", "progress", b"progress", "qualification_pass", b"qualification_pass", "state", b"state", "undo_ms", b"undo_ms", "wants_ratings", b"wants_ratings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_held_out_group", b"_held_out_group", "create_time", b"create_time", "held_out_group", b"held_out_group", "held_out_overlap", b"held_out_overlap", "instructions", b"instructions", "kind", b"kind", "lease_ms", b"lease_ms", "name", b"name", "overlap", b"overlap", "progress", b"progress", "qualification_pass", b"qualification_pass", "state", b"state", "undo_ms", b"undo_ms", "wants_ratings", b"wants_ratings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType__heldout_group: _TypeAlias = _typing.Literal["heldout_group"]  # noqa: Y015
-    _WhichOneofArgType__heldout_group: _TypeAlias = _typing.Literal["_heldout_group", b"_heldout_group"]  # noqa: Y015
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__heldout_group) -> _WhichOneofReturnType__heldout_group | None: ...
+    _WhichOneofReturnType__held_out_group: _TypeAlias = _typing.Literal["held_out_group"]  # noqa: Y015
+    _WhichOneofArgType__held_out_group: _TypeAlias = _typing.Literal["_held_out_group", b"_held_out_group"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__held_out_group) -> _WhichOneofReturnType__held_out_group | None: ...
 
 Global___Project: _TypeAlias = Project  # noqa: Y015
 
@@ -206,20 +206,20 @@ class ProjectProgress(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     LEASED_TASKS_FIELD_NUMBER: _builtins.int
     QUALIFICATION_TASKS_FIELD_NUMBER: _builtins.int
-    HELDOUT_LABELS_FIELD_NUMBER: _builtins.int
+    HELD_OUT_LABELS_FIELD_NUMBER: _builtins.int
     WITHDRAWN_TASKS_FIELD_NUMBER: _builtins.int
     tasks: _builtins.int
     """Tasks, without those of the qualification and those withdrawn."""
     finished_tasks: _builtins.int
     """Of these, tasks that have as many labels as the overlap wants."""
     labels: _builtins.int
-    """Labels of finished and of unfinished tasks, those of heldout_group too."""
+    """Labels of finished and of unfinished tasks, those of held_out_group too."""
     leased_tasks: _builtins.int
     """Tasks that a labeler works on now."""
     qualification_tasks: _builtins.int
     """Qualification tasks, without those withdrawn."""
-    heldout_labels: _builtins.int
-    """Of labels, those of heldout_group."""
+    held_out_labels: _builtins.int
+    """Of labels, those of held_out_group."""
     withdrawn_tasks: _builtins.int
     """Tasks withdrawn, with those of the qualification."""
     def __init__(
@@ -230,12 +230,12 @@ class ProjectProgress(_message.Message):
         labels: _builtins.int = ...,
         leased_tasks: _builtins.int = ...,
         qualification_tasks: _builtins.int = ...,
-        heldout_labels: _builtins.int = ...,
+        held_out_labels: _builtins.int = ...,
         withdrawn_tasks: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["finished_tasks", b"finished_tasks", "heldout_labels", b"heldout_labels", "labels", b"labels", "leased_tasks", b"leased_tasks", "qualification_tasks", b"qualification_tasks", "tasks", b"tasks", "withdrawn_tasks", b"withdrawn_tasks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finished_tasks", b"finished_tasks", "held_out_labels", b"held_out_labels", "labels", b"labels", "leased_tasks", b"leased_tasks", "qualification_tasks", b"qualification_tasks", "tasks", b"tasks", "withdrawn_tasks", b"withdrawn_tasks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -532,8 +532,8 @@ class UpdateProjectRequest(_message.Message):
     UNDO_MS_FIELD_NUMBER: _builtins.int
     QUALIFICATION_PASS_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
-    HELDOUT_GROUP_FIELD_NUMBER: _builtins.int
-    HELDOUT_OVERLAP_FIELD_NUMBER: _builtins.int
+    HELD_OUT_GROUP_FIELD_NUMBER: _builtins.int
+    HELD_OUT_OVERLAP_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name. Empty: NOT_FOUND."""
     instructions: _builtins.str
@@ -548,11 +548,11 @@ class UpdateProjectRequest(_message.Message):
     """As in Project; absent: unchanged."""
     state: Global___ProjectState.ValueType
     """As in Project; unspecified: unchanged."""
-    heldout_group: _builtins.str
+    held_out_group: _builtins.str
     """As in Project; absent: unchanged. With another group, labels are counted anew: tasks that have enough by it are
     finished, others are not.
     """
-    heldout_overlap: _builtins.int
+    held_out_overlap: _builtins.int
     """As in Project; absent: unchanged."""
     def __init__(
         self,
@@ -564,17 +564,17 @@ class UpdateProjectRequest(_message.Message):
         undo_ms: _builtins.int | None = ...,
         qualification_pass: _builtins.float | None = ...,
         state: Global___ProjectState.ValueType = ...,
-        heldout_group: _builtins.str | None = ...,
-        heldout_overlap: _builtins.int | None = ...,
+        held_out_group: _builtins.str | None = ...,
+        held_out_overlap: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_heldout_group", b"_heldout_group", "_heldout_overlap", b"_heldout_overlap", "_instructions", b"_instructions", "_lease_ms", b"_lease_ms", "_overlap", b"_overlap", "_qualification_pass", b"_qualification_pass", "_undo_ms", b"_undo_ms", "heldout_group", b"heldout_group", "heldout_overlap", b"heldout_overlap", "instructions", b"instructions", "lease_ms", b"lease_ms", "overlap", b"overlap", "qualification_pass", b"qualification_pass", "undo_ms", b"undo_ms"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_held_out_group", b"_held_out_group", "_held_out_overlap", b"_held_out_overlap", "_instructions", b"_instructions", "_lease_ms", b"_lease_ms", "_overlap", b"_overlap", "_qualification_pass", b"_qualification_pass", "_undo_ms", b"_undo_ms", "held_out_group", b"held_out_group", "held_out_overlap", b"held_out_overlap", "instructions", b"instructions", "lease_ms", b"lease_ms", "overlap", b"overlap", "qualification_pass", b"qualification_pass", "undo_ms", b"undo_ms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_heldout_group", b"_heldout_group", "_heldout_overlap", b"_heldout_overlap", "_instructions", b"_instructions", "_lease_ms", b"_lease_ms", "_overlap", b"_overlap", "_qualification_pass", b"_qualification_pass", "_undo_ms", b"_undo_ms", "heldout_group", b"heldout_group", "heldout_overlap", b"heldout_overlap", "instructions", b"instructions", "lease_ms", b"lease_ms", "name", b"name", "overlap", b"overlap", "qualification_pass", b"qualification_pass", "state", b"state", "undo_ms", b"undo_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_held_out_group", b"_held_out_group", "_held_out_overlap", b"_held_out_overlap", "_instructions", b"_instructions", "_lease_ms", b"_lease_ms", "_overlap", b"_overlap", "_qualification_pass", b"_qualification_pass", "_undo_ms", b"_undo_ms", "held_out_group", b"held_out_group", "held_out_overlap", b"held_out_overlap", "instructions", b"instructions", "lease_ms", b"lease_ms", "name", b"name", "overlap", b"overlap", "qualification_pass", b"qualification_pass", "state", b"state", "undo_ms", b"undo_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType__heldout_group: _TypeAlias = _typing.Literal["heldout_group"]  # noqa: Y015
-    _WhichOneofArgType__heldout_group: _TypeAlias = _typing.Literal["_heldout_group", b"_heldout_group"]  # noqa: Y015
-    _WhichOneofReturnType__heldout_overlap: _TypeAlias = _typing.Literal["heldout_overlap"]  # noqa: Y015
-    _WhichOneofArgType__heldout_overlap: _TypeAlias = _typing.Literal["_heldout_overlap", b"_heldout_overlap"]  # noqa: Y015
+    _WhichOneofReturnType__held_out_group: _TypeAlias = _typing.Literal["held_out_group"]  # noqa: Y015
+    _WhichOneofArgType__held_out_group: _TypeAlias = _typing.Literal["_held_out_group", b"_held_out_group"]  # noqa: Y015
+    _WhichOneofReturnType__held_out_overlap: _TypeAlias = _typing.Literal["held_out_overlap"]  # noqa: Y015
+    _WhichOneofArgType__held_out_overlap: _TypeAlias = _typing.Literal["_held_out_overlap", b"_held_out_overlap"]  # noqa: Y015
     _WhichOneofReturnType__instructions: _TypeAlias = _typing.Literal["instructions"]  # noqa: Y015
     _WhichOneofArgType__instructions: _TypeAlias = _typing.Literal["_instructions", b"_instructions"]  # noqa: Y015
     _WhichOneofReturnType__lease_ms: _TypeAlias = _typing.Literal["lease_ms"]  # noqa: Y015
@@ -586,9 +586,9 @@ class UpdateProjectRequest(_message.Message):
     _WhichOneofReturnType__undo_ms: _TypeAlias = _typing.Literal["undo_ms"]  # noqa: Y015
     _WhichOneofArgType__undo_ms: _TypeAlias = _typing.Literal["_undo_ms", b"_undo_ms"]  # noqa: Y015
     @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__heldout_group) -> _WhichOneofReturnType__heldout_group | None: ...
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__held_out_group) -> _WhichOneofReturnType__held_out_group | None: ...
     @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__heldout_overlap) -> _WhichOneofReturnType__heldout_overlap | None: ...
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__held_out_overlap) -> _WhichOneofReturnType__held_out_overlap | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__instructions) -> _WhichOneofReturnType__instructions | None: ...
     @_typing.overload

@@ -44,7 +44,7 @@ accounts; makes an account |
 | `GET audit?after=SEQUENCE&limit=N` | admin | `{events, next_after}` |
 
 PROJECT: `name, kind` (demonstrate, rank, compare), `instructions` (Markdown), `state` (open, closed, archived),
-`wants_ratings, overlap, heldout_group, heldout_overlap, lease_ms, undo_ms, qualification_pass, flags` (names, in
+`wants_ratings, overlap, held_out_group, held_out_overlap, lease_ms, undo_ms, qualification_pass, flags` (names, in
 their order), `limits` (`max_answer_characters, max_draft_bytes`), `mine` (`labels, skips, qualification`: `done,
 wanted, agreeing, pairs, passed`; 0, 0 and null while some are left to do).
 `instructions_tree` is the Markdown as texts and elements `{tag, children}`, with `href`, `start` or `align` where they

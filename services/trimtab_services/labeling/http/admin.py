@@ -48,8 +48,8 @@ class _ProjectChange(Record):
     undo_ms: int | None = None
     qualification_pass: float | None = None
     state: ProjectState | None = None
-    heldout_group: Text | None = None
-    heldout_overlap: int | None = None
+    held_out_group: Text | None = None
+    held_out_overlap: int | None = None
 
     def changes(self) -> dict[str, Any]:
         """What is set of `ProjectFields`."""

@@ -89,7 +89,7 @@ def test_an_admin_makes_accounts_and_projects(service: Service, window: Callable
     page.locator("main").get_by_text("letters is closed and gives out no tasks").wait_for()
     made = Person(service.url, "ada").get("projects/letters").json()
     assert (made["kind"], made["lease_ms"], made["state"]) == ("compare", 300_000, "closed")
-    assert (made["heldout_group"], made["heldout_overlap"]) == ("heldout", 2)
+    assert (made["held_out_group"], made["held_out_overlap"]) == ("heldout", 2)
 
 
 def test_instructions_are_rendered(service: Service, window: Callable[..., Window]) -> None:

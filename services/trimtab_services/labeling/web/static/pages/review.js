@@ -76,11 +76,11 @@ async function letTryAgain(main, name, labeler) {
 }
 
 function progressCard(progress) {
-  const { tasks, finished_tasks, labels, heldout_labels, leased_tasks, qualification_tasks, withdrawn_tasks } =
+  const { tasks, finished_tasks, labels, held_out_labels, leased_tasks, qualification_tasks, withdrawn_tasks } =
     progress;
   const facts = {
     "Tasks finished": `${finished_tasks} of ${tasks}`,
-    Labels: heldout_labels ? `${labels}, ${heldout_labels} of them held out` : labels,
+    Labels: held_out_labels ? `${labels}, ${held_out_labels} of them held out` : labels,
     "In work now": leased_tasks,
     "Qualification tasks": qualification_tasks,
     ...(withdrawn_tasks ? { "Withdrawn tasks": withdrawn_tasks } : {}),

@@ -13,8 +13,8 @@ const DEFAULTS = {
   undo_ms: 10 * MINUTE_MS,
   qualification_pass: 0,
   state: "open",
-  heldout_group: "heldout",
-  heldout_overlap: 0,
+  held_out_group: "heldout",
+  held_out_overlap: 0,
 };
 const STATES = [
   ["open", "Tasks are given out"],
@@ -92,12 +92,12 @@ class ProjectFields {
       lease: number(project.lease_ms / MINUTE_MS, 1 / 60, 1440, "any"),
       undo: number(project.undo_ms / MINUTE_MS, 0, 1440, "any"),
       pass: number(100 * project.qualification_pass, 0, 100, "any"),
-      heldoutGroup: h("input", { type: "text", maxlength: "63", value: project.heldout_group, autocapitalize: "none" }),
-      heldoutOverlap: number(project.heldout_overlap, 0, 100, 1),
+      heldOutGroup: h("input", { type: "text", maxlength: "63", value: project.held_out_group, autocapitalize: "none" }),
+      heldOutOverlap: number(project.held_out_overlap, 0, 100, 1),
       state: select(STATES, project.state),
     };
     this.#inputs.instructions.value = project.instructions;
-    const { instructions, overlap, lease, undo, pass, heldoutGroup, heldoutOverlap, state } = this.#inputs;
+    const { instructions, overlap, lease, undo, pass, heldOutGroup, heldOutOverlap, state } = this.#inputs;
     this.element = h(
       "div",
       {},
@@ -115,25 +115,25 @@ class ProjectFields {
         field("Per cent of gold pairs for the qualification", pass, "0: the qualification bars nobody."),
         field(
           "Held-out group",
-          heldoutGroup,
+          heldOutGroup,
           "Its labels stand beside the labels for each task. Empty: all count alike.",
         ),
-        field("Most held-out labels of a task", heldoutOverlap, "0: as many as there are such labelers."),
+        field("Most held-out labels of a task", heldOutOverlap, "0: as many as there are such labelers."),
         field("State", state),
       ),
     );
   }
 
   get value() {
-    const { instructions, overlap, lease, undo, pass, heldoutGroup, heldoutOverlap, state } = this.#inputs;
+    const { instructions, overlap, lease, undo, pass, heldOutGroup, heldOutOverlap, state } = this.#inputs;
     return {
       instructions: instructions.value,
       overlap: Number(overlap.value),
       lease_ms: Math.round(MINUTE_MS * Number(lease.value)),
       undo_ms: Math.round(MINUTE_MS * Number(undo.value)),
       qualification_pass: Number(pass.value) / 100,
-      heldout_group: heldoutGroup.value,
-      heldout_overlap: Number(heldoutOverlap.value),
+      held_out_group: heldOutGroup.value,
+      held_out_overlap: Number(heldOutOverlap.value),
       state: state.value,
     };
   }

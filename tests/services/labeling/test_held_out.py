@@ -47,12 +47,12 @@ def test_a_held_out_label_uses_up_no_task_and_finishes_none(either: Service) -> 
     ann = either.person("ann")
     assert len(work(held)) == len(work(other)) == 3  # by default as many as there are such labelers, each once
     told = progress(either)
-    assert (told.finished_tasks, told.labels, told.heldout_labels) == (0, 6, 6)
+    assert (told.finished_tasks, told.labels, told.held_out_labels) == (0, 6, 6)
     assert groups_of(either) == {}
     assert set(groups_of(either, include_unfinished=True)) == {"task-0", "task-1", "task-2"}
     assert len(work(ann, most=2)) == 2
     told = progress(either)
-    assert (told.finished_tasks, told.labels, told.heldout_labels) == (2, 8, 6)
+    assert (told.finished_tasks, told.labels, told.held_out_labels) == (2, 8, 6)
     assert groups_of(either) == dict.fromkeys(("task-0", "task-1"), ["heldout", "heldout", ""])
 
 
@@ -70,7 +70,7 @@ def test_a_finished_task_comes_again_with_its_held_out_label(either: Service) ->
 
 
 def test_a_task_gets_no_more_held_out_labels_than_its_project_wants(either: Service) -> None:
-    either.project(overlap=2, heldout_overlap=1)
+    either.project(overlap=2, held_out_overlap=1)
     either.add(*(ranking_task(number) for number in range(4)))
     held = [either.person(name, group="heldout") for name in ("hal", "hana")]
     given = [person.next("p") for person in held]
@@ -89,7 +89,7 @@ def test_held_out_labelers_spread_over_the_tasks(either: Service) -> None:
 
 
 def test_a_late_held_out_label_is_measured_by_those_of_its_kind(either: Service) -> None:
-    either.project(heldout_overlap=1, lease_ms=1000)
+    either.project(held_out_overlap=1, lease_ms=1000)
     either.add(ranking_task(0))
     hal, hana, ann = (
         either.person(name, group=group) for name, group in (("hal", "heldout"), ("hana", "heldout"), ("ann", ""))
@@ -158,13 +158,13 @@ def test_another_group_counts_the_labels_anew(either: Service) -> None:
     work(either.person("tess", group="testers"), most=1)
     work(either.person("hal", group="heldout"))
     assert groups_of(either) == {"task-0": ["testers", "heldout"]}
-    either.program.update_project(pb.UpdateProjectRequest(name="p", heldout_group="testers"))
+    either.program.update_project(pb.UpdateProjectRequest(name="p", held_out_group="testers"))
     assert groups_of(either) == {"task-0": ["testers", "heldout"], "task-1": ["heldout"]}
-    assert progress(either).heldout_labels == 1
-    changed = either.program.update_project(pb.UpdateProjectRequest(name="p", heldout_group="", heldout_overlap=3))
-    assert (changed.project.heldout_group, changed.project.heldout_overlap) == ("", 3)
+    assert progress(either).held_out_labels == 1
+    changed = either.program.update_project(pb.UpdateProjectRequest(name="p", held_out_group="", held_out_overlap=3))
+    assert (changed.project.held_out_group, changed.project.held_out_overlap) == ("", 3)
     told = progress(either)
-    assert (told.finished_tasks, told.labels, told.heldout_labels) == (2, 3, 0)
+    assert (told.finished_tasks, told.labels, told.held_out_labels) == (2, 3, 0)
 
 
 def test_the_next_held_out_task_is_found_without_a_look_at_all_of_them(database: str) -> None:
@@ -175,8 +175,8 @@ def test_the_next_held_out_task_is_found_without_a_look_at_all_of_them(database:
         hal = accounts.create(
             connection, "t", name="hal", password=password, role=accounts.Role.LABELER, group="heldout"
         )
-        for name, heldout_overlap in (("any", 0), ("one", 1)):
-            fields = projects.ProjectFields(heldout_overlap=heldout_overlap)
+        for name, held_out_overlap in (("any", 0), ("one", 1)):
+            fields = projects.ProjectFields(held_out_overlap=held_out_overlap)
             projects.create(connection, "t", name, TaskKind.RANK, wants_ratings=False, fields=fields)
             new = [Task(prompt=f"Q{number}", answers=("a", "b", "c", "d")) for number in range(300)]
             imports.add(connection, "t", name, "i", new, max_characters=100)
@@ -190,7 +190,7 @@ def test_the_next_held_out_task_is_found_without_a_look_at_all_of_them(database:
             assert assignments.give_out(connection, hal, name) is not None
             _, (text, values) = [(text, values) for text, values in asked if "LIMIT" in text]
             told = plan(connection, text, values)
-            assert "ix_tasks_heldout" in told and "sort" not in told.lower() and "order by" not in told.lower(), told
+            assert "ix_tasks_held_out" in told and "sort" not in told.lower() and "order by" not in told.lower(), told
     opened.close()
 
 
@@ -222,10 +222,10 @@ def test_a_held_out_labeler_who_has_done_all_looks_at_each_task_once(tmp_path: P
         asked.clear()
         assert assignments.give_out(connection, hal, "p") is None
         plans = [
-            plan(connection, text, values) for text, values in list(asked) if "LIMIT" in text and "heldout" in text
+            plan(connection, text, values) for text, values in list(asked) if "LIMIT" in text and "held_out" in text
         ]
         assert len(plans) == 2
-        assert "ix_tasks_heldout" in plans[0] and "ix_tasks_heldout" not in plans[1], plans
+        assert "ix_tasks_held_out" in plans[0] and "ix_tasks_held_out" not in plans[1], plans
         assert "ix_assignments_project_id_state" in plans[1]
     opened.close()
 
@@ -267,11 +267,11 @@ def test_a_change_of_many_tasks_asks_no_statement_for_each(database: str) -> Non
             return len(asked)
 
     keys = [task.key for task in new]
-    assert change(lambda connection: projects.update(connection, "t", "p", heldout_group="")) < 20
+    assert change(lambda connection: projects.update(connection, "t", "p", held_out_group="")) < 20
     assert numbers() == list(range(1, count + 1))
     assert change(lambda connection: withdraw(connection, "t", "p", keys, restore=False)) < 20
     assert change(lambda connection: withdraw(connection, "t", "p", keys, restore=True)) < 20
     assert numbers() == list(range(count + 1, 2 * count + 1))
-    assert change(lambda connection: projects.update(connection, "t", "p", heldout_group="heldout")) < 20
+    assert change(lambda connection: projects.update(connection, "t", "p", held_out_group="heldout")) < 20
     assert numbers() == [None] * count
     opened.close()

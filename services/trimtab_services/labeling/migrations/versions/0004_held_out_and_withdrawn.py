@@ -25,17 +25,17 @@ def upgrade() -> None:
     """Makes the change."""
     for column in (
         sa.Column("state", sa.String(length=16), nullable=False, server_default="open"),
-        sa.Column("heldout_group", sa.String(length=63), nullable=False, server_default=sa.text("''")),
-        sa.Column("heldout_overlap", sa.Integer(), nullable=False, server_default="0"),
+        sa.Column("held_out_group", sa.String(length=63), nullable=False, server_default=sa.text("''")),
+        sa.Column("held_out_overlap", sa.Integer(), nullable=False, server_default="0"),
     ):
         op.add_column("projects", column)
     op.execute("UPDATE projects SET state = 'closed' WHERE NOT is_open")
-    op.add_column("tasks", sa.Column("heldout_count", sa.Integer(), nullable=False, server_default="0"))
+    op.add_column("tasks", sa.Column("held_out_count", sa.Integer(), nullable=False, server_default="0"))
     op.add_column("tasks", sa.Column("withdraw_time", sa.Double(), nullable=True))
     op.drop_index("ix_tasks_open", "tasks")
     is_open = _where(" AND finished_sequence IS NULL")
     op.create_index("ix_tasks_open", "tasks", ["project_id", sa.text("label_count DESC"), "id"], **is_open)
-    op.create_index("ix_tasks_heldout", "tasks", ["project_id", "heldout_count", "id"], **_where(""))
+    op.create_index("ix_tasks_held_out", "tasks", ["project_id", "held_out_count", "id"], **_where(""))
 
 
 def _where(more: str) -> dict[str, Any]:
