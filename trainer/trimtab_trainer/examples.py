@@ -5,7 +5,7 @@ Rows are read, split and filtered by `data`; the tokenizer's template renders pr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
@@ -35,9 +35,12 @@ __all__ = [
     "ranking_examples",
     "refuse_turns",
     "said_by",
+    "warn_of_unknown",
 ]
 
 T = TypeVar("T")
+
+_MOST_UNKNOWN = 0.01
 
 NO_TEMPLATE = (
     "messages: the tokenizer of the model has no chat template to write turns with; give rows with `prompt`, or a "
@@ -155,6 +158,26 @@ def refuse_turns(
     raise DataError(f"{f'{key}: ' if key else ''}{path}:{line}: {NO_TEMPLATE}", field=key or "messages")
 
 
+def warn_of_unknown(
+    path: Path, sequences: Iterable[Sequence[int]], tokenizer: PreTrainedTokenizerBase, warn: Callable[[str], None]
+) -> None:
+    """Tells where more than 1 % of a file's tokens stand for text that the tokenizer does not know.
+
+    Args:
+        path: the file.
+        sequences: its token ids.
+        tokenizer: of the model. One whose unknown token also begins, ends or pads a text has none of its own.
+        warn: takes the sentence.
+    """
+    unknown = tokenizer.unk_token_id
+    if unknown is None or unknown in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id):
+        return
+    found = [(list(ids).count(unknown), len(ids)) for ids in sequences]
+    share = sum(count for count, _ in found) / max(1, sum(tokens for _, tokens in found))
+    if share > _MOST_UNKNOWN:
+        warn(f"{path}: {share:.0%} of the tokens are text that the tokenizer does not know, all the same to the model")
+
+
 def demonstration_examples(path: Path, rows: Sequence[Demonstration], reading: Reading) -> list[Example]:
     """Demonstrations of a file that fit, in their order; the completion's tokens count."""
     key = reading.keys.get(path)
@@ -165,6 +188,7 @@ def demonstration_examples(path: Path, rows: Sequence[Demonstration], reading: R
         completion = encode_completion(reading.tokenizer, row.completion)
         example = Example((*prompt, *completion), first=len(prompt))
         found.append((example, len(example.token_ids)))
+    warn_of_unknown(path, (example.token_ids for example, _ in found), reading.tokenizer, reading.warn)
     return reading.fitting(path, found)
 
 
@@ -174,6 +198,7 @@ def document_examples(path: Path, rows: Sequence[Passage], reading: Reading) -> 
     for row in rows:
         ids = tuple(encode_document(reading.tokenizer, row.text))
         found.append((Example(ids, first=1), len(ids)))
+    warn_of_unknown(path, (example.token_ids for example, _ in found), reading.tokenizer, reading.warn)
     return reading.fitting(path, found)
 
 
@@ -248,4 +273,6 @@ def ranking_examples(path: Path, rows: Sequence[Ranking], reading: Reading) -> l
         said = tuple((labeling.group, labeling.ranks) for labeling in row.labelings)
         example = RankingExample(row.prompt_id, row.source, prompt, answers, said)
         found.append((example, len(prompt) + max(map(len, answers))))
+    read = (ids for example, _ in found for ids in (example.prompt, *example.answers))
+    warn_of_unknown(path, read, reading.tokenizer, reading.warn)
     return reading.fitting(path, found)

@@ -15,7 +15,7 @@ from trimtab_trainer.context import StageContext
 from trimtab_trainer.data import Passage, PromptRow, read_pretraining, read_prompts
 from trimtab_trainer.data.records import PromptText
 from trimtab_trainer.data.splits import split_by_prompt
-from trimtab_trainer.examples import first_of, refuse_turns
+from trimtab_trainer.examples import first_of, refuse_turns, warn_of_unknown
 from trimtab_trainer.language_modeling import Example, passages
 
 __all__ = ["PromptExample", "passage_examples", "prompt_examples"]
@@ -90,6 +90,7 @@ def _read(
     rows: Sequence[PromptRow] = read_prompts(path, skip_bad_rows=config.skip_bad_rows, warn=context.warn)
     refuse_turns(path, rows, tokenizer, key=f"ppo.{key}", skip_bad_rows=config.skip_bad_rows)
     examples = [PromptExample(row.prompt, tuple(encode_prompt(tokenizer, row.prompt))) for row in rows]
+    warn_of_unknown(path, (example.token_ids for example in examples), tokenizer, context.warn)
     fitting = [example for example in examples if len(example.token_ids) <= config.max_prompt_tokens]
     left = len(examples) - len(fitting)
     if left and config.too_long == "error":
