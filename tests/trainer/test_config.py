@@ -12,6 +12,7 @@ import yaml
 from trimtab.errors import ConfigError
 from trimtab_trainer.config import PRESETS, RunSpec, load_run_spec, preset_path, spec_to_yaml
 from trimtab_trainer.quickstart import quickstart_specs
+from trimtab_trainer.services_config import ServicesConfig
 
 SMALL = {"name": "r", "directory": "runs/r", "model": "base", "stages": ["sft"], "data_directory": "data"}
 
@@ -86,7 +87,6 @@ def test_truncated_sampling_is_refused_with_its_reason(tmp_path: Path, override:
         ({"stages": ["collect_rankings"]}, "set `miniature`"),
         ({"model": "miniature"}, "`miniature` must be there"),
         ({"data_directory": None}, "sft.demonstrations is '{data}/demonstrations.jsonl.gz'; set `data_directory`"),
-        ({"services": {}}, "no addresses for generation"),
         (
             {"services": {"endpoints_file": "e", "reward": {}}},
             "exactly one of `addresses`, `endpoints_file`, `dns` and",
@@ -101,6 +101,22 @@ def test_truncated_sampling_is_refused_with_its_reason(tmp_path: Path, override:
 def test_contradictions_are_refused(tmp_path: Path, changes: dict[str, object], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         load_run_spec(write(tmp_path, **changes))
+
+
+def test_given_endpoints_are_for_what_the_spec_does_not_say(tmp_path: Path) -> None:
+    def services(given: object) -> ServicesConfig:
+        found = load_run_spec(write(tmp_path, services=given), endpoints_file=Path("given.json")).services
+        assert found is not None
+        return found
+
+    for empty in (None, {}):
+        assert services(empty).endpoints_file == Path("given.json")
+    with_token = services({"token_file": "run.token", "reward": {"addresses": ["h:1"]}})
+    assert with_token.token_file == Path("run.token") and with_token.of("reward").addresses == ("h:1",)
+    assert with_token.of("labeling").endpoints_file == Path("given.json")
+    assert services({"endpoints_file": "own.json"}).endpoints_file == Path("own.json")
+    with pytest.raises(ConfigError, match="key 'services' has value 'here'"):
+        services("here")
 
 
 @pytest.mark.parametrize("override", ["sft.epochs", "=3", "sft..epochs=3", "sft.epochs=[1"])

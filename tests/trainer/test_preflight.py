@@ -98,6 +98,19 @@ def test_a_labeling_project_needs_the_service_and_no_other(fields: dict[str, Any
         check_inputs(RunSpec.model_validate(labeled))
 
 
+def test_a_run_on_labels_is_told_of_labeling_alone_and_takes_the_given_endpoints(
+    fields: dict[str, Any], tmp_path: Path
+) -> None:
+    labeled = {**fields, "stages": ["sft"], "sft": {"demonstrations": "labeling:answers"}, "services": None}
+    (file := tmp_path / "spec.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(labeled, default=str))))
+    arguments = [str(file), "--check", "--offline", "--set", "services.token_file=run.token"]
+    with pytest.raises(ConfigError, match="^services.labeling: no addresses, but .*--endpoints") as caught:
+        CliRunner().invoke(run, arguments, catch_exceptions=False)
+    assert "generation" not in caught.value.message
+    endpoints = ["--endpoints", str(tmp_path / "endpoints.json")]
+    assert CliRunner().invoke(run, [*arguments, *endpoints], catch_exceptions=False).exit_code == 0
+
+
 def test_an_offline_check_says_that_a_labeling_project_is_not_asked_about(
     fields: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -114,9 +127,9 @@ def test_an_offline_check_says_that_a_labeling_project_is_not_asked_about(
 
 
 def test_the_address_of_labeling_alone_is_not_enough_to_sample(fields: dict[str, Any]) -> None:
-    services = {"labeling": {"addresses": ["h:1"]}}
-    with pytest.raises(ConfigError, match="services.generation: no addresses, but ppo work with it"):
-        check_services(RunSpec.model_validate({**fields, "services": services}))
+    for services in ({"labeling": {"addresses": ["h:1"]}}, {"token_file": "run.token"}, {}):
+        with pytest.raises(ConfigError, match="services.generation: no addresses, but ppo work with it"):
+            check_services(RunSpec.model_validate({**fields, "services": services}))
     pods = {name: {"addresses": ["h:1"]} for name in ("generation", "reward", "reference", "weights")}
     check_services(RunSpec.model_validate({**fields, "services": pods}))
     with pytest.raises(ConfigError, match="services.labeling: no addresses, but reward_model.rankings is 'labeling:p'"):

@@ -8,10 +8,17 @@ import pytest
 
 from certificate_files import make_pair
 from trimtab import Client
-from trimtab.errors import Unavailable
+from trimtab.errors import ConfigError, Unavailable
 from trimtab_trainer.services_config import ServicesConfig
 
 from ..services.weights.conftest import RunningStore
+
+
+def test_a_service_without_addresses_is_named() -> None:
+    config = ServicesConfig.model_validate({"reward": {"addresses": ["h:1"]}})
+    assert config.of("reward").addresses == ("h:1",)
+    with pytest.raises(ConfigError, match="services.weights: no addresses; give it an entry, or set services.endpoin"):
+        config.of("weights")
 
 
 def test_a_service_behind_a_name_is_reached_by_its_address_over_tls_under_that_name(tmp_path: Path) -> None:

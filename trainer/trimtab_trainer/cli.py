@@ -46,7 +46,9 @@ EXIT_STOPPED = 130
 )
 @click.option("--dir", "directory", type=click.Path(path_type=Path), help="The run's own folder; overrides the spec.")
 @click.option("--name", help="Name of the run; overrides the spec.")
-@click.option("--endpoints", type=click.Path(path_type=Path), help="endpoints.json, for a spec that names no services.")
+@click.option(
+    "--endpoints", type=click.Path(path_type=Path), help="endpoints.json, for services that the spec does not name."
+)
 @click.option("--report-to", help="host:port of a trainer service that gets the events.")
 @click.option("--report-token-file", type=click.Path(path_type=Path), help="Bearer token for it.")
 @click.option("--report-tls", is_flag=True, help="Reach it over TLS, with the system's roots.")

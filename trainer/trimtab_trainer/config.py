@@ -280,7 +280,7 @@ def load_run_spec(path: str | Path, overrides: Sequence[str] = (), *, endpoints_
         path: YAML file. Its key `preset` puts a preset underneath it.
         overrides: `key=value`, dots reach into sections (`ppo.sampling.max_new_tokens=48`), values are YAML; the later
             one wins.
-        endpoints_file: where the services are, for a spec that does not say.
+        endpoints_file: where the services are of which the spec does not say it.
 
     Raises:
         ConfigError: one line for each problem, with the key, its value and what is allowed.
@@ -288,8 +288,8 @@ def load_run_spec(path: str | Path, overrides: Sequence[str] = (), *, endpoints_
     written = _with_preset(_read_yaml(Path(path)))
     for override in overrides:
         written = with_override(written, override)
-    if endpoints_file is not None and written.get("services") is None:
-        written = {**written, "services": {"endpoints_file": str(endpoints_file)}}
+    if endpoints_file is not None:
+        written = _with_endpoints(written, endpoints_file)
     try:
         return RunSpec.model_validate(written)
     except ValidationError as error:
@@ -330,6 +330,13 @@ def _with_preset(written: dict[str, Any]) -> dict[str, Any]:
         return written
     above = {key: value for key, value in written.items() if key != "preset"}
     return _merge(_with_preset(_read_yaml(preset_path(str(written["preset"])))), above)
+
+
+def _with_endpoints(written: dict[str, Any], endpoints_file: Path) -> dict[str, Any]:
+    services = written.get("services") or {}
+    if not isinstance(services, dict) or services.get("endpoints_file") is not None:
+        return written
+    return {**written, "services": {**services, "endpoints_file": str(endpoints_file)}}
 
 
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from trimtab.channel import TLSConfig, Token
 from trimtab.endpoint_slices import EndpointSliceResolver
+from trimtab.errors import ConfigError
 from trimtab.resolver import DNSResolver, FileResolver, Resolver, StaticResolver
 from trimtab_trainer.stage_configs import Section
 
@@ -100,20 +101,21 @@ class ServicesConfig(Section):
         default=15.0, gt=0, description="How long a stage waits at its start for a first answer of each service."
     )
 
-    @model_validator(mode="after")
-    def _all_found(self) -> ServicesConfig:
-        missing = [name for name in OF_SAMPLING if getattr(self, name) is None]
-        only_labels = self.labeling is not None and len(missing) == len(OF_SAMPLING)
-        if missing and self.endpoints_file is None and not only_labels:
-            raise ValueError(f"no addresses for {', '.join(missing)}: give each an entry, or set `endpoints_file`")
-        return self
-
     def knows(self, service: ServiceName) -> bool:
         """Whether it says where a service is."""
         return getattr(self, service) is not None or self.endpoints_file is not None
 
     def of(self, service: ServiceName) -> ServiceAddresses:
-        """Where a service is that it knows: its own entry, or the common file."""
+        """Where a service is: its own entry, or the common file.
+
+        Raises:
+            ConfigError: it does not know the service.
+        """
+        if not self.knows(service):
+            raise ConfigError(
+                f"services.{service}: no addresses; give it an entry, or set services.endpoints_file",
+                field=f"services.{service}",
+            )
         own: ServiceAddresses | None = getattr(self, service)
         return own or ServiceAddresses(endpoints_file=self.endpoints_file)
 
@@ -121,7 +123,7 @@ class ServicesConfig(Section):
         """`token`, `tls` and `insecure` as a client of a service that it knows takes them.
 
         Raises:
-            ConfigError: the token's file cannot be read, or only one of certificate and key is given.
+            ConfigError: the token's file cannot be read, or only one of certificate and key is given; as `of`.
         """
         tls = None
         if self.tls is not None:
