@@ -107,7 +107,7 @@ def test_equal_answers_of_two_sources_are_a_task(command: Command, service: Serv
     service.project()
     sources = [{"model": f"m{number}", "version": "7"} for number in range(4)]
     row = ranked(1, answers=["a", "b", "a", "c"], sources=sources)
-    assert "1 tasks added to p" in command("import", "p", jsonl(tmp_path / "rows.jsonl", row)).output
+    assert "1 task added to p" in command("import", "p", jsonl(tmp_path / "rows.jsonl", row)).output
 
 
 def test_tasks_are_withdrawn_projects_archived_and_labelers_qualified_again(
@@ -124,12 +124,12 @@ def test_tasks_are_withdrawn_projects_archived_and_labelers_qualified_again(
     done = command("withdraw", "p", "t0", "--keys-file", keys)
     assert done.output == "2 of 2 tasks withdrawn from p; they have 2 labels\n"
     done = command("withdraw", "p", "t0", "--restore")
-    assert done.output == "1 of 1 tasks put back into p; they have 1 labels\n"
+    assert done.output == "1 of 1 task put back into p; it has 1 label\n"
     for options, expected in (((), ["t0"]), (("--include-withdrawn",), ["t1", "t0"])):
         file = tmp_path / f"labels{len(options)}"
         command("export", "p", file, *options)
         assert [json.loads(line)["task_key"] for line in file.read_text().splitlines()] == expected
-    assert command("requalify", "p", "ann").output == "ann gets 1 qualification tasks of p again\n"
+    assert command("requalify", "p", "ann").output == "ann gets 1 qualification task of p again\n"
     assert command("requalify", "p", "ann").output == "ann has done none yet\n"
     command("update", "p", "--state", "archived", "--held-out-group", "")
     (row,) = [json.loads(line) for line in command("list", "--json").output.splitlines()]
@@ -146,7 +146,78 @@ def test_an_export_of_held_out_labels_alone_says_why_it_is_empty(
     given = hal.next("p")
     hal.submit(given, in_order(given))
     told = command("export", "p", tmp_path / "labels").output
-    assert "all 1 labels are of the group heldout, which finishes no task: --include-unfinished exports them" in told
+    assert "the 1 label is of the group heldout, which finishes no task: --include-unfinished exports it" in told
+
+
+def test_a_group_that_no_label_has_leaves_an_export_alone(command: Command, service: Service, tmp_path: Path) -> None:
+    service.project(held_out_group="")
+    file = tmp_path / "labels"
+    command("import", "p", jsonl(tmp_path / "rows.jsonl", *map(ranked, range(3))))
+    told = command("export", "p", file, "--group", "heldout").output
+    assert told == "0 rows, the last of sequence 0\n" and not file.read_text()  # nobody has said anything yet
+    for person in (service.person("ann"), service.person("hal", group="heldout")):
+        given = person.next("p")
+        person.submit(given, in_order(given))
+    assert command("export", "p", file, "--group", "heldout").output == "1 row, the last of sequence 2\n"
+    written = file.read_text()
+    for where in (file, "-"):
+        told = command("export", "p", where, "--group", "hledout").output
+        assert "warning: no label has group 'hledout'; groups are '', 'heldout': nothing is written" in told
+    assert file.read_text() == written and not list(tmp_path.glob("*.partial"))
+    command("export", "p", file, "--group", "heldout", "--after", 2)
+    assert not file.read_text()  # what there is came before
+
+
+def test_a_demonstration_has_a_group_too(command: Command, service: Service, tmp_path: Path) -> None:
+    command("create", "d", "--kind", "demonstrate", "--undo-s", 0)
+    command("import", "d", jsonl(tmp_path / "rows.jsonl", {"prompt": "Q"}))
+    ann = service.person("ann", group="writers")
+    ann.submit(ann.next("d"), {"completion": "A"})
+    told = command("export", "d", tmp_path / "rows", "--group", "writer").output
+    assert "no label has group 'writer'; groups are 'writers'" in told and not (tmp_path / "rows").exists()
+
+
+def test_a_group_that_nobody_else_has_is_told(command: Command, service: Service, tmp_path: Path) -> None:
+    service.project()
+    service.account("ben", group="crowd")
+    password = tmp_path / "password"
+    password.write_text(PASSWORD)
+    add = ("accounts", "add", "ann", "--password-file", password)
+    assert command(*add, "--group", "heldout").output == "account ann: labeler\n"  # as the project has it
+    told = command("accounts", "update", "ann", "--group", "heldot").output
+    assert "warning: ann is the only account of the group 'heldot'; groups are 'crowd', 'heldout'\n" in told
+    assert command("accounts", "update", "ann", "--group", "crowd").output == "account ann is changed\n"
+    assert command("accounts", "update", "ann", "--group", "").output == "account ann is changed\n"
+
+
+def test_an_update_of_nothing_is_refused(command: Command, service: Service) -> None:
+    service.project()
+    service.account("ann")
+    for words in (("update", "p"), ("accounts", "update", "ann")):
+        done = command(*words)
+        assert done.exit_code == 2 and "nothing to change: give an option" in done.output
+
+
+def test_an_import_tells_of_new_qualification_tasks_and_of_a_project_that_gives_out_none(
+    command: Command, service: Service, tmp_path: Path
+) -> None:
+    service.project()
+    gold = [ranked(number, gold_ranking=[[0], [1, 2, 3]]) for number in range(3)]
+    assert command("import", "p", jsonl(tmp_path / "1.jsonl", gold[0])).output == "1 task added to p\n"
+    told = command("import", "p", jsonl(tmp_path / "2.jsonl", *gold, ranked(3))).output
+    assert told.endswith(
+        "2 qualification tasks more: who has passed the qualification does them, too, before other tasks\n"
+    )
+    command("update", "p", "--state", "archived")
+    told = command("import", "p", jsonl(tmp_path / "3.jsonl", ranked(4))).output
+    assert told.endswith("p is archived and gives out no task: `trimtab labeling update p --state open` goes on\n")
+
+
+def test_an_import_says_what_becomes_of_systems(command: Command, service: Service, tmp_path: Path) -> None:
+    service.project()
+    row = ranked(0, systems=["m1", "m2", "m3", "m4"])
+    told = command("import", "p", jsonl(tmp_path / "rows.jsonl", row)).output
+    assert 'the fields systems; a task keeps `systems` as `sources`: [{"model": NAME}, ...]\n' in told
 
 
 def test_what_people_wrote_is_no_markup(command: Command, service: Service, tmp_path: Path) -> None:
@@ -214,15 +285,15 @@ def test_files_in_other_encodings_are_refused_and_gzip_and_boms_are_read(
     packed = tmp_path / "rows.jsonl.gz"
     packed.write_bytes(gzip.compress(b"\xef\xbb\xbf" + json.dumps(ranked(0, source="x", context_id=1)).encode()))
     done = command("import", "p", packed)
-    assert done.exit_code == 0 and "1 tasks added to p" in done.output
+    assert done.exit_code == 0 and "1 task added to p" in done.output
     assert "left out of the tasks are the fields context_id, source" in done.output
     again = command("import", "p", packed).output  # the same file is the same import
-    assert again.endswith("nothing new: this import of 1 tasks was added to p before\n")
+    assert again.endswith("nothing new: this import of 1 task was added to p before\n")
     other = jsonl(tmp_path / "other.jsonl", ranked(0))
-    assert command("import", "p", other).output == "nothing new: p has all 1 tasks already, with the same content\n"
+    assert command("import", "p", other).output == "nothing new: p has the task already, with the same content\n"
     more = jsonl(tmp_path / "more.jsonl", ranked(0), ranked(1))
     told = command("import", "p", more).output
-    assert told == "1 tasks added to p; 1 were there already, with the same content\n"
+    assert told == "1 task added to p; 1 was there already, with the same content\n"
     cut = tmp_path / "cut.jsonl.gz"
     cut.write_bytes(packed.read_bytes()[:-9])
     with pytest.raises(DataError, match="cut.jsonl.gz:1: cannot be read"):

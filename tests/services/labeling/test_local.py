@@ -31,7 +31,7 @@ def test_up_starts_labeling_where_it_is_asked_for_and_its_data_stays(tmp_path: P
         (replica,) = read_endpoints(tmp_path)["labeling"]
         wait_ready(f"http://{replica['http']}/health")
         assert httpx.get(f"http://{replica['http']}/labeling/api/me", trust_env=False).status_code == 401
-        assert call("create", "p", "--kind", "compare") == "project p: compare, 1 labels a task\n"
+        assert call("create", "p", "--kind", "compare") == "project p: compare, 1 label a task\n"
     assert (tmp_path / "labeling.sqlite").exists()
     with LocalServices(tmp_path, replicas={**NOTHING, "labeling": 1}):
         assert json.loads(call("list", "--json"))["name"] == "p"

@@ -160,6 +160,21 @@ def test_a_bad_row_is_told_by_file_line_and_field(tmp_path: Path, fields: dict[s
     assert done.exit_code == 0 and "3 labels of 2 prompts" in done.output
 
 
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({}, "systems is missing: .*it has `sources`: name contestants by model"),
+        ({"sources": None}, "systems is missing: .*labels of people have `sources` where the tasks of their project"),
+    ],
+)
+def test_rows_without_systems_say_what_else_names_contestants(
+    tmp_path: Path, fields: dict[str, Any], words: str
+) -> None:
+    file = jsonl(tmp_path / "export.jsonl", row(0, MODELS, [RANKED]) | fields)
+    with pytest.raises(DataError, match=words):
+        evaluate("preference", file, "--by", "system")
+
+
 def test_a_label_counts_once(tmp_path: Path) -> None:
     """A row that comes again in a followed export replaces its earlier one; one in two files is refused."""
     early = row(0, MODELS[:2], [said("ann", [[0], [1]])])

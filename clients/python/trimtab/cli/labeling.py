@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -12,13 +11,13 @@ from google.protobuf import json_format
 
 from trimtab.cli.connect import client_of, connection_options
 from trimtab.cli.labeling_accounts import accounts
-from trimtab.cli.labeling_choices import KINDS, STATES, word_of
+from trimtab.cli.labeling_choices import KINDS, STATES, counted, word_of
 from trimtab.cli.labeling_draw_command import draw_answers
 from trimtab.cli.labeling_import import add_tasks
 from trimtab.cli.labeling_labels import agreement, audit, export
+from trimtab.cli.labeling_listing import all_projects
 from trimtab.cli.labeling_rows import read_tasks
 from trimtab.cli.rows import json_option, limit_option, print_rows
-from trimtab.client import Client
 from trimtab.errors import ConfigError, DataError
 from trimtab.v1 import labeling_pb2 as pb
 
@@ -91,7 +90,7 @@ def create(
     )
     with client_of("labeling", **connection) as client:
         made = client.create_project(pb.CreateProjectRequest(project=project)).project
-    click.echo(f"project {made.name}: {kind}, {made.overlap} labels a task")
+    click.echo(f"project {made.name}: {kind}, {counted(made.overlap, 'label')} a task")
 
 
 @labeling.command()
@@ -133,6 +132,8 @@ def update(
         held_out_overlap=held_out_overlap,
         state=STATES[state] if state is not None else pb.PROJECT_STATE_UNSPECIFIED,
     )
+    if request == pb.UpdateProjectRequest(name=name):
+        raise click.UsageError("nothing to change: give an option")
     with client_of("labeling", **connection) as client:
         client.update_project(request)
     click.echo(f"project {name} is changed")
@@ -146,16 +147,8 @@ def list_projects(limit: int | None, as_json: bool, **connection: Any) -> None:
     """The projects and how far they are."""
     keys = ("name", "kind", "state", "tasks", "finished", "labels", "held out", "in work")
     with client_of("labeling", **connection) as client:
-        rows = ((_row(one), _row_for_people(one)) for one in _all_projects(client))
+        rows = ((_row(one), _row_for_people(one)) for one in all_projects(client))
         print_rows(keys, rows, as_json=as_json, limit=limit)
-
-
-def _all_projects(client: Client) -> Iterator[pb.Project]:
-    token: str | None = ""
-    while token is not None:
-        page = client.list_projects(pb.ListProjectsRequest(page_token=token))
-        yield from page.projects
-        token = page.next_page_token or None
 
 
 def _row(one: pb.Project) -> dict[str, Any]:
@@ -192,12 +185,27 @@ def import_file(project: str, file: Path, import_id: str, **connection: Any) -> 
     rows = read_tasks(file, warn=_warn)
     import_id = import_id or hashlib.sha256(file.read_bytes()).hexdigest()
     with client_of("labeling", **connection) as client:
+        before = client.get_project(pb.GetProjectRequest(name=project)).project
         done = add_tasks(client, project, import_id, rows, file)
+        after = client.get_project(pb.GetProjectRequest(name=project)).project
     click.echo(_imported(done, project))
     if done.withdrawn_tasks:
         click.echo(
-            f"{done.withdrawn_tasks} of them are withdrawn and not given out: `trimtab labeling withdraw {project} "
-            "TASK_KEY... --restore` puts them back",
+            f"{done.withdrawn_tasks} of them {'is' if done.withdrawn_tasks == 1 else 'are'} withdrawn and not given "
+            f"out: `trimtab labeling withdraw {project} TASK_KEY... --restore` puts them back",
+            err=True,
+        )
+    new_gold = after.progress.qualification_tasks - before.progress.qualification_tasks
+    if new_gold > 0 and (before.progress.qualification_tasks or before.progress.labels):
+        click.echo(
+            f"{counted(new_gold, 'qualification task')} more: who has passed the qualification does "
+            f"{'it' if new_gold == 1 else 'them'}, too, before other tasks",
+            err=True,
+        )
+    if after.state != pb.PROJECT_STATE_OPEN:
+        click.echo(
+            f"{project} is {word_of(STATES, after.state)} and gives out no task: `trimtab labeling update {project} "
+            "--state open` goes on",
             err=True,
         )
 
@@ -205,11 +213,13 @@ def import_file(project: str, file: Path, import_id: str, **connection: Any) -> 
 def _imported(done: pb.ImportTasksResponse, project: str) -> str:
     count = done.added_tasks + done.known_tasks
     if done.was_added_before:
-        return f"nothing new: this import of {count} tasks was added to {project} before"
+        return f"nothing new: this import of {counted(count, 'task')} was added to {project} before"
     if not done.added_tasks:
-        return f"nothing new: {project} has all {count} tasks already, with the same content"
-    also = f"; {done.known_tasks} were there already, with the same content" if done.known_tasks else ""
-    return f"{done.added_tasks} tasks added to {project}{also}"
+        all_of_them = "the task" if count == 1 else f"all {count} tasks"
+        return f"nothing new: {project} has {all_of_them} already, with the same content"
+    were = "was" if done.known_tasks == 1 else "were"
+    also = f"; {done.known_tasks} {were} there already, with the same content" if done.known_tasks else ""
+    return f"{counted(done.added_tasks, 'task')} added to {project}{also}"
 
 
 @labeling.command()
@@ -225,7 +235,9 @@ def withdraw(project: str, keys: tuple[str, ...], keys_file: TextIO | None, rest
     with client_of("labeling", **connection) as client:
         done = client.withdraw_tasks(request)
     where = f"{'put back into' if restore else 'withdrawn from'} {project}"
-    click.echo(f"{done.changed_tasks} of {len(request.task_keys)} tasks {where}; they have {done.labels} labels")
+    tasks, labels = counted(len(request.task_keys), "task"), counted(done.labels, "label")
+    they_have = "it has" if len(request.task_keys) == 1 else "they have"
+    click.echo(f"{done.changed_tasks} of {tasks} {where}; {they_have} {labels}")
 
 
 @labeling.command()
@@ -239,7 +251,8 @@ def requalify(project: str, name: str, **connection: Any) -> None:
     """
     with client_of("labeling", **connection) as client:
         done = client.reset_qualification(pb.ResetQualificationRequest(project=project, account=name)).reset_tasks
-    click.echo(f"{name} gets {done} qualification tasks of {project} again" if done else f"{name} has done none yet")
+    again = f"{name} gets {counted(done, 'qualification task')} of {project} again"
+    click.echo(again if done else f"{name} has done none yet")
 
 
 def _milliseconds(option: str, seconds: float, *, least: int) -> int:

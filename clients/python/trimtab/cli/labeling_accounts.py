@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import getpass
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import click
 
 from trimtab.cli.connect import client_of, connection_options
 from trimtab.cli.labeling_choices import ROLES, word_of
+from trimtab.cli.labeling_listing import all_accounts, all_projects
 from trimtab.cli.rows import json_option, print_rows
 from trimtab.client import Client
 from trimtab.errors import ConfigError
@@ -40,6 +40,7 @@ def add(name: str, role: str, group: str, password_file: Path | None, **connecti
     request = pb.CreateAccountRequest(name=name, role=ROLES[role], group=group, password=_password(password_file))
     with client_of("labeling", **connection) as client:
         client.create_account(request)
+        _tell_of_new_group(client, name, group)
     click.echo(f"account {name}: {role}")
 
 
@@ -71,9 +72,24 @@ def update(
         enabled=enabled,
         password=_password(password_file) if new_password or password_file is not None else None,
     )
+    if request == pb.UpdateAccountRequest(name=name):
+        raise click.UsageError("nothing to change: give an option")
     with client_of("labeling", **connection) as client:
         client.update_account(request)
+        _tell_of_new_group(client, name, group or "")
     click.echo(f"account {name} is changed")
+
+
+def _tell_of_new_group(client: Client, name: str, group: str) -> None:
+    """A group that nobody else has may be a new one, or another one misspelt."""
+    if not group:
+        return
+    known = {one.group for one in all_accounts(client) if one.name != name}
+    known |= {one.held_out_group for one in all_projects(client)}
+    if group not in known:
+        there = ", ".join(repr(one) for one in sorted(known - {""}))
+        others = f"; groups are {there}" if there else ""
+        click.echo(f"warning: {name} is the only account of the group {group!r}{others}", err=True)
 
 
 @accounts.command("list")
@@ -82,17 +98,9 @@ def update(
 def list_accounts(as_json: bool, **connection: Any) -> None:
     """The accounts by name."""
     with client_of("labeling", **connection) as client:
-        rows = (_row(one) for one in _all(client))
+        rows = (_row(one) for one in all_accounts(client))
         keys = ("name", "role", "group", "enabled")
         print_rows(keys, ((row, row | {"enabled": "yes" if row["enabled"] else ""}) for row in rows), as_json=as_json)
-
-
-def _all(client: Client) -> Iterator[pb.Account]:
-    token: str | None = ""
-    while token is not None:
-        page = client.list_accounts(pb.ListAccountsRequest(page_token=token))
-        yield from page.accounts
-        token = page.next_page_token or None
 
 
 def _row(one: pb.Account) -> dict[str, Any]:

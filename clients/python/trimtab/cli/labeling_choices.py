@@ -1,4 +1,4 @@
-"""Words of the command line for the enums of labeling.proto: `rank` for TASK_KIND_RANK."""
+"""Words of the command line for the enums of labeling.proto: `rank` for TASK_KIND_RANK; and for counts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from trimtab.v1 import labeling_pb2 as pb
 
-__all__ = ["KINDS", "ROLES", "STATES", "word_of"]
+__all__ = ["KINDS", "ROLES", "STATES", "counted", "word_of"]
 
 
 def _words(enum: Any, prefix: str) -> dict[str, Any]:
@@ -21,3 +21,8 @@ ROLES: dict[str, pb.AccountRole.ValueType] = _words(pb.AccountRole, "ACCOUNT_ROL
 def word_of(words: dict[str, Any], value: int) -> str:
     """The word of a value; of one that a newer service has, its number."""
     return next((word for word, known in words.items() if known == value), str(value))
+
+
+def counted(count: int, noun: str) -> str:
+    """A count and its noun, whose plural ends in s: `1 task`, `2 tasks`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

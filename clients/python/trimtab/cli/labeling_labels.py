@@ -12,6 +12,7 @@ import click
 from google.protobuf import json_format
 
 from trimtab.cli.connect import client_of, connection_options
+from trimtab.cli.labeling_choices import counted
 from trimtab.cli.labeling_followed_file import FollowedFile
 from trimtab.cli.rows import json_option, print_rows
 from trimtab.client import Client
@@ -51,8 +52,9 @@ def export(
 ) -> None:
     """Write the labels of PROJECT to FILE (`-`: standard output) in the dataset format of its kind.
 
-    A FILE that is there already is replaced once all rows have come; with --follow rows are added to it as they come,
-    until Ctrl-C, and the same command goes on where it was stopped, as FILE.progress says.
+    A FILE that is there already is replaced once all rows have come, and left alone where no label has a --group; with
+    --follow rows are added to it as they come, until Ctrl-C, and the same command goes on where it was stopped, as
+    FILE.progress says.
     """
     if follow and include_unfinished:
         raise ConfigError("include_unfinished: not with --follow", field="include_unfinished")
@@ -83,10 +85,15 @@ def export(
                     _tell_of_undo(found)
                 for row in rows:
                     click.echo(row.row_json.encode())
+            if not rows.count:
+                _tell_of_unknown_groups(client, request)
             return
         partial = file.with_name(f"{file.name}.partial")
         with partial.open("w", encoding="utf-8") as opened:
             opened.writelines(f"{row.row_json}\n" for row in rows)
+        if not rows.count and _tell_of_unknown_groups(client, request):
+            partial.unlink()
+            return
         partial.replace(file)
         file.with_name(f"{file.name}.progress").unlink(missing_ok=True)
         _tell(rows)
@@ -122,7 +129,7 @@ def _told(rows: _Counted | FollowedFile) -> Iterator[None]:
 
 
 def _tell(rows: _Counted | FollowedFile) -> None:
-    click.echo(f"{rows.count} rows, the last of sequence {rows.last}", err=True)
+    click.echo(f"{counted(rows.count, 'row')}, the last of sequence {rows.last}", err=True)
 
 
 def _waits_told(responses: Iterable[pb.ExportLabelsResponse]) -> Iterator[pb.ExportLabelsResponse]:
@@ -143,10 +150,28 @@ def _tell_of_held_out(project: pb.Project, rows: _Counted) -> None:
     progress = project.progress
     if not rows.count and progress.labels and progress.labels == progress.held_out_labels:
         click.echo(
-            f"all {progress.labels} labels are of the group {project.held_out_group}, which finishes no task: "
-            "--include-unfinished exports them",
+            f"{'the 1 label is' if progress.labels == 1 else f'all {progress.labels} labels are'} of the group "
+            f"{project.held_out_group}, which finishes no task: --include-unfinished exports "
+            f"{'it' if progress.labels == 1 else 'them'}",
             err=True,
         )
+
+
+def _tell_of_unknown_groups(client: Client, request: pb.ExportLabelsRequest) -> bool:
+    """Whether no label has any of the groups asked for, while others are there; tells which."""
+    if not request.groups:
+        return False
+    everything = pb.ExportLabelsRequest(project=request.project, include_unfinished=True, include_withdrawn=True)
+    there: set[str] = set()
+    for response in client.export_labels(everything, timeout_s=max(_EXPORT_S, client.timeout_s)):
+        row = json.loads(response.row_json)
+        there.update(label.get("group", "") for label in row.get("labels", (row,)))  # a demonstration is one label
+    if not there or there & set(request.groups):
+        return False
+    asked = " or ".join(map(repr, request.groups))
+    found = ", ".join(repr(group) for group in sorted(there))
+    click.echo(f"warning: no label has group {asked}; groups are {found}: nothing is written", err=True)
+    return True
 
 
 def _tell_of_undo(project: pb.Project) -> None:

@@ -23,6 +23,10 @@ __all__ = ["BY", "Label", "bootstrap_of", "contestants_of", "read_labels"]
 
 BY = ("model", "version", "temperature", "system")
 """What can make the name of a contestant: fields of `sources`, or the row's list `systems`."""
+_OTHERWISE = {
+    "sources": "; it has `systems`: name contestants by system",
+    "systems": "; it has `sources`: name contestants by model",
+}
 
 
 @dataclass(frozen=True)
@@ -169,7 +173,10 @@ def _contestants(row: Mapping[str, Any], by: Sequence[str], count: int) -> tuple
 
 def _there(row: Mapping[str, Any], field: str) -> Any:
     if not row.get(field):
-        other = "; it has `systems`: name contestants by system" if field == "sources" and row.get("systems") else ""
+        if row.get("sources" if field == "systems" else "systems"):
+            other = _OTHERWISE[field]
+        else:
+            other = "; labels of people have `sources` where the tasks of their project had them"
         raise DataError(
             f"{field} is missing: whose answers these are{other}; --skip-bad-rows N leaves out up to N such rows",
             field=field,
