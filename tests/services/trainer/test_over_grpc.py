@@ -501,3 +501,45 @@ def test_the_command_says_that_a_run_was_started_already(
     ended = wait_state(service, "twice", pb.RUN_STATE_SUCCEEDED)
     assert "nothing new is started. SUCCEEDED, in " in (told := again(spec)) and "another name" in told
     assert get(service, "twice").create_time == ended.create_time
+
+
+def test_the_exit_code_says_that_the_run_started_already_has_failed_or_was_stopped(
+    service: Client, llama_folder: Path, demonstrations: Path, tmp_path: Path
+) -> None:
+    def code(name: str, spec: str) -> int:
+        (file := tmp_path / "spec.yaml").write_text(spec)
+        arguments = ["start", name, str(file), "--target", service.target]
+        return CliRunner().invoke(runs, arguments, catch_exceptions=False, standalone_mode=False).return_value
+
+    long = sft(llama_folder, demonstrations, epochs=5000)
+    assert (code("to-stop", long), code("to-stop", long)) == (0, 0)
+    wait_steps(service, "to-stop", 1)
+    service.stop_run(pb.StopRunRequest(name="to-stop"))
+    wait_state(service, "to-stop", pb.RUN_STATE_STOPPED)
+    assert code("to-stop", long) == 130
+
+    demonstrations.write_text('{"prompt": ""}\n')
+    bad = sft(llama_folder, demonstrations)
+    assert code("to-fail", bad) == 0
+    wait_state(service, "to-fail", pb.RUN_STATE_FAILED)
+    assert code("to-fail", bad) == 1
+    demonstrations.write_text('{"prompt": "the dog", "completion": "It sleeps."}\n')
+    assert code("to-fail", sft(llama_folder, demonstrations, batch_size=1)) == 0  # a new run in its place
+    wait_state(service, "to-fail", pb.RUN_STATE_SUCCEEDED)
+
+
+def test_the_command_says_which_name_and_folder_of_the_spec_are_not_used(
+    service: Client, directory: Path, llama_folder: Path, demonstrations: Path, tmp_path: Path
+) -> None:
+    def told(**changes: str) -> str:
+        (file := tmp_path / "spec.yaml").write_text(yaml.safe_dump({**spec, **changes}))
+        arguments = ["start", "renamed", str(file), "--target", service.target]
+        return CliRunner().invoke(runs, arguments, catch_exceptions=False).stderr
+
+    spec = yaml.safe_load(sft(llama_folder, demonstrations))
+    unused = f"not used: name 'of-the-spec', directory {spec['directory']!r}; the run has those of the trainer service"
+    assert unused in told()
+    wait_state(service, "renamed", pb.RUN_STATE_SUCCEEDED)
+    service.delete_run(pb.DeleteRunRequest(name="renamed"), timeout_s=60)
+    assert told(name="renamed", directory=str(directory / "renamed")) == ""
+    wait_state(service, "renamed", pb.RUN_STATE_SUCCEEDED)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import yaml
 from rich.console import Console
 
 from trimtab.cli.connect import client_of, connection_options
@@ -24,6 +25,7 @@ from trimtab.v1 import trainer_pb2 as pb
 __all__ = ["runs"]
 
 _REPLICA_COLUMNS = ("service", "address", "state", "version", "lag", "waiting", "running", "calls", "note")
+_EXIT_CODES = {pb.RUN_STATE_FAILED: 1, pb.RUN_STATE_STOPPED: 130}
 _DELETE_S = 300.0
 """A claim goes only after the pods that mount it, and a folder of many checkpoints takes its time."""
 
@@ -41,7 +43,8 @@ def runs() -> None:
 def start(name: str, spec_file: Path, follow: bool, **connection: Any) -> int:
     """Start the run NAME from SPEC_FILE. With --watch the exit code is that of `runs watch`.
 
-    Where the run is there already with this very spec, nothing is started: its state is told.
+    Where the run is there already with this very spec, nothing is started: its state is told, with exit code 1 where it
+    has failed and 130 where it was stopped. `name` and `directory` of the spec are not used.
     """
     try:
         text = spec_file.read_text(encoding="utf-8")
@@ -50,11 +53,13 @@ def start(name: str, spec_file: Path, follow: bool, **connection: Any) -> int:
     with client_of("trainer", **connection) as client:
         before = _found(client, name)
         run = client.start_run(pb.StartRunRequest(name=name, spec_yaml=text)).run
-        if before is not None and before.create_time == run.create_time:
-            click.echo(_told_again(run))
-        else:
-            click.echo(f"{run.name}: {_state(run)}, in {run.directory}")
-        return _watch(client, name) if follow else 0
+        is_there = before is not None and before.create_time == run.create_time
+        click.echo(_told_again(run) if is_there else f"{run.name}: {_state(run)}, in {run.directory}")
+        if unused := _unused(text, run):
+            click.echo(f"{spec_file}: not used: {', '.join(unused)}; the run has those of the trainer service", err=True)
+        if follow:
+            return _watch(client, name)
+        return _EXIT_CODES.get(run.state, 0) if is_there else 0
 
 
 def _found(client: Client, name: str) -> pb.Run | None:
@@ -62,6 +67,12 @@ def _found(client: Client, name: str) -> pb.Run | None:
         return client.get_run(pb.GetRunRequest(name=name)).run
     except NotFound:
         return None
+
+
+def _unused(spec_yaml: str, run: pb.Run) -> list[str]:
+    """`name` and `directory` of a spec, where they are not those of the run; a spec that the service has taken."""
+    spec, own = yaml.safe_load(spec_yaml), {"name": run.name, "directory": run.directory}
+    return [f"{key} {spec[key]!r}" for key, value in own.items() if spec.get(key) not in (None, value)]
 
 
 def _told_again(run: pb.Run) -> str:
@@ -224,7 +235,7 @@ def _watch(client: Client, name: str) -> int:
     run = client.get_run(pb.GetRunRequest(name=name)).run
     if run.state == pb.RUN_STATE_FAILED:
         click.echo(f"run {name}: {run.error}; `trimtab runs logs {name}` has what it wrote", err=True)
-    return {pb.RUN_STATE_SUCCEEDED: 0, pb.RUN_STATE_STOPPED: 130}.get(run.state, 1)
+    return {pb.RUN_STATE_SUCCEEDED: 0, **_EXIT_CODES}.get(run.state, 1)
 
 
 def _steps(run: pb.Run) -> str:
