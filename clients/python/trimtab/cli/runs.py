@@ -55,8 +55,8 @@ def start(name: str, spec_file: Path, follow: bool, **connection: Any) -> int:
         run = client.start_run(pb.StartRunRequest(name=name, spec_yaml=text)).run
         is_there = before is not None and before.create_time == run.create_time
         click.echo(_told_again(run) if is_there else f"{run.name}: {_state(run)}, in {run.directory}")
-        if unused := _unused(text, run):
-            click.echo(f"{spec_file}: not used: {', '.join(unused)}; the run has those of the trainer service", err=True)
+        if unused := ", ".join(_unused(text, run)):
+            click.echo(f"{spec_file}: not used: {unused}; the run has those of the trainer service", err=True)
         if follow:
             return _watch(client, name)
         return _EXIT_CODES.get(run.state, 0) if is_there else 0
