@@ -82,13 +82,17 @@ class TestReading:
             ({"mc2_targets": {"a": 1, "b": 1}}, "mc2_targets must have true and false"),
             ({"mc2_targets": {"a": 1, "b": 2}}, "mc2_targets: allowed"),
             ({"mc2_targets": {"choices": ["a"], "labels": [1, 0]}}, "mc2_targets: allowed"),
-            ({"mc1_targets": None}, "mc1_targets: allowed"),
+            ({"mc1_targets": None}, "mc1_targets is missing"),
             ({"mc1_targets": {"": 1, "a": 0}}, "mc1_targets has 0 true choices"),
         ],
     )
     def test_bad_rows(self, tmp_path: Path, change: dict[str, Any], message: str) -> None:
         with pytest.raises(DataError, match=f"rows:2: {message}"):
             read_truthfulqa(write_rows(tmp_path / "rows", [ROW, ROW | change]))
+
+    def test_a_file_of_other_rows(self, tmp_path: Path) -> None:
+        with pytest.raises(DataError, match="rows:1: Question is missing"):
+            read_truthfulqa(write_rows(tmp_path / "rows", [{"prompt": "a", "completion": "b"}]))
 
 
 def test_figures_are_those_of_the_models_themselves(tmp_path: Path) -> None:

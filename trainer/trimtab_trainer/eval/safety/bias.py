@@ -195,6 +195,8 @@ def _winogender_row(row: Mapping[str, Any]) -> tuple[tuple[str, ...], str, str]:
 
 def _text(row: Mapping[str, Any], key: str) -> str:
     value = row.get(key)
+    if value is None:
+        raise DataError(f"{key} is missing", field=key)
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"{key} must be a text that is not empty, found {type(value).__name__}", field=key)
     return value

@@ -54,7 +54,7 @@ def command(
     reference = compared.baseline
     files = {"crows_pairs": crows_pairs, "winogender": winogender}
     if not any(files.values()):
-        raise ConfigError("crows-pairs: give --crows-pairs, --winogender or both", field="crows-pairs")
+        raise ConfigError("give --crows-pairs, --winogender or both", field="crows_pairs")
     readers = {"crows_pairs": read_crows_pairs, "winogender": read_winogender}
     sets = {key: readers[key](path) for key, path in files.items() if path is not None}
     digests = {str(path): content_digest(path) for path in files.values() if path is not None}

@@ -115,8 +115,10 @@ def mc2(choices: Mapping[str, bool], logprobs: Mapping[str, float]) -> float:
 
 
 def _row(row: Mapping[str, Any]) -> tuple[str, Mapping[str, bool], Mapping[str, bool], str, bool]:
-    field = "Question" if "Question" in row else "question"
+    field = "question" if "question" in row and "Question" not in row else "Question"
     text = row.get(field)
+    if text is None:
+        raise DataError(f"{field} is missing", field=field)
     if not isinstance(text, str) or not text.strip():
         raise DataError(f"{field} must be a text that is not empty, found {type(text).__name__}", field=field)
     targets = [_targets(row, key) for key in ("mc1_targets", "mc2_targets")]
@@ -131,6 +133,8 @@ def _row(row: Mapping[str, Any]) -> tuple[str, Mapping[str, bool], Mapping[str, 
 
 def _targets(row: Mapping[str, Any], field: str) -> Mapping[str, bool]:
     found = row.get(field)
+    if found is None:
+        raise DataError(f"{field} is missing", field=field)
     if isinstance(found, Mapping) and set(found) == {"choices", "labels"}:
         choices, labels = found["choices"], found["labels"]
         paired = isinstance(choices, list) and isinstance(labels, list) and len(choices) == len(labels)
