@@ -157,23 +157,31 @@ def unfinished(
     after: int,
     groups: Sequence[str],
     with_withdrawn: bool,
+    with_unlabeled: bool,
     limit: int,
 ) -> Page:
-    """Tasks that have a label and want more, after a number of a task, at most `limit` of them."""
+    """Tasks that have a label and want more, after a number of a task, at most `limit` of them.
+
+    With `with_unlabeled` also those without a label of the groups, and those of the qualification, all without labels.
+    """
     query = (
         sa.select(tasks)
         .where(
             tasks.c.project_id == project.id,
             tasks.c.id > after,
-            tasks.c.label_count + tasks.c.held_out_count > 0,
             tasks.c.finished_sequence.is_(None),
-            tasks.c.is_qualification.is_(False),
             _is_asked_for(with_withdrawn),
         )
         .order_by(tasks.c.id)
         .limit(limit)
     )
-    return _page(connection, project, list(connection.execute(query).mappings()), groups, "id")
+    if not with_unlabeled:
+        query = query.where(
+            tasks.c.label_count + tasks.c.held_out_count > 0,
+            tasks.c.is_qualification.is_(False),
+        )
+    found = list(connection.execute(query).mappings())
+    return _page(connection, project, found, groups, "id", with_unlabeled=with_unlabeled)
 
 
 def _settled(project: Project) -> float:
@@ -193,12 +201,14 @@ def _page(
     key: str,
     *,
     until: float | None = None,
+    with_unlabeled: bool = False,
 ) -> Page:
-    labels = _labels(connection, [row["id"] for row in found], groups, until)
+    exported = [row["id"] for row in found if not row["is_qualification"]]
+    labels = _labels(connection, exported, groups, until)
     rows = [
         Row(json.dumps(row, ensure_ascii=False), task["key"], task["finished_sequence"] or 0)
         for task in found
-        for row in _rows(project.kind, task, labels[task["id"]])
+        for row in _rows(project.kind, task, labels[task["id"]], with_unlabeled)
     ]
     return Page(rows, found[-1][key] if found else None)
 
@@ -232,12 +242,16 @@ def _labels(
 
 
 def _rows(
-    kind: TaskKind, task: sa.RowMapping | dict[str, Any], labels: Sequence[sa.RowMapping]
+    kind: TaskKind, task: sa.RowMapping | dict[str, Any], labels: Sequence[sa.RowMapping], with_unlabeled: bool
 ) -> Iterator[dict[str, Any]]:
-    if not labels:
+    if not labels and not with_unlabeled:
         return
     content = {key: value for key, value in task["content"].items() if key != "gold_ranking"}
     content["task_key"] = task["key"]
+    if task["is_qualification"]:
+        content["qualification"] = True
+    if not labels and kind is TaskKind.DEMONSTRATE:
+        yield content
     if kind is not TaskKind.DEMONSTRATE:
         yield content | {
             "labels": [_who(label) | {"order": label["order"]} | _said(label["label"]) for label in labels]

@@ -159,10 +159,11 @@ class LabelingServicer(labeling_pb2_grpc.LabelingServiceServicer):
         self, request: pb.ExportLabelsRequest, context: Context
     ) -> AsyncIterator[pb.ExportLabelsResponse]:
         """Rows in the order in which their tasks were finished."""
-        if request.follow and request.include_unfinished:
-            raise InvalidRequest("include_unfinished: not with follow", field="include_unfinished")
+        for field in ("include_unfinished", "include_unlabeled"):
+            if request.follow and getattr(request, field):
+                raise InvalidRequest(f"{field}: not with follow", field=field)
         project = await self._database.read(projects.get, request.project)
-        after, is_last_pass = request.after_sequence, not request.include_unfinished
+        after, is_last_pass = request.after_sequence, not (request.include_unfinished or request.include_unlabeled)
         quiet_s, is_told = 0.0, False  # of the tasks that wait, at the begin and after each row
         while True:
             page = await self._database.read(_finished, request, after)
@@ -206,6 +207,7 @@ class LabelingServicer(labeling_pb2_grpc.LabelingServiceServicer):
                 after=after,
                 groups=list(request.groups),
                 with_withdrawn=request.include_withdrawn,
+                with_unlabeled=request.include_unlabeled,
                 limit=_EXPORTED_AT_ONCE,
             )
             for row in page.rows:

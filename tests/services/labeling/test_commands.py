@@ -168,6 +168,54 @@ def test_a_group_that_no_label_has_leaves_an_export_alone(command: Command, serv
     assert not file.read_text()  # what there is came before
 
 
+def test_keys_of_tasks_that_nobody_has_labeled_are_found_and_withdrawn(
+    command: Command, service: Service, tmp_path: Path
+) -> None:
+    service.project(overlap=2, undo_ms=0, held_out_group="")
+    rows = [*map(ranked, range(3)), ranked(3, gold_ranking=[[0], [1, 2, 3]], overlap=1)]
+    command("import", "p", jsonl(tmp_path / "rows.jsonl", *rows))
+    ann = service.person("ann", group="crowd")
+    for _ in range(2):  # the qualification, then Q0
+        given = ann.next("p")
+        ann.submit(given, in_order(given))
+
+    def export(*options: str) -> list[dict[str, Any]]:
+        lines = command("export", "p", "-", *options).output.splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{")]
+
+    assert [row["prompt"] for row in export("--include-unfinished")] == ["Q0"]
+    found = export("--include-unlabeled")
+    assert [(row["prompt"], len(row["labels"]), row.get("qualification", False)) for row in found] == [
+        ("Q0", 1, False),
+        ("Q1", 0, False),
+        ("Q2", 0, False),
+        ("Q3", 0, True),  # labeled, which no export tells
+    ]
+    assert not any("gold_ranking" in row for row in found)
+    assert [len(row["labels"]) for row in export("--include-unlabeled", "--group", "experts", "--group", "crowd")] == [
+        1,
+        0,
+        0,
+        0,
+    ]
+    keys = [found[number]["task_key"] for number in (1, 3)]
+    assert command("withdraw", "p", *keys).output.startswith("2 of 2 tasks withdrawn from p")
+    assert [row["prompt"] for row in export("--include-unlabeled")] == ["Q0", "Q2"]
+    assert len(export("--include-unlabeled", "--include-withdrawn")) == 4
+    with pytest.raises(TrimtabError, match="include_unlabeled: not with --follow"):
+        command("export", "p", "-", "--include-unlabeled", "--follow")
+    with pytest.raises(InvalidRequest, match="include_unlabeled: not with follow"):
+        service.export(include_unlabeled=True, follow=True)
+
+
+def test_demonstrations_to_be_written_are_found(command: Command, service: Service, tmp_path: Path) -> None:
+    command("create", "d", "--kind", "demonstrate")
+    command("import", "d", jsonl(tmp_path / "rows.jsonl", {"prompt": "Q", "task_key": "q"}))
+    exported = tmp_path / "exported"
+    command("export", "d", exported, "--include-unlabeled")
+    assert json.loads(exported.read_text()) == {"prompt": "Q", "task_key": "q"}
+
+
 def test_a_demonstration_has_a_group_too(command: Command, service: Service, tmp_path: Path) -> None:
     command("create", "d", "--kind", "demonstrate", "--undo-s", 0)
     command("import", "d", jsonl(tmp_path / "rows.jsonl", {"prompt": "Q"}))

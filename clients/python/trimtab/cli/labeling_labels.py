@@ -32,6 +32,11 @@ _FOLLOW_S = 10 * 365 * 86400.0
 @click.option("--after", type=click.IntRange(0), help="Only tasks finished after this sequence number.")
 @click.option("--settled-only", is_flag=True, help="Leave out what can still be taken back (--undo-s of the project).")
 @click.option("--include-unfinished", is_flag=True, help="Also tasks that want more labels.")
+@click.option(
+    "--include-unlabeled",
+    is_flag=True,
+    help="Also tasks without a label, and those of the qualification, with empty labels: to find their keys.",
+)
 @click.option("--include-withdrawn", is_flag=True, help="Also tasks that were withdrawn.")
 @click.option(
     "--follow",
@@ -46,6 +51,7 @@ def export(
     after: int | None,
     settled_only: bool,
     include_unfinished: bool,
+    include_unlabeled: bool,
     include_withdrawn: bool,
     follow: bool,
     **connection: Any,
@@ -56,14 +62,16 @@ def export(
     --follow rows are added to it as they come, until Ctrl-C, and the same command goes on where it was stopped, as
     FILE.progress says.
     """
-    if follow and include_unfinished:
-        raise ConfigError("include_unfinished: not with --follow", field="include_unfinished")
+    for field, is_given in (("include_unfinished", include_unfinished), ("include_unlabeled", include_unlabeled)):
+        if follow and is_given:
+            raise ConfigError(f"{field}: not with --follow", field=field)
     request = pb.ExportLabelsRequest(
         project=project,
         after_sequence=after or 0,
         groups=groups,
         settled_only=settled_only,
         include_unfinished=include_unfinished,
+        include_unlabeled=include_unlabeled,
         include_withdrawn=include_withdrawn,
         follow=follow,
     )

@@ -811,6 +811,7 @@ class ExportLabelsRequest(_message.Message):
     INCLUDE_UNFINISHED_FIELD_NUMBER: _builtins.int
     GROUPS_FIELD_NUMBER: _builtins.int
     INCLUDE_WITHDRAWN_FIELD_NUMBER: _builtins.int
+    INCLUDE_UNLABELED_FIELD_NUMBER: _builtins.int
     project: _builtins.str
     """The project. Empty: NOT_FOUND."""
     after_sequence: _builtins.int
@@ -827,6 +828,10 @@ class ExportLabelsRequest(_message.Message):
     """
     include_withdrawn: _builtins.bool
     """Adds the tasks that were withdrawn, in their places."""
+    include_unlabeled: _builtins.bool
+    """As include_unfinished, and adds the tasks among them that have no label of these groups and all of the qualification,
+    whose rows have "qualification": true. Their rows have empty labels, or no completion; gold answers are never sent.
+    """
     @_builtins.property
     def groups(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Only labels of these groups, which their labelers had when they sent them. Empty: of all."""
@@ -841,10 +846,11 @@ class ExportLabelsRequest(_message.Message):
         include_unfinished: _builtins.bool = ...,
         groups: _abc.Iterable[_builtins.str] | None = ...,
         include_withdrawn: _builtins.bool = ...,
+        include_unlabeled: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_sequence", b"after_sequence", "follow", b"follow", "groups", b"groups", "include_unfinished", b"include_unfinished", "include_withdrawn", b"include_withdrawn", "project", b"project", "settled_only", b"settled_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_sequence", b"after_sequence", "follow", b"follow", "groups", b"groups", "include_unfinished", b"include_unfinished", "include_unlabeled", b"include_unlabeled", "include_withdrawn", b"include_withdrawn", "project", b"project", "settled_only", b"settled_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
