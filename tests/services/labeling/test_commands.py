@@ -266,6 +266,9 @@ def test_an_import_says_what_becomes_of_systems(command: Command, service: Servi
     row = ranked(0, systems=["m1", "m2", "m3", "m4"])
     told = command("import", "p", jsonl(tmp_path / "rows.jsonl", row)).output
     assert 'the fields systems; a task keeps `systems` as `sources`: [{"model": NAME}, ...]\n' in told
+    row |= {"prompt": "Q1", "sources": [{"model": name} for name in row["systems"]]}
+    told = command("import", "p", jsonl(tmp_path / "rows.jsonl", row)).output
+    assert "the fields systems\n" in told
 
 
 def test_what_people_wrote_is_no_markup(command: Command, service: Service, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import gzip
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,7 @@ def read_tasks(path: Path, *, warn: Callable[[str], None]) -> list[TaskRow]:
     """
     rows: list[TaskRow] = []
     left_out: set[str] = set()
+    advice = ""
     for line, content in _lines(path):
         try:
             row = _parsed(content)
@@ -64,10 +65,12 @@ def read_tasks(path: Path, *, warn: Callable[[str], None]) -> list[TaskRow]:
         except DataError as error:
             raise DataError(f"{path}:{line}: {error.message}", field=error.field, value=error.value) from None
         left_out |= set(row) - set(_TAKEN)
+        if row.get("systems") and not row.get("sources"):
+            advice = '; a task keeps `systems` as `sources`: [{"model": NAME}, ...]'
     if not rows:
         raise DataError(f"{path}: it has no rows", field="rows", value=0, limit="at least 1")
     if left_out:
-        warn(f"{path}: left out of the tasks are the fields {', '.join(sorted(left_out))}{_told_of(left_out)}")
+        warn(f"{path}: left out of the tasks are the fields {', '.join(sorted(left_out))}{advice}")
     return rows
 
 
@@ -91,10 +94,6 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
                     yield number, line
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}:{number + 1}: cannot be read: {error}", field="line") from None
-
-
-def _told_of(left_out: Set[str]) -> str:
-    return '; a task keeps `systems` as `sources`: [{"model": NAME}, ...]' if "systems" in left_out else ""
 
 
 def _parsed(line: bytes) -> dict[str, Any]:
