@@ -492,15 +492,15 @@ def test_the_command_says_that_a_run_was_started_already(
 ) -> None:
     def again(spec: str) -> str:
         (file := tmp_path / "spec.yaml").write_text(spec)
-        arguments = ["start", "twice", str(file), "--target", service.target]
+        arguments = ["start", "again", str(file), "--target", service.target]
         return CliRunner().invoke(runs, arguments, catch_exceptions=False).output
 
     spec = sft(llama_folder, demonstrations)
-    assert re.match(r"twice: (STARTING|RUNNING), in ", again(spec))
-    assert re.match(r"twice: was started already, .* nothing new is started\. (STARTING|RUNNING), in ", again(spec))
-    ended = wait_state(service, "twice", pb.RUN_STATE_SUCCEEDED)
+    assert re.match(r"again: (STARTING|RUNNING), in ", again(spec))
+    assert re.match(r"again: was started already, .* nothing new is started\. (STARTING|RUNNING), in ", again(spec))
+    ended = wait_state(service, "again", pb.RUN_STATE_SUCCEEDED)
     assert "nothing new is started. SUCCEEDED, in " in (told := again(spec)) and "another name" in told
-    assert get(service, "twice").create_time == ended.create_time
+    assert get(service, "again").create_time == ended.create_time
 
 
 def test_the_exit_code_says_that_the_run_started_already_has_failed_or_was_stopped(
