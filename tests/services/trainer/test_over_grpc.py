@@ -503,28 +503,37 @@ def test_the_command_says_that_a_run_was_started_already(
     assert get(service, "again").create_time == ended.create_time
 
 
-def test_the_exit_code_says_that_the_run_started_already_has_failed_or_was_stopped(
+def exit_code(service: Client, name: str, file: Path, spec: str) -> int:
+    """Of `trimtab runs start`."""
+    file.write_text(spec)
+    arguments = ["start", name, str(file), "--target", service.target]
+    code: int = CliRunner().invoke(runs, arguments, catch_exceptions=False, standalone_mode=False).return_value
+    return code
+
+
+def test_the_exit_code_says_that_the_run_started_already_was_stopped(
     service: Client, llama_folder: Path, demonstrations: Path, tmp_path: Path
 ) -> None:
-    def code(name: str, spec: str) -> int:
-        (file := tmp_path / "spec.yaml").write_text(spec)
-        arguments = ["start", name, str(file), "--target", service.target]
-        return CliRunner().invoke(runs, arguments, catch_exceptions=False, standalone_mode=False).return_value
-
-    long = sft(llama_folder, demonstrations, epochs=5000)
-    assert (code("to-stop", long), code("to-stop", long)) == (0, 0)
+    spec, file = sft(llama_folder, demonstrations, epochs=5000), tmp_path / "spec.yaml"
+    assert [exit_code(service, "to-stop", file, spec) for _ in range(2)] == [0, 0]
     wait_steps(service, "to-stop", 1)
     service.stop_run(pb.StopRunRequest(name="to-stop"))
     wait_state(service, "to-stop", pb.RUN_STATE_STOPPED)
-    assert code("to-stop", long) == 130
+    assert exit_code(service, "to-stop", file, spec) == 130
 
+
+def test_the_exit_code_says_that_the_run_started_already_has_failed(
+    service: Client, llama_folder: Path, demonstrations: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "spec.yaml"
     demonstrations.write_text('{"prompt": ""}\n')
     bad = sft(llama_folder, demonstrations)
-    assert code("to-fail", bad) == 0
+    assert exit_code(service, "to-fail", file, bad) == 0
     wait_state(service, "to-fail", pb.RUN_STATE_FAILED)
-    assert code("to-fail", bad) == 1
+    assert exit_code(service, "to-fail", file, bad) == 1
     demonstrations.write_text('{"prompt": "the dog", "completion": "It sleeps."}\n')
-    assert code("to-fail", sft(llama_folder, demonstrations, batch_size=1)) == 0  # a new run in its place
+    mended = sft(llama_folder, demonstrations, batch_size=1)
+    assert exit_code(service, "to-fail", file, mended) == 0  # a new run in its place
     wait_state(service, "to-fail", pb.RUN_STATE_SUCCEEDED)
 
 
