@@ -85,7 +85,7 @@ def test_a_policy_takes_over_in_the_middle_of_completions(
     assert go(run).state is RunState.SUCCEEDED
     steps = figures(run)
     assert len(steps) == 8
-    assert steps[0]["lag"] == 0 and 1 <= max(row["lag"] for row in steps) <= max_lag  # slow sampling ends on a new policy
+    assert steps[0]["lag"] == 0 and 1 <= max(row["lag"] for row in steps) <= max_lag  # by the pace of sampling
     assert all(0 <= row["mean_lag"] <= row["lag"] for row in steps)
     assert sum(row["mixed_fraction"] for row in steps) > 0
     assert all(0 < row["importance_weight"] <= 2 for row in steps)
