@@ -170,7 +170,8 @@ def warn_of_unknown(
         warn: takes the sentence.
     """
     unknown = tokenizer.unk_token_id
-    if not isinstance(unknown, int) or unknown in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id):
+    others = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    if not isinstance(unknown, int) or unknown in others:
         return
     found = [(list(ids).count(unknown), len(ids)) for ids in sequences]
     share = sum(count for count, _ in found) / max(1, sum(tokens for _, tokens in found))
