@@ -164,16 +164,19 @@ def draw(directory: Path, rows: Sequence[Mapping[str, Any]], plot: Path) -> None
     speed.axhline(possible_gain(rows[0]), color="#888888", linestyle=":", label="all that overlap can bring")
     speed.set(ylabel="iterations a second, over those at 0", title="Throughput")
     speed.legend()
-    for key, colour in (("over_sft", "#2a6f97"), ("gold", "#bc6c25")):
+    for key, colour, aside in (("over_sft", "#2a6f97", -0.1), ("gold", "#bc6c25", 0.1)):
         values = [row[key]["value"] for row in rows]
         spread = [
             [row[key]["value"] - row[key]["low"] for row in rows],
             [row[key]["high"] - row[key]["value"] for row in rows],
         ]
         label = {"over_sft": "preferred to SFT, by gold score", "gold": "gold score"}[key]
-        learnt.errorbar(places, values, yerr=spread, fmt="o", capsize=3, color=colour, label=label)
+        learnt.errorbar(
+            [place + aside for place in places], values, yerr=spread, fmt="o", capsize=3, color=colour, label=label
+        )
     learnt.set(title="Learning, after equal iterations")
-    learnt.legend()
+    learnt.margins(y=0.3)
+    learnt.legend(loc="upper left")
     for axes in (speed, learnt):
         axes.set(xlabel="max_lag", xticks=list(places), xticklabels=lags)
     for row, shade in zip(rows, pyplot.colormaps["viridis"]([n / len(rows) for n in places]), strict=True):
