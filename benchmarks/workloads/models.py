@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,11 +73,12 @@ TinyLlama, 1.1 billion."""
 
 
 def policy_model(
-    shape: str = "10m", *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+    shape: str | Mapping[str, Any] = "10m", *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
 ) -> LlamaForCausalLM:
-    """A policy of one of `SHAPES`, its weights made where it goes."""
+    """A policy of one of `SHAPES`, or of a shape like these, its weights made where it goes."""
     torch.manual_seed(7)
-    config = LlamaConfig(pad_token_id=PAD, bos_token_id=None, eos_token_id=EOS, dtype=dtype, **SHAPES[shape])
+    sizes = SHAPES[shape] if isinstance(shape, str) else shape
+    config = LlamaConfig(pad_token_id=PAD, bos_token_id=None, eos_token_id=EOS, dtype=dtype, **sizes)
     with torch.device(device):
         model = LlamaForCausalLM(config)
     nn.Module.to(model, dtype=dtype)

@@ -173,7 +173,7 @@ def warn_of_unknown(
     others = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
     if not isinstance(unknown, int) or unknown in others:
         return
-    found = [(list(ids).count(unknown), len(ids)) for ids in sequences]
+    found = [(ids.count(unknown), len(ids)) for ids in sequences]
     share = sum(count for count, _ in found) / max(1, sum(tokens for _, tokens in found))
     if share > _MOST_UNKNOWN:
         warn(f"{path}: {share:.0%} of the tokens are text that the tokenizer does not know, all the same to the model")

@@ -131,8 +131,8 @@ class Handout:
     def _spread(self, waiting: deque[Work], replicas: Sequence[Replica], *, ahead: bool) -> list[_Chunk]:
         """Gives out what waits, so that each replica has as much to do as the others where all have room for it.
 
-        Some may wait at a replica (`ahead`) if there are more than all slots, and no older collection has samples that
-        would have to wait behind them.
+        Some may wait at a replica (`ahead`) if there are more than all slots and no older collection has samples that
+        would have to wait behind them, or if they are late samples of the older one.
         """
         given: list[_Chunk] = []
         order = sorted(replicas, key=lambda replica: self._room(replica, ahead))
@@ -152,8 +152,9 @@ class Handout:
         holders = Counter(sample for chunk in self._chunks for sample in chunk.left)
         settled = self._done | {sample for sample, count in holders.items() if count > 1}
         again = deque(rest for chunk in late for work in chunk.works for rest in left_of(work, settled, tries=0))
+        well = [replica for replica in replicas if replica not in slow]
         beside_younger = len(self._among) > 1
-        given = self._spread(again, [one for one in replicas if one not in slow], ahead=beside_younger)
+        given = self._spread(again, well, ahead=beside_younger or _count(again) > sum(map(slots_of, well)))
         self.hedged += sum(len(chunk.left) for chunk in given)
 
     def _room(self, replica: Replica, ahead: bool) -> int:

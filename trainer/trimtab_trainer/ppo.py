@@ -115,8 +115,8 @@ def train(context: StageContext, config: PPOConfig) -> StageResult:
                 with clock.phase("publish"):
                     after = replace(state, iteration=state.iteration + 1)
                     publication = _wait_for(context, publishing, partial(_snapshot, agent, after))
-                    version = good_version = publication.version
-                    pipeline.policy_is(version, state.iteration)
+                    good_version = publication.version
+                    pipeline.policy_is(good_version, state.iteration)
                     state.recent_versions = pipeline.recent_versions
                     pipeline.settle()
                     publishing = _publish(publisher, agent, state.iteration + 1)
@@ -126,7 +126,8 @@ def train(context: StageContext, config: PPOConfig) -> StageResult:
                 if context.spec.miniature is not None:
                     metrics["gold"] = mean_gold(rollouts, tokenizer)
                 samples = samples_of(rollouts, tokenizer, config.reported_samples)
-                _finish_iteration(context, config, agent, state, {**metrics, **age, "version": version}, samples)
+                metrics |= {**age, "version": publication.version}
+                _finish_iteration(context, config, agent, state, metrics, samples)
 
             pipeline.cancel()
             version = _wait_for(context, publishing, lambda: _snapshot(agent, state)).version
@@ -223,7 +224,7 @@ def _publish(publisher: PolicyPublisher, agent: ActorCritic, iteration: int) -> 
 
 
 def _wait_for(context: StageContext, pending: Future[T], capture: Callable[[], Snapshot]) -> T:
-    """What an iteration waits for before it changes anything; a stop does not wait: all of it can be made again.
+    """What an iteration waits for. A stop does not wait: it saves what `capture` gives, from which the run goes on.
 
     Raises:
         StageStopped: a stop was asked for; the checkpoint is on disk.
