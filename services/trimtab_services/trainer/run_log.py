@@ -13,6 +13,7 @@ __all__ = ["MOST_OUTPUT_BYTES", "MOST_PIECE_BYTES", "check_offset", "read_end", 
 
 MOST_PIECE_BYTES = 256 * 1024
 MOST_OUTPUT_BYTES = 64 * 1024
+"""Bytes that are shown of the end of a process's output."""
 
 
 def check_offset(directory: Path, offset: int) -> None:

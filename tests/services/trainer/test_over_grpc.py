@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from rich.console import Console
 
 from running import FREE_PORTS, RunningServer, client, wait_serving
@@ -487,63 +487,65 @@ def test_runs_are_listed_newest_first_in_pages(service: Client, llama_folder: Pa
         service.list_runs(pb.ListRunsRequest(page_token="x"))
 
 
-def test_the_command_says_that_a_run_was_started_already(
-    service: Client, llama_folder: Path, demonstrations: Path, tmp_path: Path
-) -> None:
-    def again(spec: str) -> str:
-        (file := tmp_path / "spec.yaml").write_text(spec)
-        arguments = ["start", "again", str(file), "--target", service.target]
-        return CliRunner().invoke(runs, arguments, catch_exceptions=False).output
+@pytest.fixture
+def start_by_command(service: Client, tmp_path: Path) -> Callable[[str, str], Result]:
+    """`trimtab runs start` of a name and a spec."""
 
-    spec = sft(llama_folder, demonstrations)
-    assert re.match(r"again: (STARTING|RUNNING), in ", again(spec))
-    assert re.match(r"again: was started already, .* nothing new is started\. (STARTING|RUNNING), in ", again(spec))
+    def invoke(name: str, spec: str) -> Result:
+        (file := tmp_path / "spec.yaml").write_text(spec)
+        arguments = ["start", name, str(file), "--target", service.target]
+        return CliRunner().invoke(runs, arguments, catch_exceptions=False, standalone_mode=False)
+
+    return invoke
+
+
+def test_the_command_says_that_a_run_was_started_already(
+    service: Client, start_by_command: Callable[[str, str], Result], llama_folder: Path, demonstrations: Path
+) -> None:
+    def again() -> str:
+        return start_by_command("again", sft(llama_folder, demonstrations)).output
+
+    assert re.match(r"again: (STARTING|RUNNING), in ", again())
+    assert re.match(r"again: was started already, .* nothing new is started\. (STARTING|RUNNING), in ", again())
     ended = wait_state(service, "again", pb.RUN_STATE_SUCCEEDED)
-    assert "nothing new is started. SUCCEEDED, in " in (told := again(spec)) and "another name" in told
+    assert "nothing new is started. SUCCEEDED, in " in (told := again()) and "another name" in told
     assert get(service, "again").create_time == ended.create_time
 
 
-def exit_code(service: Client, name: str, file: Path, spec: str) -> int:
-    """Of `trimtab runs start`."""
-    file.write_text(spec)
-    arguments = ["start", name, str(file), "--target", service.target]
-    code: int = CliRunner().invoke(runs, arguments, catch_exceptions=False, standalone_mode=False).return_value
-    return code
-
-
 def test_the_exit_code_says_that_the_run_started_already_was_stopped(
-    service: Client, llama_folder: Path, demonstrations: Path, tmp_path: Path
+    service: Client, start_by_command: Callable[[str, str], Result], llama_folder: Path, demonstrations: Path
 ) -> None:
-    spec, file = sft(llama_folder, demonstrations, epochs=5000), tmp_path / "spec.yaml"
-    assert [exit_code(service, "to-stop", file, spec) for _ in range(2)] == [0, 0]
+    spec = sft(llama_folder, demonstrations, epochs=5000)
+    assert [start_by_command("to-stop", spec).return_value for _ in range(2)] == [0, 0]
     wait_steps(service, "to-stop", 1)
     service.stop_run(pb.StopRunRequest(name="to-stop"))
     wait_state(service, "to-stop", pb.RUN_STATE_STOPPED)
-    assert exit_code(service, "to-stop", file, spec) == 130
+    assert start_by_command("to-stop", spec).return_value == 130
 
 
 def test_the_exit_code_says_that_the_run_started_already_has_failed(
-    service: Client, llama_folder: Path, demonstrations: Path, tmp_path: Path
+    service: Client, start_by_command: Callable[[str, str], Result], llama_folder: Path, demonstrations: Path
 ) -> None:
-    file = tmp_path / "spec.yaml"
     demonstrations.write_text('{"prompt": ""}\n')
     bad = sft(llama_folder, demonstrations)
-    assert exit_code(service, "to-fail", file, bad) == 0
+    assert start_by_command("to-fail", bad).return_value == 0
     wait_state(service, "to-fail", pb.RUN_STATE_FAILED)
-    assert exit_code(service, "to-fail", file, bad) == 1
+    assert start_by_command("to-fail", bad).return_value == 1
     demonstrations.write_text('{"prompt": "the dog", "completion": "It sleeps."}\n')
     mended = sft(llama_folder, demonstrations, batch_size=1)
-    assert exit_code(service, "to-fail", file, mended) == 0  # a new run in its place
+    assert start_by_command("to-fail", mended).return_value == 0  # a new run in its place
     wait_state(service, "to-fail", pb.RUN_STATE_SUCCEEDED)
 
 
 def test_the_command_says_which_name_and_folder_of_the_spec_are_not_used(
-    service: Client, directory: Path, llama_folder: Path, demonstrations: Path, tmp_path: Path
+    service: Client,
+    start_by_command: Callable[[str, str], Result],
+    directory: Path,
+    llama_folder: Path,
+    demonstrations: Path,
 ) -> None:
     def told(**changes: str) -> str:
-        (file := tmp_path / "spec.yaml").write_text(yaml.safe_dump({**spec, **changes}))
-        arguments = ["start", "renamed", str(file), "--target", service.target]
-        return CliRunner().invoke(runs, arguments, catch_exceptions=False).stderr
+        return start_by_command("renamed", yaml.safe_dump({**spec, **changes})).stderr
 
     spec = yaml.safe_load(sft(llama_folder, demonstrations))
     unused = f"not used: name 'of-the-spec', directory {spec['directory']!r}; the run has those of the trainer service"

@@ -6,7 +6,8 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -58,65 +59,62 @@ def wait_steps(service: Client, name: str, steps: int) -> None:
     wait_for(lambda: get(service, name).step >= steps)
 
 
-def test_a_run_that_is_stopped_goes_on_on_another_number(
-    tmp_path: Path,
-    llama_folder: Path,
-    demonstrations: Path,  # noqa: F811
-) -> None:
-    with trainer_service(tmp_path / "runs", launcher=TWO, start_timeout_s=200) as (_, service):
-        run = start(service, "pair", sft(llama_folder, demonstrations, epochs=100))
+@pytest.fixture
+def spec(llama_folder: Path, demonstrations: Path) -> str:  # noqa: F811
+    return sft(llama_folder, demonstrations, epochs=100)
+
+
+@contextmanager
+def pair_at_work(directory: Path, spec: str) -> Iterator[tuple[Client, pb.Run, int, set[int]]]:
+    """A service, its run of two processes that has made two steps, and that run's first process and others."""
+    with trainer_service(directory, launcher=TWO, start_timeout_s=200) as (_, service):
+        run = start(service, "pair", spec)
         wait_steps(service, "pair", 2)
-        pid = process_of(tmp_path / "runs", "pair")
-        others = others_of(pid)
-        assert others
+        yield service, run, *processes_of(directory)
+
+
+def processes_of(directory: Path) -> tuple[int, set[int]]:
+    """The first process of the run, and the others."""
+    pid = process_of(directory, "pair")
+    others = others_of(pid)
+    assert others
+    return pid, others
+
+
+def test_a_run_that_is_stopped_goes_on_on_another_number(tmp_path: Path, spec: str) -> None:
+    directory = tmp_path / "runs"
+    with pair_at_work(directory, spec) as (service, run, pid, others):
         service.stop_run(pb.StopRunRequest(name="pair"))
         wait_state(service, "pair", pb.RUN_STATE_STOPPED)
         wait_gone({pid, *others})
         folder = Path(run.directory)
         assert json.loads((folder / "state.json").read_text())["environment"]["processes"] == "2"
-    with trainer_service(tmp_path / "runs", start_timeout_s=200) as (_, service):  # one process goes on where two were
+    with trainer_service(directory, start_timeout_s=200) as (_, service):  # one process goes on where two were
         steps = get(service, "pair").step
         service.resume_run(pb.ResumeRunRequest(name="pair"))
         wait_steps(service, "pair", steps + 1)
-        assert others_of(process_of(tmp_path / "runs", "pair")) == set()
+        assert others_of(process_of(directory, "pair")) == set()
         service.stop_run(pb.StopRunRequest(name="pair"))
         wait_state(service, "pair", pb.RUN_STATE_STOPPED)
 
 
-def test_one_that_is_lost_ends_the_run_and_a_kill_leaves_none(
-    tmp_path: Path,
-    llama_folder: Path,
-    demonstrations: Path,  # noqa: F811
-) -> None:
-    with trainer_service(tmp_path / "runs", launcher=TWO, start_timeout_s=200) as (_, service):
-        start(service, "pair", sft(llama_folder, demonstrations, epochs=100))
-        wait_steps(service, "pair", 1)
-        pid = process_of(tmp_path / "runs", "pair")
-        others = others_of(pid)
+def test_one_that_is_lost_ends_the_run_and_a_kill_leaves_none(tmp_path: Path, spec: str) -> None:
+    directory = tmp_path / "runs"
+    with pair_at_work(directory, spec) as (service, _, pid, others):
         for other in others:
             os.kill(other, signal.SIGKILL)
         assert "rank 1" in wait_state(service, "pair", pb.RUN_STATE_FAILED).error
         wait_gone({pid, *others})
         service.resume_run(pb.ResumeRunRequest(name="pair"))
         wait_state(service, "pair", pb.RUN_STATE_RUNNING)
-        pid = process_of(tmp_path / "runs", "pair")
-        others = others_of(pid)
-        assert others
+        pid, others = processes_of(directory)
         kill(pid, "pair")
         wait_gone(others)
         wait_state(service, "pair", pb.RUN_STATE_FAILED)
 
 
-def test_a_first_process_that_is_killed_alone_leaves_none(
-    tmp_path: Path,
-    llama_folder: Path,
-    demonstrations: Path,  # noqa: F811
-) -> None:
-    with trainer_service(tmp_path / "runs", launcher=TWO, start_timeout_s=200) as (_, service):
-        start(service, "pair", sft(llama_folder, demonstrations, epochs=100))
-        wait_steps(service, "pair", 1)
-        pid = process_of(tmp_path / "runs", "pair")
-        others = others_of(pid)
+def test_a_first_process_that_is_killed_alone_leaves_none(tmp_path: Path, spec: str) -> None:
+    with pair_at_work(tmp_path / "runs", spec) as (service, _, pid, others):
         os.kill(pid, signal.SIGKILL)
         began = time.monotonic()
         wait_gone(others)

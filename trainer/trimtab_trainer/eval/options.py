@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -65,7 +66,7 @@ def contestant_options(*, urls: bool = False, tokenizer: bool = False) -> Callab
     return add
 
 
-_CREDENTIALS = ("token_file", "tls", "ca_file", "certificate_file", "key_file", "insecure")
+_CREDENTIALS = tuple(inspect.signature(credentials_of).parameters)
 _TOKENIZER = click.option(
     "--tokenizer",
     type=click.Path(path_type=Path),

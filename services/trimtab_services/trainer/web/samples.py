@@ -18,8 +18,6 @@ from trimtab.errors import CorruptData, FailedPrecondition
 
 __all__ = ["SampleFiles"]
 
-"""Bytes that are shown of the end of a process's output."""
-
 _FIGURES = ("reward", "judge", "gold", "kl", "tokens")
 
 _FirstAnswers = dict[int, tuple[str, dict[str, Any]]]

@@ -206,7 +206,7 @@ def test_replicas_are_shown_with_their_age(
     summary.click()
     rows = window.page.locator("table", has_text="Last answer").locator("tbody tr")
     assert rows.all_inner_texts()[0].split("\t")[:5] == ["generation", "10.0.0.1:50051", "serving", "7", "0"]
-    window.page.get_by_text("As of 2 s ago.").wait_for()  # nobody loads the page
+    window.page.get_by_text("As the run told 2 s ago.").wait_for()  # nobody loads the page
     lost = replica(service="reward", state=info_pb2.SERVICE_STATE_UNSPECIFIED, note=MARKUP)
     monkeypatch.setattr(reported_replicas, "time", SimpleNamespace(time=lambda: time.time() - 300))  # 5 minutes ago
     empty.report("a", replica(version=7, channel_version=8), lost)

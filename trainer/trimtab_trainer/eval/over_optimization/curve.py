@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from trimtab_trainer.claims import Estimate
 
-__all__ = ["Course", "Curve", "Peak", "Point", "fit_course", "fit_curve", "gain_at"]
+__all__ = ["Course", "Curve", "Peak", "Point", "distance", "fit_course", "fit_curve", "gain_at"]
 
 _LEAST_POINTS = 8
 """Of a fit: with fewer, three coefficients follow every point."""

@@ -10,11 +10,10 @@ from typing import Any
 
 import click
 
-from trimtab.errors import ConfigError
 from trimtab_trainer.digests import content_digest
 from trimtab_trainer.eval.clusters import Measure
 from trimtab_trainer.eval.contestants import Comparison, Connection, Contestant, ask_services
-from trimtab_trainer.eval.findings import Findings, interval
+from trimtab_trainer.eval.findings import Findings, check_new_file, interval
 from trimtab_trainer.eval.options import Output, contestant_options, findings_options
 from trimtab_trainer.eval.tasks.figures import (
     TASKS,
@@ -77,8 +76,8 @@ def command(
     """
     contestants, reference, connection = compared.contestants, compared.baseline, compared.connection
     folders = compared.tokenizers
-    if samples_dir is not None and samples_dir.exists():
-        raise ConfigError(f"samples-dir: {samples_dir} is there already", field="samples-dir", value=samples_dir)
+    if samples_dir is not None:
+        check_new_file("samples-dir", samples_dir)
     files = parse_tasks(tasks)
     for task, file in files.items():
         check_rows(task, file)
