@@ -47,8 +47,9 @@ def withdraw(
     project = projects.hold(connection, project_name)
     found: dict[str, sa.RowMapping] = {}
     labels = 0
-    for start in range(0, len(keys), _ROWS_AT_ONCE):
-        some = keys[start : start + _ROWS_AT_ONCE]
+    distinct = list(dict.fromkeys(keys))
+    for start in range(0, len(distinct), _ROWS_AT_ONCE):
+        some = distinct[start : start + _ROWS_AT_ONCE]
         query = sa.select(tasks.c.id, tasks.c.key, tasks.c.withdraw_time).where(
             tasks.c.project_id == project.id, tasks.c.key.in_(some)
         )

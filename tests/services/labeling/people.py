@@ -82,6 +82,9 @@ class Service:
     def export(self, project: str = "p", **options: Any) -> list[pb.ExportLabelsResponse]:
         return list(self.program.export_labels(pb.ExportLabelsRequest(project=project, **options)))
 
+    def progress(self, project: str = "p") -> pb.ProjectProgress:
+        return self.program.get_project(pb.GetProjectRequest(name=project)).project.progress
+
     def close(self) -> None:
         for person in self._people:
             person.close()

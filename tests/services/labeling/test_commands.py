@@ -100,7 +100,7 @@ def test_a_broken_row_is_told_by_file_line_and_field_and_nothing_is_imported(
     with pytest.raises(DataError) as caught:
         command("import", "p", file)
     assert caught.value.message.startswith(f"{file}:3: {words}"), caught.value.message
-    assert service.program.get_project(pb.GetProjectRequest(name="p")).project.progress.tasks == 0
+    assert service.progress().tasks == 0
 
 
 def test_equal_answers_of_two_sources_are_a_task(command: Command, service: Service, tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_tasks_are_withdrawn_projects_archived_and_labelers_qualified_again(
     while given := ann.next("p"):
         ann.submit(given, in_order(given))
     keys = tmp_path / "keys"
-    keys.write_text("t1\n\n")
+    keys.write_text("t1\n\nt0\n")
     done = command("withdraw", "p", "t0", "--keys-file", keys)
     assert done.output == "2 of 2 tasks withdrawn from p; they have 2 labels\n"
     done = command("withdraw", "p", "t0", "--restore")

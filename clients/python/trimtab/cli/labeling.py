@@ -231,7 +231,7 @@ def _imported(done: pb.ImportTasksResponse, project: str) -> str:
 def withdraw(project: str, keys: tuple[str, ...], keys_file: TextIO | None, restore: bool, **connection: Any) -> None:
     """Take tasks out of PROJECT: they are not given out, counted or exported any more. Nothing is deleted."""
     named = [*keys, *((line.rstrip("\r\n") for line in keys_file) if keys_file is not None else ())]
-    request = pb.WithdrawTasksRequest(project=project, task_keys=[key for key in named if key], restore=restore)
+    request = pb.WithdrawTasksRequest(project=project, task_keys=dict.fromkeys(filter(None, named)), restore=restore)
     with client_of("labeling", **connection) as client:
         done = client.withdraw_tasks(request)
     where = f"{'put back into' if restore else 'withdrawn from'} {project}"
