@@ -66,6 +66,7 @@ def add(
         )
     project = projects.hold(connection, project_name)
     digest = _digest(new)
+    keys = [task.made_key() for task in new]
     before = connection.execute(
         sa.select(imports.c.digest, imports.c.task_count).where(
             imports.c.project_id == project.id, imports.c.import_id == import_id
@@ -79,14 +80,13 @@ def add(
                 field="import_id",
                 value=import_id,
             )
-        withdrawn = _withdrawn(connection, project.id, [task.made_key() for task in new])
+        withdrawn = _withdrawn(connection, project.id, keys)
         return Added(before.task_count, len(new) - before.task_count, withdrawn, before=True)
     for index, task in enumerate(new):
         try:
             check_task(project.kind, task, max_characters=max_characters)
         except InvalidRequest as error:
             raise error.under(f"tasks[{index}]") from None
-    keys = [task.made_key() for task in new]
     _refuse_repeated(keys)
     known = _known(connection, project.id, keys, new)
     rows = [

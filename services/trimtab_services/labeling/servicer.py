@@ -164,7 +164,7 @@ class LabelingServicer(labeling_pb2_grpc.LabelingServiceServicer):
                 raise InvalidRequest(f"{field}: not with follow", field=field)
         project = await self._database.read(projects.get, request.project)
         after, is_last_pass = request.after_sequence, not (request.include_unfinished or request.include_unlabeled)
-        quiet_s, is_told = 0.0, False  # of the tasks that wait, at the begin and after each row
+        quiet_s, is_told = 0.0, False  # of the tasks that wait, at the beginning and after each row
         while True:
             page = await self._database.read(_finished, request, after)
             for row in page.rows:

@@ -85,8 +85,7 @@ def export(
                 for response in _waits_told(client.export_labels(request, timeout_s=timeout_s)):
                     followed.add(response)
             return
-        responses = client.export_labels(request, timeout_s=timeout_s)
-        rows = _Counted(_waits_told(responses) if follow else responses, after or 0)
+        rows = _Counted(_waits_told(client.export_labels(request, timeout_s=timeout_s)), after or 0)
         if str(file) == "-":
             with _told(rows):
                 if follow:

@@ -16,18 +16,16 @@ const GROUPS_ID = "known-groups";
 export async function accountsPage(main) {
   const list = h("ul", { class: "cards plain" });
   const { accounts, groups, next_after } = await get("accounts");
-  const known = h("datalist", { id: GROUPS_ID });
-  const offer = (more) =>
-    fill(
-      known,
-      [...new Set([...more, "heldout"])].map((value) => h("option", { value })),
-    );
-  offer(groups);
+  const known = [...new Set([...groups, "heldout"])];
   list.append(...accounts.map(card));
   fill(
     main,
     h("h1", { tabindex: "-1" }, "Accounts"),
-    known,
+    h(
+      "datalist",
+      { id: GROUPS_ID },
+      known.map((value) => h("option", { value })),
+    ),
     newAccount((account) => list.prepend(card(account))),
     h("h2", {}, "All accounts"),
     list,

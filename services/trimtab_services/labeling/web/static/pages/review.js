@@ -8,9 +8,7 @@ import { table } from "./lists.js";
 
 export async function reviewPage(main, name) {
   const where = `projects/${path(name)}`;
-  const [project, progress, report] = await Promise.all(
-    [where, `${where}/progress`, `${where}/agreement`].map((address) => get(address)),
-  );
+  const [progress, report] = await Promise.all([get(`${where}/progress`), get(`${where}/agreement`)]);
   const retry = (one) =>
     one.passed === false &&
     h(
