@@ -36,7 +36,7 @@ def test_a_task_goes_to_as_many_labelers_as_it_wants_and_never_twice_to_one(eith
         "Question 2?": 2,
         "Question 3?": 1,
     }
-    progress = either.program.get_project(pb.GetProjectRequest(name="p")).project.progress
+    progress = either.progress()
     assert (progress.tasks, progress.finished_tasks, progress.labels, progress.leased_tasks) == (4, 4, 7, 0)
 
 

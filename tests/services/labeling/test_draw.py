@@ -61,7 +61,7 @@ def rows(file: Path) -> list[Any]:
 
 
 def tasks_of(service: Service, project: str) -> int:
-    return service.program.get_project(pb.GetProjectRequest(name=project)).project.progress.tasks
+    return service.progress(project).tasks
 
 
 def test_a_killed_drawing_goes_on_and_ends_as_one_that_was_not(

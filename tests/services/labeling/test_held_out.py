@@ -36,22 +36,18 @@ def groups_of(service: Service, **options: bool) -> dict[str, list[str]]:
     return {row["task_key"]: [label["group"] for label in row["labels"]] for row in rows}
 
 
-def progress(service: Service) -> pb.ProjectProgress:
-    return service.program.get_project(pb.GetProjectRequest(name="p")).project.progress
-
-
 def test_a_held_out_label_uses_up_no_task_and_finishes_none(either: Service) -> None:
     either.project(overlap=1)
     either.add(*(ranking_task(number) for number in range(3)))
     held, other = either.person("hal", group="heldout"), either.person("hana", group="heldout")
     ann = either.person("ann")
     assert len(work(held)) == len(work(other)) == 3  # by default as many as there are such labelers, each once
-    told = progress(either)
+    told = either.progress()
     assert (told.finished_tasks, told.labels, told.held_out_labels) == (0, 6, 6)
     assert groups_of(either) == {}
     assert set(groups_of(either, include_unfinished=True)) == {"task-0", "task-1", "task-2"}
     assert len(work(ann, most=2)) == 2
-    told = progress(either)
+    told = either.progress()
     assert (told.finished_tasks, told.labels, told.held_out_labels) == (2, 8, 6)
     assert groups_of(either) == dict.fromkeys(("task-0", "task-1"), ["heldout", "heldout", ""])
 
@@ -160,10 +156,10 @@ def test_another_group_counts_the_labels_anew(either: Service) -> None:
     assert groups_of(either) == {"task-0": ["testers", "heldout"]}
     either.program.update_project(pb.UpdateProjectRequest(name="p", held_out_group="testers"))
     assert groups_of(either) == {"task-0": ["testers", "heldout"], "task-1": ["heldout"]}
-    assert progress(either).held_out_labels == 1
+    assert either.progress().held_out_labels == 1
     changed = either.program.update_project(pb.UpdateProjectRequest(name="p", held_out_group="", held_out_overlap=3))
     assert (changed.project.held_out_group, changed.project.held_out_overlap) == ("", 3)
-    told = progress(either)
+    told = either.progress()
     assert (told.finished_tasks, told.labels, told.held_out_labels) == (2, 3, 0)
 
 

@@ -51,7 +51,7 @@ def test_streams_refuse_it_by_the_place_in_the_whole_stream(either: Service) -> 
     with pytest.raises(InvalidRequest) as caught:
         either.export(groups=["x", TEXT])
     assert caught.value.field == "groups[1]"
-    assert either.program.get_project(pb.GetProjectRequest(name="p")).project.progress.tasks == 0
+    assert either.progress().tasks == 0
 
 
 def test_the_page_is_never_told_of_a_fault(either: Service) -> None:

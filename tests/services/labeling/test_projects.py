@@ -84,14 +84,14 @@ def test_an_import_sent_again_is_added_once_and_needs_the_same_tasks(either: Ser
     tasks = [ranking_task(number) for number in range(3)]
     assert either.add(*tasks, import_id="i") == 3
     assert either.add(*tasks, import_id="i") == 3
-    assert either.program.get_project(pb.GetProjectRequest(name="p")).project.progress.tasks == 3
+    assert either.progress().tasks == 3
     assert refused(either.add, ranking_task(9), import_id="i").reason is Reason.DUPLICATE_ID
     error = refused(either.add, ranking_task(8), ranking_task(1, category="chat"), import_id="j")
     assert (error.reason, error.field) == (Reason.DUPLICATE_ID, "tasks[1].task_key")
     assert error.message == "tasks[1].task_key: 'task-1' is in the project already, with other category"
     error = refused(either.add, ranking_task(8), ranking_task(7), ranking_task(8), import_id="j")
     assert error.field == "tasks[2].task_key" and "tasks[0]" in error.message
-    assert either.program.get_project(pb.GetProjectRequest(name="p")).project.progress.tasks == 3
+    assert either.progress().tasks == 3
 
 
 def test_tasks_without_a_key_are_named_by_their_content(service: Service) -> None:
@@ -115,7 +115,7 @@ def test_an_import_adds_what_is_new_and_tells_what_was_there(either: Service) ->
         told = either.program.import_tasks([request])
         assert (told.added_tasks, told.known_tasks, told.was_added_before) == (1, 2, was_added_before)
     assert refused(either.add, ranking_task(1, overlap=3)).message.endswith("with other overlap")
-    assert either.program.get_project(pb.GetProjectRequest(name="p")).project.progress.tasks == 2
+    assert either.progress().tasks == 2
 
 
 GOOD = ["a", "b", "c", "d"]
@@ -150,7 +150,7 @@ def test_a_bad_task_is_named_and_nothing_of_its_import_is_added(
     error = refused(service.add, ranking_task(0), pb.LabelTask(**fields))
     assert isinstance(error, InvalidRequest) and error.field == f"tasks[1].{field}", error.message
     assert error.message.startswith(f"tasks[1].{field}: ")
-    assert service.program.get_project(pb.GetProjectRequest(name="p")).project.progress.tasks == 0
+    assert service.progress().tasks == 0
 
 
 def test_imports_are_bounded(tmp_path: Any) -> None:
