@@ -66,6 +66,10 @@ class ModelPublisher:
             bfloat16 few elements change in a step, and only these are sent.
         max_chain: as of `trimtab.weights.Publisher`.
 
+    Attributes:
+        model: as given.
+        dtype: that floating-point tensors are rounded to; None keeps each as it is.
+
     Raises:
         ConfigError: unknown serving_dtype.
     """
@@ -88,18 +92,18 @@ class ModelPublisher:
                 value=serving_dtype,
                 limit=allowed,
             )
-        self._model = model
-        self._dtype = DTYPES[serving_dtype] if serving_dtype is not None else None
+        self.model = model
+        self.dtype = DTYPES[serving_dtype] if serving_dtype is not None else None
         self._channels = channels
-        self._files = _model_files(model, tokenizer, self._dtype)
+        self._files = _model_files(model, tokenizer, self.dtype)
         self._digests = _digests(tokenizer)
         self._publisher = Publisher(client, max_chain=max_chain)
 
     def snapshot(self) -> list[TensorData]:
         """The weights as they are now, rounded, in host memory of their own: training may go on."""
-        copies = {name: _copied(tensor, self._dtype) for name, tensor in named_parameter_tensors(self._model).items()}
-        if self._model.device.type == "cuda":
-            torch.cuda.synchronize(self._model.device)
+        copies = {name: _copied(tensor, self.dtype) for name, tensor in named_parameter_tensors(self.model).items()}
+        if self.model.device.type == "cuda":
+            torch.cuda.synchronize(self.model.device)
         return [tensor_to_data(name, tensor) for name, tensor in copies.items()]
 
     def publish(self, snapshot: list[TensorData], **options: Any) -> Publication:

@@ -298,13 +298,12 @@ def is_sharded(model: PreTrainedModel) -> bool:
     return "sharded_root" in vars(model)
 
 
-def snapshot(
-    publisher: ModelPublisher, model: PreTrainedModel, *, dtype: torch.dtype | None = None
-) -> list[TensorData]:
-    """`publisher.snapshot()` of a model that may be sharded; `dtype` is what the publisher rounds to."""
-    if not is_sharded(model):
+def snapshot(publisher: ModelPublisher) -> list[TensorData]:
+    """`publisher.snapshot()` of a model that may be sharded."""
+    if not is_sharded(publisher.model):
         return publisher.snapshot()
-    return [tensor_to_data(name, tensor) for name, tensor in model_tensors(model, dtype=dtype).items()]
+    whole = model_tensors(publisher.model, dtype=publisher.dtype)
+    return [tensor_to_data(name, tensor) for name, tensor in whole.items()]
 
 
 def save_whole(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

@@ -11,7 +11,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trimtab.weights import Publication
-from trimtab_models.loading import DTYPES
 from trimtab_trainer.distributed import snapshot
 from trimtab_trainer.services import Services
 
@@ -36,8 +35,7 @@ class PolicyPublisher:
         *,
         serving_dtype: str | None,
     ) -> None:
-        self._services, self._policy = services, policy
-        self._dtype = DTYPES[serving_dtype] if serving_dtype is not None else None
+        self._services = services
         self._publisher = services.model_publisher(policy, tokenizer, serving_dtype=serving_dtype)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="publication")
 
@@ -57,7 +55,7 @@ class PolicyPublisher:
         Raises (from the future):
             TrimtabError: as `Services.publish_snapshot`.
         """
-        weights = snapshot(self._publisher, self._policy, dtype=self._dtype)
+        weights = snapshot(self._publisher)
         return self._thread.submit(self._services.publish_snapshot, self._publisher, weights, step=step, name=name)
 
 

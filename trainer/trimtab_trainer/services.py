@@ -139,7 +139,7 @@ class Services:
     def publish(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, step: int, name: str = "") -> int:
         """Publishes a policy once; returns the version's number. Errors as `publish_snapshot`."""
         publisher = self.model_publisher(model, tokenizer, max_chain=0)
-        return self.publish_snapshot(publisher, snapshot(publisher, model), step=step, name=name).version
+        return self.publish_snapshot(publisher, snapshot(publisher), step=step, name=name).version
 
     def model_publisher(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **options: Any
